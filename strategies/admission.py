@@ -1,0 +1,98 @@
+"""The server's door: which updates may touch the model.
+
+Looks at one client's update at a time and at nothing released, so that it may stand before any mechanism of
+differential privacy. Refusals are counted by reason and strike the logical client; they never raise past the round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+
+from strategies.contract import Claim, ContractError, name_of
+from strategies.state import State
+from strategies.update import Update
+from strategies.wire import Refused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Admission:
+    """Limits on one update, and what happens when too few pass.
+
+    Attributes:
+        max_examples: the most examples that a client may declare.
+        max_value: the largest magnitude of any one element. Far beyond any trained update, and far enough below
+            float32's limit that no weighted mean of admitted updates can overflow.
+        quorum: good updates without which a round is void.
+        on_shortfall: what follows a round below quorum: `repeat` draws a new cohort, `skip` keeps the model.
+        max_attempts: how often one round is tried before it is skipped after all.
+    """
+
+    max_examples: Annotated[float, Ge(1), Le(1e12)] = 1e6
+    max_value: Annotated[float, Gt(0), Le(1e30)] = 1e10
+    quorum: Annotated[int, Ge(1)] = 1
+    on_shortfall: Literal["repeat", "skip"] = "repeat"
+    max_attempts: Annotated[int, Ge(1)] = 3
+    refusals: Counter[str] = field(default_factory=Counter, init=False)
+    strikes: Counter[int] = field(default_factory=Counter, init=False)
+
+    label = "admission"
+
+    def check(self, claim: Claim) -> Claim:
+        """Refuses a quorum that no cohort can reach."""
+        if claim.cohort is not None and self.quorum > claim.cohort:
+            raise ContractError(
+                claim.source("cohort"),
+                name_of(self),
+                f"a quorum of {self.quorum} can never be met by a cohort of {claim.cohort}",
+                "lower admission.quorum, or ask more clients a round",
+            )
+        return claim
+
+    def admit(self, update: Update) -> None:
+        """Passes an update or refuses it.
+
+        Raises:
+            Refused: `num_examples` (not in [1, max_examples]) or `not_finite` or `too_large`, by element.
+        """
+        if not 1 <= update.weight <= self.max_examples:  # NaN fails every comparison
+            raise Refused("num_examples", f"{update.weight:g} is not in [1, {self.max_examples:g}]")
+        for name, section in update.sections.items():
+            if not section.vector.size:
+                continue
+            # Two passes without a temporary: a NaN makes both extremes NaN.
+            largest = max(-float(np.min(section.vector)), float(np.max(section.vector)), key=_nan_first)
+            if not np.isfinite(largest):
+                raise Refused("not_finite", f"section {name!r} holds NaN or an infinity")
+            if largest > self.max_value:
+                raise Refused("too_large", f"section {name!r} reaches {largest:.3g}, past {self.max_value:.3g}")
+
+    def record(self, client: int, refusal: Refused) -> None:
+        """Counts a refusal and strikes the client."""
+        self.refusals[refusal.reason] += 1
+        self.strikes[client] += 1
+        log.warning("client %d refused (%s): %s", client, refusal.reason, refusal.detail)
+
+    def state_dict(self) -> State:
+        """Counts of refusals and strikes."""
+        return {"refusals": dict(self.refusals), "strikes": {str(k): v for k, v in self.strikes.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up the counts of an earlier run."""
+        refusals, strikes = state["refusals"], state["strikes"]
+        if not isinstance(refusals, Mapping) or not isinstance(strikes, Mapping):
+            raise ValueError("the state of admission holds two mappings of counts")
+        self.refusals = Counter({str(key): int(value) for key, value in refusals.items()})
+        self.strikes = Counter({int(key): int(value) for key, value in strikes.items()})
+
+
+def _nan_first(value: float) -> float:
+    return np.inf if np.isnan(value) else value

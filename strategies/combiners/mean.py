@@ -1,0 +1,74 @@
+"""The mean of a round's updates, streaming: memory does not grow with the number of clients.
+
+`weighting="examples"` is FedAvg's (McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", Algorithm 1: Σ n_k/n · w_k). `weighting="uniform"` gives every client the same say, which is what
+bounds the influence of one and so what central differential privacy needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from strategies.combiners.summation import CompensatedSum
+from strategies.contract import Claim
+from strategies.update import MAXIMUM_SECTIONS, Layout, Section, Update
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over clients.
+
+    Attributes:
+        weighting: `examples` weights by the number of examples that a client declares, `uniform` equally.
+    """
+
+    weighting: Literal["examples", "uniform"] = "examples"
+
+    def check(self, claim: Claim) -> Claim:
+        """Takes any visibility. Has a sensitivity of C / cohort when uniform and every section is bounded."""
+        bound = claim.l2_bound()
+        bounded = self.weighting == "uniform" and bound is not None and claim.cohort is not None
+        sensitivity = bound / claim.cohort if bounded and bound and claim.cohort else None
+        return claim.given(self, weighting=self.weighting, sensitivity=sensitivity)
+
+    def begin(self, layouts: Mapping[str, Layout], cohort: int) -> MeanAccumulator:
+        """A fresh accumulator; `cohort` does not matter to a mean over those who replied."""
+        return MeanAccumulator(layouts, self.weighting)
+
+
+class MeanAccumulator:
+    """Adds updates as they come; the result does not depend on their order."""
+
+    def __init__(self, layouts: Mapping[str, Layout], weighting: Literal["examples", "uniform"]) -> None:
+        self._layouts = dict(layouts)
+        self._weighting = weighting
+        self._sums = {name: CompensatedSum(lay.size) for name, lay in layouts.items() if name not in MAXIMUM_SECTIONS}
+        self._maxima = {name: np.zeros(lay.size, np.float32) for name, lay in layouts.items() if name in MAXIMUM_SECTIONS}
+        self._weight = 0.0
+        self._examples = 0.0
+        self._members: list[int] = []
+        self._version = 0
+
+    def add(self, update: Update) -> None:
+        """Takes one update; sections as in the layouts, weight ≥ 1."""
+        weight = update.weight if self._weighting == "examples" else float(len(update.members))
+        for name, total in self._sums.items():
+            total.add(update.sections[name].vector, weight)
+        for name, largest in self._maxima.items():
+            np.maximum(largest, update.sections[name].vector, out=largest)
+        self._weight += weight
+        self._examples += update.weight
+        self._members.extend(update.members)
+        self._version = update.version
+
+    def result(self) -> Update | None:
+        """The mean as one update over all members, in ascending order; None when nothing was added."""
+        if not self._members:
+            return None
+        vectors = {name: total.mean(self._weight).astype(np.float32) for name, total in self._sums.items()} | self._maxima
+        sections = {name: Section(vectors[name], layout) for name, layout in self._layouts.items()}
+        return Update(sections, self._examples, tuple(sorted(self._members)), self._version)

@@ -1,0 +1,198 @@
+"""What may be composed: a `Claim` about the updates, folded through the parts of a pipeline before anything runs.
+
+Each part reads what the parts before it promised, refuses what it can't soundly work with, and states what holds
+after it. The claim remembers who set each property, so a refusal names both parts, why they clash, and the mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from math import sqrt
+from typing import Literal, Protocol
+
+from strategies.update import DELTA
+
+
+class Visibility(IntEnum):
+    """What the server sees of the updates; a larger value shows more."""
+
+    SUM = 0
+    GROUP = 1
+    EACH = 2
+
+
+class ContractError(ValueError):
+    """Two parts that may not be composed.
+
+    Attributes:
+        first: the part that made the promise, or that failed to make one.
+        second: the part that can't work with it.
+        why: the reason, a clause.
+        instead: what to use, a clause in the imperative.
+    """
+
+    def __init__(self, first: str, second: str, why: str, instead: str) -> None:
+        super().__init__(f"{second} cannot be composed with {first}: {why}; {instead}")
+        self.first, self.second, self.why, self.instead = first, second, why, instead
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is known of the updates at one place of the pipeline.
+
+    Attributes:
+        visibility: what the server sees.
+        groups: how many group sums there are a round (with `Visibility.GROUP`).
+        cohort: clients planned a round, None where the scheme does not fix it.
+        sampling: how a cohort comes about; only `poisson` and `fixed` are the server's own draw.
+        weighting: what a client's influence depends on.
+        sections: names of the vectors that an update holds.
+        bounds: L2 bound of one client's contribution, by section; a section that is absent has none.
+        sensitivity: L2 change of the combined vector when one client is added or removed, None where unbounded.
+        private: the mechanism that made the updates private before they were combined, None where none did.
+        support: whether all clients speak of the same coordinates.
+        clear: what travels unprotected beside the vectors.
+        client_half: whether clients run their half of the pipeline (a vanilla client only returns weights).
+        set_by: the part that set each property.
+    """
+
+    visibility: Visibility = Visibility.EACH
+    groups: int | None = None
+    cohort: int | None = None
+    sampling: Literal["poisson", "fixed", "uncontrolled"] = "uncontrolled"
+    weighting: Literal["uniform", "examples"] = "uniform"
+    sections: frozenset[str] = frozenset({DELTA})
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    sensitivity: float | None = None
+    private: str | None = None
+    support: Literal["shared", "per_client"] = "shared"
+    clear: frozenset[str] = frozenset()
+    client_half: bool = True
+    set_by: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.set_by) - {item.name for item in fields(self)}
+        if unknown:
+            raise ValueError(f"a claim has no property {sorted(unknown)}")
+
+    def given(self, part: object, **changes: object) -> Claim:
+        """The claim after `part`, which sets the properties named.
+
+        Raises:
+            ContractError: the part would show the server more than the parts before it allow.
+        """
+        seen = changes.get("visibility", self.visibility)
+        if isinstance(seen, Visibility) and seen > self.visibility:
+            raise ContractError(
+                self.source("visibility"),
+                name_of(part),
+                f"the server sees {self.visibility.name} of the updates and no later part can widen that",
+                "put the part that narrows what is seen last",
+            )
+        set_by = {**self.set_by, **dict.fromkeys(changes, name_of(part))}
+        return replace(self, set_by=set_by, **changes)  # type: ignore[arg-type]
+
+    def source(self, *properties: str) -> str:
+        """The part that set the first of the properties that any part set; the pipeline's defaults otherwise."""
+        return next((self.set_by[item] for item in properties if item in self.set_by), "the pipeline's default")
+
+    def l2_bound(self) -> float | None:
+        """Joint L2 bound of all sections of one client, None when one of them has none."""
+        if not self.sections <= set(self.bounds):
+            return None
+        return sqrt(sum(self.bounds[name] ** 2 for name in self.sections))
+
+    def need_visibility(self, part: object, least: Visibility, *, why: str, instead: str) -> None:
+        """Refuses when the server sees less than `least`."""
+        if self.visibility < least:
+            raise ContractError(self.source("visibility"), name_of(part), why, instead)
+
+    def need_groups(self, part: object, least: int, *, f: int, rule: str) -> None:
+        """Refuses when a rule over n independent inputs (clients, or group sums) is given fewer than `least`."""
+        inputs = self.groups if self.visibility is Visibility.GROUP else self.cohort
+        if inputs is not None and inputs < least:
+            raise ContractError(
+                self.source("groups", "cohort"),
+                name_of(part),
+                f"{rule} with f = {f} needs at least {least} inputs a round and gets {inputs}",
+                "ask more clients a round, or lower f",
+            )
+
+    def need_sensitivity(self, part: object) -> float:
+        """The sensitivity that central noise is scaled to; refuses where the combined vector has none."""
+        if self.sensitivity is None:
+            raise ContractError(
+                self.source("sensitivity", "weighting"),
+                name_of(part),
+                "one client can move the combined vector by any amount, so no noise hides it",
+                "clip every section, and use combiner=mean with combiner.weighting=uniform",
+            )
+        return self.sensitivity
+
+    def need_shared_support(self, part: object) -> None:
+        """Refuses where clients speak of different coordinates."""
+        if self.support != "shared":
+            raise ContractError(
+                self.source("support"),
+                name_of(part),
+                "clients send different coordinates, and this part works coordinate by coordinate",
+                "use a selection that all clients share (seeded random-k)",
+            )
+
+    def need_nothing_in_clear(self, part: object) -> None:
+        """Refuses where anything travels unprotected beside the vector, as masks and DP require."""
+        if self.clear:
+            raise ContractError(
+                self.source("clear"),
+                name_of(part),
+                f"{', '.join(sorted(self.clear))} would travel in clear beside the protected vector",
+                "use uniform weights, keep metrics inside the vector, and GroupNorm instead of BatchNorm",
+            )
+
+    def need_client_half(self, part: object) -> None:
+        """Refuses where clients do not run their half of the pipeline."""
+        if not self.client_half:
+            raise ContractError(
+                self.source("client_half"),
+                name_of(part),
+                "a vanilla client returns weights and does not run a part's client half",
+                "add `strategies.pipeline_mod` to the ClientApp, or leave the part out",
+            )
+
+    def need_sections(self, part: object, names: Iterable[str], *, instead: str) -> None:
+        """Refuses where updates lack a section that `part` reads."""
+        missing = sorted(set(names) - self.sections)
+        if missing:
+            raise ContractError(
+                self.source("sections", "client_half"),
+                name_of(part),
+                f"updates have no section {', '.join(missing)}",
+                instead,
+            )
+
+
+class Checked(Protocol):
+    """Anything with a contract."""
+
+    def check(self, claim: Claim) -> Claim:
+        """Folds the contract: refuses or restates `claim`; raises `ContractError`."""
+        ...
+
+
+def name_of(part: object) -> str:
+    """How a message names a part: its `label` where it has one, else the name of its class."""
+    return str(getattr(part, "label", part if isinstance(part, str) else type(part).__name__))
+
+
+def check(parts: Iterable[Checked], claim: Claim | None = None) -> Claim:
+    """Folds a claim through the parts, in order.
+
+    Raises:
+        ContractError: two parts may not be composed.
+    """
+    claim = claim if claim is not None else Claim()
+    for part in parts:
+        claim = part.check(claim)
+    return claim

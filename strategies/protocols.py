@@ -1,0 +1,179 @@
+"""The seams of a pipeline: what a part of each kind must offer. No behaviour lives here.
+
+Parts that have a contract offer `check`; parts that must last through a restart offer `state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ConfigRecord, RecordDict
+
+from strategies.contract import Checked
+from strategies.state import State
+from strategies.update import Layout, Update
+from strategies.wire import Refused
+
+Settings = Mapping[str, bool | int | float | str]
+"""What one part's server half sends down to its client half."""
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """What a client half may know: who is asked, for which round, and the settings that came down.
+
+    Attributes:
+        client: logical id.
+        round: the round's number, from 1.
+        settings: of the part that is called.
+    """
+
+    client: int
+    round: int
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message to one client.
+
+    Attributes:
+        client: logical id.
+        kind: `train`, `evaluate` or `query`, Flower's message types.
+        content: the records; large ones may be shared with other requests and are never changed.
+        round: the round's number.
+    """
+
+    client: int
+    kind: str
+    content: RecordDict
+    round: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for a request: content, or the reason why there is none."""
+
+    request: Request
+    content: RecordDict | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a round asks of each client.
+
+    Attributes:
+        round: the round's number, from 1.
+        version: the version of the model that is sent.
+        content: the records that every client gets.
+        config: the settings that every client gets beside its own.
+        layouts: the sections that must come back.
+        collect: how a reply becomes an update (our clients encode one; vanilla clients return weights).
+    """
+
+    round: int
+    version: int
+    content: RecordDict
+    config: Mapping[str, bool | int | float | str | list[str]]
+    layouts: Mapping[str, Layout]
+    vanilla: bool
+
+
+class Persistent(Protocol):
+    """Anything whose state a checkpoint keeps."""
+
+    def state_dict(self) -> State:
+        """Plain data: numbers, strings, arrays, mappings."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up that state; raises `ValueError` for another part's."""
+        ...
+
+
+class Stage(Checked, Protocol):
+    """One transformation of an update, both halves in one class."""
+
+    name: str
+
+    def configure(self) -> Settings:
+        """Server: what this round's clients must know."""
+        ...
+
+    def encode(self, update: Update, context: ClientContext) -> Update:
+        """Client half."""
+        ...
+
+    def decode(self, update: Update) -> Update:
+        """Server half; raises `Refused` for what no honest client half can have made."""
+        ...
+
+
+class Session(Protocol):
+    """One cohort's exchange as a state machine: no I/O, no clock."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will come."""
+        ...
+
+    def start(self) -> Sequence[Request]:
+        """The first requests."""
+        ...
+
+    def receive(self, reply: Reply) -> Iterable[Request | Update]:
+        """What follows a reply; raises `Refused` for a bad one, after which the session goes on."""
+        ...
+
+    def expire(self) -> Sequence[tuple[int, Refused]]:
+        """The deadline has passed: who is missing, each with the reason."""
+        ...
+
+
+class Collector(Checked, Protocol):
+    """How updates come out of a cohort."""
+
+    def open(self, job: Job, cohort: Sequence[int]) -> Session:
+        """A session over the clients with these logical ids."""
+        ...
+
+
+class Accumulator(Protocol):
+    """A combiner at work on one round."""
+
+    def add(self, update: Update) -> None:
+        """Takes one admitted, decoded update."""
+        ...
+
+    def result(self) -> Update | None:
+        """The combined update, None when there is nothing to combine."""
+        ...
+
+
+class Combiner(Checked, Protocol):
+    """Updates to one."""
+
+    def begin(self, layouts: Mapping[str, Layout], cohort: int) -> Accumulator:
+        """A fresh accumulator for a round that planned on `cohort` clients."""
+        ...
+
+
+class Sampler(Checked, Protocol):
+    """Who is asked."""
+
+    def draw(self, clients: Sequence[int], *, seed: int, round_number: int, attempt: int) -> list[int]:
+        """A cohort out of the clients that are there (logical ids, sorted)."""
+        ...
+
+
+def settings_of(config: ConfigRecord, prefix: str) -> dict[str, bool | int | float | str]:
+    """The settings of one part out of a request's flat configuration: `clip.norm` → `norm`."""
+    dotted = f"{prefix}."
+    return {
+        key.removeprefix(dotted): value
+        for key, value in config.items()
+        if key.startswith(dotted) and isinstance(value, bool | int | float | str)
+    }

@@ -1,0 +1,5 @@
+"""Who is asked."""
+
+from strategies.samplers.uniform import Uniform
+
+__all__ = ["Uniform"]

@@ -1,0 +1,145 @@
+"""The server's model: what it holds, what it sends, and how an aggregate moves it.
+
+Parameters live in one float64 vector, so that thousands of small steps do not drift; clients are sent them in their
+own dtype. The model knows arrays by name and nothing of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.server_models.optimizers import ServerOptimizer
+from strategies.state import State, array_in, integer_in, mapping_in
+from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Update
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+RUNNING_STATISTICS = ("*running_mean", "*running_var")
+"""How float buffers are told from parameters in a bare state dict (the names of torch's batch and instance norm)."""
+
+
+class ServerModel:
+    """A model and its version.
+
+    Args:
+        arrays: the whole initial model by name, float or integer.
+        optimizer: what turns an aggregate into a step.
+        travel: shell patterns of the names that are sent and trained; the others stay as they are everywhere.
+        buffers: names of the float arrays that are running statistics; told by their names when None.
+
+    Attributes:
+        version: number of aggregates applied; 0 is the initial model.
+        layouts: the sections that a client's update must have, with their layouts.
+        kinds: the section that each travelling array's change belongs to.
+
+    Raises:
+        ValueError: no parameter travels, or an array is neither of floats nor of integers.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        optimizer: ServerOptimizer,
+        *,
+        travel: Sequence[str] = ("*",),
+        buffers: Collection[str] | None = None,
+    ) -> None:
+        self._optimizer = optimizer
+        self._dtypes = {name: array.dtype for name, array in arrays.items()}
+        self._names = tuple(arrays)
+        travelling = [name for name in arrays if any(fnmatchcase(name, pattern) for pattern in travel)]
+        self.kinds = {name: _kind(name, arrays[name], buffers) for name in travelling}
+        self._home = {name: np.array(arrays[name]) for name in arrays if name not in self.kinds}
+        parts = {kind: Layout.of({n: arrays[n] for n, k in self.kinds.items() if k == kind}) for kind in _KINDS}
+        if not parts[DELTA].size:
+            raise ValueError(f"no parameter travels: of {len(arrays)} arrays none matches {', '.join(travel)}")
+        # Integers in float64 are exact to 2^53.
+        self._vectors = {kind: _gather(parts[kind], arrays) for kind in _KINDS if parts[kind].names}
+        self._layouts = {kind: parts[kind] for kind in self._vectors}
+        self.layouts = self._layouts | {name: parts[DELTA] for name in optimizer.sections}
+        optimizer.begin(parts[DELTA].size)
+        self.version = 0
+
+    @property
+    def parameters(self) -> NDArray[np.float64]:
+        """The travelling parameters, (d,) float64: the model's own vector, to be read only."""
+        return self._vectors[DELTA]
+
+    def view(self) -> dict[str, NDArray[np.generic]]:
+        """What a client is sent: the travelling arrays in their own order, shape and dtype."""
+        flat = {name: array for kind, lay in self._layouts.items() for name, array in lay.views(self._vectors[kind]).items()}
+        return {name: _restore(flat[name], self._dtypes[name]) for name in self.kinds}
+
+    def broadcast(self) -> Mapping[str, NDArray[np.float32]]:
+        """Vectors that the optimiser sends along with the model (SCAFFOLD's control variate)."""
+        return self._optimizer.broadcast()
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The whole model, with what does not travel, in its first order."""
+        whole = {**self._home, **self.view()}
+        return {name: whole[name] for name in self._names}
+
+    def apply(self, aggregate: Update) -> None:
+        """One server step; the version grows by one.
+
+        Args:
+            aggregate: the combined update, with every section of `layouts`.
+        """
+        self._optimizer.step(self._vectors[DELTA], aggregate)
+        for kind in (BUFFERS, COUNTERS):
+            if kind in self._vectors:
+                self._vectors[kind] += aggregate.sections[kind].vector
+        self.version += 1
+
+    def skip(self) -> None:
+        """A void round: the version grows, the model stays."""
+        self.version += 1
+
+    def state_dict(self) -> State:
+        """The travelling vectors in full precision, what stays at home, the version and the optimiser's state."""
+        return {
+            "version": self.version,
+            "vectors": dict(self._vectors),
+            "home": dict(self._home),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up a state of the same architecture, selector and optimiser.
+
+        Raises:
+            ValueError: an array of the state has another shape than the model's.
+        """
+        vectors, home = mapping_in(state, "vectors"), mapping_in(state, "home")
+        loaded = {kind: array_in(vectors, kind, vector.shape) for kind, vector in self._vectors.items()}
+        self._home = {n: array_in(home, n, a.shape).astype(a.dtype) for n, a in self._home.items()}
+        self._optimizer.load_state_dict(mapping_in(state, "optimizer"))
+        self._vectors = loaded
+        self.version = integer_in(state, "version")
+
+
+_KINDS = (DELTA, BUFFERS, COUNTERS)
+
+
+def _kind(name: str, array: NDArray[np.generic], buffers: Collection[str] | None) -> str:
+    if np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_:
+        return COUNTERS
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"array {name!r} holds {array.dtype}: a model is made of floats and integer counters")
+    statistics = name in buffers if buffers is not None else any(fnmatchcase(name, p) for p in RUNNING_STATISTICS)
+    return BUFFERS if statistics else DELTA
+
+
+def _gather(layout: Layout, arrays: Arrays) -> NDArray[np.float64]:
+    vector = np.empty(layout.size)
+    for name, view in layout.views(vector).items():
+        view[...] = arrays[name]
+    return vector
+
+
+def _restore(array: NDArray[np.floating], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    return np.rint(array).astype(dtype) if np.issubdtype(dtype, np.integer) else array.astype(dtype)

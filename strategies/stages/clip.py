@@ -1,0 +1,75 @@
+"""Clipping to an L2 norm (McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", §2).
+
+A client scales its update down to norm C. The server does the same again to whatever it sees of a single client:
+a client that skips its half gains nothing by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Gt, MinLen
+
+from strategies.contract import Claim
+from strategies.protocols import ClientContext, Settings
+from strategies.update import DELTA, Section, Update, Vector
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Scales each named section to an L2 norm of at most `norm`.
+
+    Attributes:
+        norm: the bound C, in the units of the parameters.
+        sections: which sections are clipped, each to its own bound of C.
+    """
+
+    norm: Annotated[float, Gt(0)] = 1.0
+    sections: Annotated[tuple[str, ...], MinLen(1)] = (DELTA,)
+
+    name = "clip"
+
+    def check(self, claim: Claim) -> Claim:
+        """Gives the clipped sections a bound; the others keep what they had."""
+        claim.need_client_half(self)
+        claim.need_sections(self, self.sections, instead="clip sections that the updates have")
+        return claim.given(self, bounds={**claim.bounds, **dict.fromkeys(self.sections, self.norm)})
+
+    def configure(self) -> Settings:
+        """The present bound."""
+        return {"norm": self.norm}
+
+    def encode(self, update: Update, context: ClientContext) -> Update:
+        """Client half: clips to the bound that the server sent."""
+        return clip(update, float(context.settings["norm"]), self.sections)
+
+    def decode(self, update: Update) -> Update:
+        """Server half: the bound holds for a single client whatever it did. A sum is not the place to clip."""
+        return clip(update, self.norm, self.sections) if len(update.members) == 1 else update
+
+
+def clip(update: Update, norm: float, sections: Iterable[str]) -> Update:
+    """The update with each named section's vector scaled by min(1, norm / ‖x‖₂); others untouched."""
+    for name in sections:
+        section = update.sections[name]
+        length = l2_norm(section.vector)
+        if length > norm:
+            # A hair further than C, so that rounding to float32 can't lift the norm above it again.
+            scaled = section.vector * np.float64(norm / length * (1 - 2.0**-22))
+            section = Section(scaled.astype(np.float32), section.layout, norm)
+        else:
+            section = replace(section, bound=norm)
+        update = update.with_section(name, section)
+    return update
+
+
+def l2_norm(vector: Vector) -> float:
+    """‖x‖₂ of a (d,) float32 vector in float64: neither overflows near 1e38 nor vanishes near 1e-38."""
+    total = 0.0
+    for begin in range(0, len(vector), 1 << 16):
+        block = vector[begin : begin + (1 << 16)].astype(np.float64)
+        total += float(block @ block)
+    return float(np.sqrt(total))

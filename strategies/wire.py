@@ -1,0 +1,234 @@
+"""How updates travel: an `Update` to Flower records and back, every byte of a peer taken for hostile until checked.
+
+Vectors go as `.npy` bytes in Flower's own `Array`, so that any Flower tool can read them; they are read without a copy
+and without numpy's general loader. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from strategies.update import Layout, Section, Update, Vector
+
+ARRAYS: Final = "arrays"
+"""The model, as a vanilla Flower app expects it."""
+CONFIG: Final = "config"
+METRICS: Final = "metrics"
+UPDATE: Final = "update"
+RECEIPT: Final = "receipt"
+NUM_EXAMPLES: Final = "num-examples"
+
+_HEADER_LIMIT: Final = 4096
+"""A longer `.npy` header is not ours: numpy writes 128 bytes for any array of fewer than 32 dimensions."""
+
+_METRIC_LIMIT: Final = 64
+
+
+class Refused(Exception):  # noqa: N818 - an outcome that is counted, not a programming error
+    """A reply or an update that is not taken.
+
+    Attributes:
+        reason: one of a small fixed set of words, by which refusals are counted.
+        detail: what exactly was wrong, for the log.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the server asked for, against which a reply is held.
+
+    Attributes:
+        sections: layout by name of every section that must come, and no other may.
+        client: logical id of the client that was asked.
+        round: the round's number, from 1.
+        version: the model version that was sent.
+    """
+
+    sections: Mapping[str, Layout]
+    client: int
+    round: int
+    version: int
+
+
+def pack(array: NDArray[np.generic]) -> Array:
+    """An array as Flower's `Array`, copied once (Flower's own conversion copies three times)."""
+    array = np.asarray(array, order="C")
+    header = BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
+    return Array(
+        dtype=str(array.dtype),
+        shape=tuple(array.shape),
+        stype="numpy.ndarray",
+        data=b"".join((header.getvalue(), array.data if array.size else b"")),
+    )
+
+
+def unpack(array: Array, what: str = "array") -> NDArray[np.generic]:
+    """A read-only view of an `Array`'s bytes, without a copy.
+
+    Only the bytes are believed, never the dtype and shape that the record states beside them.
+
+    Raises:
+        Refused: `malformed`, when the bytes are not one whole C-ordered numeric `.npy` array.
+    """
+    data = array.data
+    stream = BytesIO(data[:_HEADER_LIMIT])
+    try:
+        if npy.read_magic(stream) != (1, 0):
+            raise ValueError("a version of the .npy format other than 1.0")
+        shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER_LIMIT)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as error:
+        raise Refused("malformed", f"{what} has no readable .npy header: {error}") from error
+    if dtype.hasobject or dtype.kind not in "fiub" or not dtype.isnative:
+        raise Refused("dtype", f"{what} holds {dtype}, which is not a plain native number")
+    if fortran and len(shape) > 1:
+        raise Refused("malformed", f"{what} is in Fortran order")
+    count = math.prod(shape)
+    if any(length < 0 for length in shape) or len(data) - stream.tell() != count * dtype.itemsize:
+        raise Refused("malformed", f"{what} of shape {shape} does not fill its {len(data)} bytes")
+    return np.frombuffer(data, dtype, count, stream.tell()).reshape(shape)
+
+
+def pack_model(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    """Named arrays as a record, in order."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = pack(array)
+    return record
+
+
+def unpack_model(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    """Named arrays of a record, in order, without a copy.
+
+    Raises:
+        Refused: `malformed` or `dtype`, for an array that is not one.
+    """
+    return {name: unpack(array, f"array {name!r}") for name, array in record.items()}
+
+
+def write_update(update: Update, *, client: int, round_number: int) -> RecordDict:
+    """The reply that carries one client's update (shape of each section (d,), float32, 4 bytes an element)."""
+    vectors = ArrayRecord()
+    for name, section in update.sections.items():
+        vectors[name] = pack(section.vector)
+    return RecordDict(
+        {
+            UPDATE: vectors,
+            METRICS: MetricRecord({NUM_EXAMPLES: update.weight, **update.metrics}),
+            RECEIPT: ConfigRecord(
+                {
+                    "client": client,
+                    "round": round_number,
+                    "version": update.version,
+                    "layouts": [section.layout.digest for section in update.sections.values()],
+                }
+            ),
+        }
+    )
+
+
+def read_update(content: RecordDict, expected: Expected) -> Update:
+    """The update in a reply, its vectors still the reply's own bytes.
+
+    Raises:
+        Refused: `missing`, `round`, `version`, `impostor`, `malformed`, `dtype`, `shape` or `num_examples`.
+    """
+    receipt = content.config_records.get(RECEIPT)
+    vectors = content.array_records.get(UPDATE)
+    if receipt is None or vectors is None:
+        raise Refused("missing", f"the reply has neither {UPDATE!r} with {RECEIPT!r}, only {sorted(map(str, content))}")
+    for key, wanted, reason in (
+        ("client", expected.client, "impostor"),
+        ("round", expected.round, "round"),
+        ("version", expected.version, "version"),
+    ):
+        if receipt.get(key) != wanted:
+            raise Refused(reason, f"asked for {key} {wanted}, the receipt says {receipt.get(key)!r}")
+    if set(vectors) != set(expected.sections):
+        raise Refused("missing", f"sections {sorted(vectors)} came, {sorted(expected.sections)} were asked for")
+    digests = receipt.get("layouts")
+    wanted_digests = [expected.sections[name].digest for name in vectors]
+    if digests != wanted_digests:
+        raise Refused("shape", "the client laid its parameters out otherwise: its model differs from the server's")
+    sections = {
+        name: Section(_vector(vectors[name], layout, name), layout) for name, layout in expected.sections.items()
+    }
+    weight, metrics = _read_metrics(content)
+    return Update(sections, weight, (expected.client,), expected.version, metrics)
+
+
+def read_weights(
+    content: RecordDict,
+    expected: Expected,
+    sent: Mapping[str, NDArray[np.generic]],
+    kinds: Mapping[str, str],
+) -> Update:
+    """The update of a vanilla client, which returns weights: they minus what it was sent.
+
+    Args:
+        content: a reply with exactly one ArrayRecord of named arrays and one MetricRecord with `num-examples`.
+        expected: what was asked for.
+        sent: the arrays that the client was sent.
+        kinds: for each array the section that its change belongs to.
+
+    Raises:
+        Refused: as `read_update`.
+    """
+    records = list(content.array_records.values())
+    if len(records) != 1:
+        raise Refused("missing", f"a vanilla reply holds one ArrayRecord, this one holds {len(records)}")
+    record = records[0]
+    if set(record) != set(sent):
+        raise Refused("shape", f"arrays {sorted(set(record) ^ set(sent))[:4]} are missing or unknown")
+    vectors = {name: np.empty(layout.size, np.float32) for name, layout in expected.sections.items()}
+    views = {name: layout.views(vectors[name]) for name, layout in expected.sections.items()}
+    for name, before in sent.items():
+        after = unpack(record[name], f"array {name!r}")
+        if after.dtype != before.dtype:
+            raise Refused("dtype", f"array {name!r} holds {after.dtype}, {before.dtype} was sent")
+        if after.shape != before.shape:
+            raise Refused("shape", f"array {name!r} has shape {after.shape}, {before.shape} was sent")
+        with np.errstate(invalid="ignore", over="ignore"):  # admission refuses what is not finite, with its reason
+            np.subtract(after, before, out=views[kinds[name]][name], casting="unsafe")
+    sections = {name: Section(vectors[name], layout) for name, layout in expected.sections.items()}
+    weight, metrics = _read_metrics(content)
+    return Update(sections, weight, (expected.client,), expected.version, metrics)
+
+
+def _vector(array: Array, layout: Layout, name: str) -> Vector:
+    vector = unpack(array, f"section {name!r}")
+    if vector.dtype != np.float32:
+        raise Refused("dtype", f"section {name!r} holds {vector.dtype}, float32 was asked for")
+    if vector.shape != (layout.size,):
+        raise Refused("shape", f"section {name!r} has shape {vector.shape}, ({layout.size},) was asked for")
+    return vector  # type: ignore[return-value]
+
+
+def _read_metrics(content: RecordDict) -> tuple[float, dict[str, float]]:
+    records = list(content.metric_records.values())
+    if len(records) != 1:
+        raise Refused("missing", f"a reply holds one MetricRecord, this one holds {len(records)}")
+    if len(records[0]) > _METRIC_LIMIT:
+        raise Refused("malformed", f"{len(records[0])} metrics came, {_METRIC_LIMIT} are read at most")
+    try:
+        scalars = {key: float(value) for key, value in records[0].items() if isinstance(value, int | float)}
+    except OverflowError as error:
+        raise Refused("malformed", "a metric is an integer past the range of a float") from error
+    if NUM_EXAMPLES not in scalars:
+        raise Refused("num_examples", f"the metrics have no number {NUM_EXAMPLES!r}")
+    weight = scalars.pop(NUM_EXAMPLES)
+    return weight, scalars
+
