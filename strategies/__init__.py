@@ -1,1 +1,35 @@
-"""To be filled."""
+"""Aggregation strategies for Flower: named ones, and the parts that they are made of.
+
+    from strategies import fedadam
+    result = fedadam(lr=0.03).start(grid, initial_arrays, num_rounds=20)
+
+This package imports neither the clients nor the application: any Flower app can use it.
+"""
+
+from strategies.admission import Admission
+from strategies.contract import Claim, ContractError, Visibility
+from strategies.mod import pipeline_mod
+from strategies.pipeline import Pipeline
+from strategies.presets import fedadagrad, fedadam, fedavg, fedavgm, fedprox, fedyogi, scaffold
+from strategies.strategy import PipelineStrategy
+from strategies.update import Layout, Section, Update
+
+__all__ = [
+    "Admission",
+    "Claim",
+    "ContractError",
+    "Layout",
+    "Pipeline",
+    "PipelineStrategy",
+    "Section",
+    "Update",
+    "Visibility",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "fedprox",
+    "fedyogi",
+    "pipeline_mod",
+    "scaffold",
+]

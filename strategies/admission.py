@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,7 +15,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from strategies.contract import Claim, ContractError, name_of
-from strategies.state import State
+from strategies.state import State, integer_in, mapping_in
 from strategies.update import Update
 from strategies.wire import Refused
 
@@ -69,11 +68,16 @@ class Admission:
             if not section.vector.size:
                 continue
             # Two passes without a temporary: a NaN makes both extremes NaN.
-            largest = max(-float(np.min(section.vector)), float(np.max(section.vector)), key=_nan_first)
+            largest = max(
+                -float(np.min(section.vector)), float(np.max(section.vector)), key=_nan_first
+            )
             if not np.isfinite(largest):
                 raise Refused("not_finite", f"section {name!r} holds NaN or an infinity")
             if largest > self.max_value:
-                raise Refused("too_large", f"section {name!r} reaches {largest:.3g}, past {self.max_value:.3g}")
+                raise Refused(
+                    "too_large",
+                    f"section {name!r} reaches {largest:.3g}, past {self.max_value:.3g}",
+                )
 
     def record(self, client: int, refusal: Refused) -> None:
         """Counts a refusal and strikes the client."""
@@ -83,15 +87,16 @@ class Admission:
 
     def state_dict(self) -> State:
         """Counts of refusals and strikes."""
-        return {"refusals": dict(self.refusals), "strikes": {str(k): v for k, v in self.strikes.items()}}
+        return {
+            "refusals": dict(self.refusals),
+            "strikes": {str(k): v for k, v in self.strikes.items()},
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Takes up the counts of an earlier run."""
-        refusals, strikes = state["refusals"], state["strikes"]
-        if not isinstance(refusals, Mapping) or not isinstance(strikes, Mapping):
-            raise ValueError("the state of admission holds two mappings of counts")
-        self.refusals = Counter({str(key): int(value) for key, value in refusals.items()})
-        self.strikes = Counter({int(key): int(value) for key, value in strikes.items()})
+        refusals, strikes = mapping_in(state, "refusals"), mapping_in(state, "strikes")
+        self.refusals = Counter({reason: integer_in(refusals, reason) for reason in refusals})
+        self.strikes = Counter({int(client): integer_in(strikes, client) for client in strikes})
 
 
 def _nan_first(value: float) -> float:

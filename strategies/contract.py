@@ -96,7 +96,10 @@ class Claim:
 
     def source(self, *properties: str) -> str:
         """The part that set the first of the properties that any part set; the pipeline's defaults otherwise."""
-        return next((self.set_by[item] for item in properties if item in self.set_by), "the pipeline's default")
+        return next(
+            (self.set_by[item] for item in properties if item in self.set_by),
+            "the pipeline's default",
+        )
 
     def l2_bound(self) -> float | None:
         """Joint L2 bound of all sections of one client, None when one of them has none."""

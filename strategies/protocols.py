@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from strategies.contract import Checked
 from strategies.state import State
 from strategies.update import Layout, Update
 from strategies.wire import Refused
 
+ConfigValue = bool | int | float | str | list[str]
+"""What a Flower `ConfigRecord` may hold, as far as it is used here."""
 Settings = Mapping[str, bool | int | float | str]
 """What one part's server half sends down to its client half."""
 
@@ -63,23 +65,25 @@ class Reply:
 
 @dataclass(frozen=True)
 class Job:
-    """What a round asks of each client.
+    """What a round asks of its cohort.
 
     Attributes:
         round: the round's number, from 1.
         version: the version of the model that is sent.
-        content: the records that every client gets.
-        config: the settings that every client gets beside its own.
+        records: what every client is sent beside its configuration; shared by all requests, never changed.
+        config: the settings that every client gets.
+        included: for each client the last round whose update the model holds; absent when there is none.
         layouts: the sections that must come back.
-        collect: how a reply becomes an update (our clients encode one; vanilla clients return weights).
+        kinds: for each array that is sent, the section that its change belongs to.
     """
 
     round: int
     version: int
-    content: RecordDict
-    config: Mapping[str, bool | int | float | str | list[str]]
+    records: Mapping[str, ArrayRecord]
+    config: Mapping[str, ConfigValue]
+    included: Mapping[int, int]
     layouts: Mapping[str, Layout]
-    vanilla: bool
+    kinds: Mapping[str, str]
 
 
 class Persistent(Protocol):
@@ -164,7 +168,9 @@ class Combiner(Checked, Protocol):
 class Sampler(Checked, Protocol):
     """Who is asked."""
 
-    def draw(self, clients: Sequence[int], *, seed: int, round_number: int, attempt: int) -> list[int]:
+    def draw(
+        self, clients: Sequence[int], *, seed: int, round_number: int, attempt: int
+    ) -> list[int]:
         """A cohort out of the clients that are there (logical ids, sorted)."""
         ...
 

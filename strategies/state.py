@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Value: TypeAlias = "None | bool | int | float | str | NDArray[np.generic] | Mapping[str, Value]"
+Value: TypeAlias = "bool | int | float | str | NDArray[np.generic] | Mapping[str, Value] | None"
 State: TypeAlias = "Mapping[str, Value]"
 
 

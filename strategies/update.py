@@ -90,7 +90,9 @@ class Layout:
             if array is None:
                 raise ValueError(f"array {name!r} of the layout is missing")
             if array.shape != view.shape:
-                raise ValueError(f"array {name!r} has shape {array.shape}, its layout says {view.shape}")
+                raise ValueError(
+                    f"array {name!r} has shape {array.shape}, its layout says {view.shape}"
+                )
             view[...] = array
         return vector
 

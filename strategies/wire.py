@@ -102,6 +102,17 @@ def unpack(array: Array, what: str = "array") -> NDArray[np.generic]:
     return np.frombuffer(data, dtype, count, stream.tell()).reshape(shape)
 
 
+def count_bytes(content: RecordDict) -> int:
+    """Bytes that the records of one message take on the wire: array data with their names, other records serialised."""
+    total = sum(
+        len(name) + len(array.data)
+        for rec in content.array_records.values()
+        for name, array in rec.items()
+    )
+    small = (*content.config_records.values(), *content.metric_records.values())
+    return total + sum(len(record.deflate()) for record in small)
+
+
 def pack_model(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
     """Named arrays as a record, in order."""
     record = ArrayRecord()
@@ -149,22 +160,34 @@ def read_update(content: RecordDict, expected: Expected) -> Update:
     receipt = content.config_records.get(RECEIPT)
     vectors = content.array_records.get(UPDATE)
     if receipt is None or vectors is None:
-        raise Refused("missing", f"the reply has neither {UPDATE!r} with {RECEIPT!r}, only {sorted(map(str, content))}")
+        raise Refused(
+            "missing",
+            f"the reply has neither {UPDATE!r} with {RECEIPT!r}, only {sorted(map(str, content))}",
+        )
     for key, wanted, reason in (
         ("client", expected.client, "impostor"),
         ("round", expected.round, "round"),
         ("version", expected.version, "version"),
     ):
         if receipt.get(key) != wanted:
-            raise Refused(reason, f"asked for {key} {wanted}, the receipt says {receipt.get(key)!r}")
+            raise Refused(
+                reason, f"asked for {key} {wanted}, the receipt says {receipt.get(key)!r}"
+            )
     if set(vectors) != set(expected.sections):
-        raise Refused("missing", f"sections {sorted(vectors)} came, {sorted(expected.sections)} were asked for")
+        raise Refused(
+            "missing",
+            f"sections {sorted(vectors)} came, {sorted(expected.sections)} were asked for",
+        )
     digests = receipt.get("layouts")
     wanted_digests = [expected.sections[name].digest for name in vectors]
     if digests != wanted_digests:
-        raise Refused("shape", "the client laid its parameters out otherwise: its model differs from the server's")
+        raise Refused(
+            "shape",
+            "the client laid its parameters out otherwise: its model differs from the server's",
+        )
     sections = {
-        name: Section(_vector(vectors[name], layout, name), layout) for name, layout in expected.sections.items()
+        name: Section(_vector(vectors[name], layout, name), layout)
+        for name, layout in expected.sections.items()
     }
     weight, metrics = _read_metrics(content)
     return Update(sections, weight, (expected.client,), expected.version, metrics)
@@ -189,19 +212,29 @@ def read_weights(
     """
     records = list(content.array_records.values())
     if len(records) != 1:
-        raise Refused("missing", f"a vanilla reply holds one ArrayRecord, this one holds {len(records)}")
+        raise Refused(
+            "missing", f"a vanilla reply holds one ArrayRecord, this one holds {len(records)}"
+        )
     record = records[0]
     if set(record) != set(sent):
-        raise Refused("shape", f"arrays {sorted(set(record) ^ set(sent))[:4]} are missing or unknown")
-    vectors = {name: np.empty(layout.size, np.float32) for name, layout in expected.sections.items()}
+        raise Refused(
+            "shape", f"arrays {sorted(set(record) ^ set(sent))[:4]} are missing or unknown"
+        )
+    vectors = {
+        name: np.empty(layout.size, np.float32) for name, layout in expected.sections.items()
+    }
     views = {name: layout.views(vectors[name]) for name, layout in expected.sections.items()}
     for name, before in sent.items():
         after = unpack(record[name], f"array {name!r}")
         if after.dtype != before.dtype:
             raise Refused("dtype", f"array {name!r} holds {after.dtype}, {before.dtype} was sent")
         if after.shape != before.shape:
-            raise Refused("shape", f"array {name!r} has shape {after.shape}, {before.shape} was sent")
-        with np.errstate(invalid="ignore", over="ignore"):  # admission refuses what is not finite, with its reason
+            raise Refused(
+                "shape", f"array {name!r} has shape {after.shape}, {before.shape} was sent"
+            )
+        with np.errstate(
+            invalid="ignore", over="ignore"
+        ):  # admission refuses what is not finite, with its reason
             np.subtract(after, before, out=views[kinds[name]][name], casting="unsafe")
     sections = {name: Section(vectors[name], layout) for name, layout in expected.sections.items()}
     weight, metrics = _read_metrics(content)
@@ -213,7 +246,9 @@ def _vector(array: Array, layout: Layout, name: str) -> Vector:
     if vector.dtype != np.float32:
         raise Refused("dtype", f"section {name!r} holds {vector.dtype}, float32 was asked for")
     if vector.shape != (layout.size,):
-        raise Refused("shape", f"section {name!r} has shape {vector.shape}, ({layout.size},) was asked for")
+        raise Refused(
+            "shape", f"section {name!r} has shape {vector.shape}, ({layout.size},) was asked for"
+        )
     return vector  # type: ignore[return-value]
 
 
@@ -222,13 +257,16 @@ def _read_metrics(content: RecordDict) -> tuple[float, dict[str, float]]:
     if len(records) != 1:
         raise Refused("missing", f"a reply holds one MetricRecord, this one holds {len(records)}")
     if len(records[0]) > _METRIC_LIMIT:
-        raise Refused("malformed", f"{len(records[0])} metrics came, {_METRIC_LIMIT} are read at most")
+        raise Refused(
+            "malformed", f"{len(records[0])} metrics came, {_METRIC_LIMIT} are read at most"
+        )
     try:
-        scalars = {key: float(value) for key, value in records[0].items() if isinstance(value, int | float)}
+        scalars = {
+            key: float(value) for key, value in records[0].items() if isinstance(value, int | float)
+        }
     except OverflowError as error:
         raise Refused("malformed", "a metric is an integer past the range of a float") from error
     if NUM_EXAMPLES not in scalars:
         raise Refused("num_examples", f"the metrics have no number {NUM_EXAMPLES!r}")
     weight = scalars.pop(NUM_EXAMPLES)
     return weight, scalars
-

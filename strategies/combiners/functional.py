@@ -27,9 +27,16 @@ def mean(updates: NDArray[np.float32], *, weights: ArrayLike | None = None) -> V
     """
     matrix = np.asarray(updates, np.float32)
     if matrix.ndim != 2 or not len(matrix):
-        raise ValueError(f"updates should be a matrix (n, d) with n >= 1, not of shape {matrix.shape}")
+        raise ValueError(
+            f"updates should be a matrix (n, d) with n >= 1, not of shape {matrix.shape}"
+        )
     scale = np.ones(len(matrix)) if weights is None else np.asarray(weights, np.float64)
-    if scale.shape != (len(matrix),) or not np.isfinite(scale).all() or (scale < 0).any() or not scale.sum() > 0:
+    if (
+        scale.shape != (len(matrix),)
+        or not np.isfinite(scale).all()
+        or (scale < 0).any()
+        or not scale.sum() > 0
+    ):
         raise ValueError(f"weights should be {len(matrix)} finite numbers >= 0, not all 0")
     total = CompensatedSum(matrix.shape[1])
     for weight, row in zip(scale, matrix, strict=True):

@@ -43,11 +43,21 @@ class Mean:
 class MeanAccumulator:
     """Adds updates as they come; the result does not depend on their order."""
 
-    def __init__(self, layouts: Mapping[str, Layout], weighting: Literal["examples", "uniform"]) -> None:
+    def __init__(
+        self, layouts: Mapping[str, Layout], weighting: Literal["examples", "uniform"]
+    ) -> None:
         self._layouts = dict(layouts)
         self._weighting = weighting
-        self._sums = {name: CompensatedSum(lay.size) for name, lay in layouts.items() if name not in MAXIMUM_SECTIONS}
-        self._maxima = {name: np.zeros(lay.size, np.float32) for name, lay in layouts.items() if name in MAXIMUM_SECTIONS}
+        self._sums = {
+            name: CompensatedSum(lay.size)
+            for name, lay in layouts.items()
+            if name not in MAXIMUM_SECTIONS
+        }
+        self._maxima = {
+            name: np.zeros(lay.size, np.float32)
+            for name, lay in layouts.items()
+            if name in MAXIMUM_SECTIONS
+        }
         self._weight = 0.0
         self._examples = 0.0
         self._members: list[int] = []
@@ -69,6 +79,8 @@ class MeanAccumulator:
         """The mean as one update over all members, in ascending order; None when nothing was added."""
         if not self._members:
             return None
-        vectors = {name: total.mean(self._weight).astype(np.float32) for name, total in self._sums.items()} | self._maxima
+        vectors = {
+            name: total.mean(self._weight).astype(np.float32) for name, total in self._sums.items()
+        } | self._maxima
         sections = {name: Section(vectors[name], layout) for name, layout in self._layouts.items()}
         return Update(sections, self._examples, tuple(sorted(self._members)), self._version)

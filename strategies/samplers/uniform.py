@@ -35,7 +35,9 @@ class Uniform:
         """How many of `available` clients are asked."""
         return min(available, max(self.minimum, round(self.fraction * available)))
 
-    def draw(self, clients: Sequence[int], *, seed: int, round_number: int, attempt: int) -> list[int]:
+    def draw(
+        self, clients: Sequence[int], *, seed: int, round_number: int, attempt: int
+    ) -> list[int]:
         """A cohort, in ascending order; another one for every attempt at a round.
 
         Args:

@@ -51,16 +51,23 @@ class ServerModel:
         self._optimizer = optimizer
         self._dtypes = {name: array.dtype for name, array in arrays.items()}
         self._names = tuple(arrays)
-        travelling = [name for name in arrays if any(fnmatchcase(name, pattern) for pattern in travel)]
+        travelling = [
+            name for name in arrays if any(fnmatchcase(name, pattern) for pattern in travel)
+        ]
         self.kinds = {name: _kind(name, arrays[name], buffers) for name in travelling}
         self._home = {name: np.array(arrays[name]) for name in arrays if name not in self.kinds}
-        parts = {kind: Layout.of({n: arrays[n] for n, k in self.kinds.items() if k == kind}) for kind in _KINDS}
+        parts = {
+            kind: Layout.of({n: arrays[n] for n, k in self.kinds.items() if k == kind})
+            for kind in _KINDS
+        }
         if not parts[DELTA].size:
-            raise ValueError(f"no parameter travels: of {len(arrays)} arrays none matches {', '.join(travel)}")
+            raise ValueError(
+                f"no parameter travels: of {len(arrays)} arrays none matches {', '.join(travel)}"
+            )
         # Integers in float64 are exact to 2^53.
         self._vectors = {kind: _gather(parts[kind], arrays) for kind in _KINDS if parts[kind].names}
         self._layouts = {kind: parts[kind] for kind in self._vectors}
-        self.layouts = self._layouts | {name: parts[DELTA] for name in optimizer.sections}
+        self.layouts = self._layouts | dict.fromkeys(optimizer.sections, parts[DELTA])
         optimizer.begin(parts[DELTA].size)
         self.version = 0
 
@@ -71,7 +78,11 @@ class ServerModel:
 
     def view(self) -> dict[str, NDArray[np.generic]]:
         """What a client is sent: the travelling arrays in their own order, shape and dtype."""
-        flat = {name: array for kind, lay in self._layouts.items() for name, array in lay.views(self._vectors[kind]).items()}
+        flat = {
+            name: array
+            for kind, lay in self._layouts.items()
+            for name, array in lay.views(self._vectors[kind]).items()
+        }
         return {name: _restore(flat[name], self._dtypes[name]) for name in self.kinds}
 
     def broadcast(self) -> Mapping[str, NDArray[np.float32]]:
@@ -115,7 +126,9 @@ class ServerModel:
             ValueError: an array of the state has another shape than the model's.
         """
         vectors, home = mapping_in(state, "vectors"), mapping_in(state, "home")
-        loaded = {kind: array_in(vectors, kind, vector.shape) for kind, vector in self._vectors.items()}
+        loaded = {
+            kind: array_in(vectors, kind, vector.shape) for kind, vector in self._vectors.items()
+        }
         self._home = {n: array_in(home, n, a.shape).astype(a.dtype) for n, a in self._home.items()}
         self._optimizer.load_state_dict(mapping_in(state, "optimizer"))
         self._vectors = loaded
@@ -129,8 +142,14 @@ def _kind(name: str, array: NDArray[np.generic], buffers: Collection[str] | None
     if np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_:
         return COUNTERS
     if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"array {name!r} holds {array.dtype}: a model is made of floats and integer counters")
-    statistics = name in buffers if buffers is not None else any(fnmatchcase(name, p) for p in RUNNING_STATISTICS)
+        raise ValueError(
+            f"array {name!r} holds {array.dtype}: a model is made of floats and integer counters"
+        )
+    statistics = (
+        name in buffers
+        if buffers is not None
+        else any(fnmatchcase(name, p) for p in RUNNING_STATISTICS)
+    )
     return BUFFERS if statistics else DELTA
 
 

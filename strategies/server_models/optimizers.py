@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
@@ -57,12 +57,12 @@ class ServerOptimizer(Protocol):
 
 
 @dataclass
-class _Optimizer:
+class OptimizerBase:
     """What the optimisers share: named float64 vectors of state, all of the parameters' size."""
 
     _slots: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
-    slot_names = ()
+    slot_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -92,12 +92,16 @@ class _Optimizer:
             ValueError: the state is another optimiser's, or of another size.
         """
         if state.get("kind") != name_of(self):
-            raise ValueError(f"the state is that of {state.get('kind')!r}, the server optimiser is {name_of(self)!r}")
-        self._slots = {name: array_in(state, name, slot.shape) for name, slot in self._slots.items()}
+            raise ValueError(
+                f"the state is that of {state.get('kind')!r}, the server optimiser is {name_of(self)!r}"
+            )
+        self._slots = {
+            name: array_in(state, name, slot.shape) for name, slot in self._slots.items()
+        }
 
 
 @dataclass
-class SGD(_Optimizer):
+class SGD(OptimizerBase):
     """x ← x + lr·v with v ← momentum·v + Δ: FedAvg with lr = 1 and no momentum, FedAvgM with it.
 
     Attributes:
@@ -126,14 +130,14 @@ class SGD(_Optimizer):
 
 
 @dataclass
-class _Adaptive(_Optimizer):
+class _Adaptive(OptimizerBase):
     """Algorithm 2 of Reddi et al.: m ← β₁m + (1 − β₁)Δ, v by the variant, x ← x + lr·m / (√v + τ)."""
 
     lr: Rate = 0.01
     beta1: Decay = 0.9
     tau: Rate = 1e-3
 
-    slot_names = ("momentum", "second")
+    slot_names: ClassVar[tuple[str, ...]] = ("momentum", "second")
 
     def begin(self, size: int) -> None:
         """m₋₁ = 0; v₋₁ = τ², the least that the algorithm allows."""

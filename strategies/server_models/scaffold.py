@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
 from strategies.contract import Claim, ContractError
-from strategies.server_models.optimizers import Rate, _Optimizer
+from strategies.server_models.optimizers import OptimizerBase, Rate
 from strategies.update import CONTROL, Update, Vector
 
 
 @dataclass
-class Scaffold(_Optimizer):
+class Scaffold(OptimizerBase):
     """Keeps the server's control variate c.
 
     Attributes:
@@ -31,7 +31,7 @@ class Scaffold(_Optimizer):
     population: Annotated[int, Ge(0)] = 0
 
     label = "SCAFFOLD's server"
-    slot_names = ("control",)
+    slot_names: ClassVar[tuple[str, ...]] = ("control",)
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -54,7 +54,9 @@ class Scaffold(_Optimizer):
         """Moves (d,) parameters and c."""
         parameters += np.multiply(aggregate.delta.vector, self.lr, dtype=np.float64)
         share = len(aggregate.members) / max(self.population, len(aggregate.members))
-        self._slots["control"] += np.multiply(aggregate.sections[CONTROL].vector, share, dtype=np.float64)
+        self._slots["control"] += np.multiply(
+            aggregate.sections[CONTROL].vector, share, dtype=np.float64
+        )
 
     def broadcast(self) -> Mapping[str, Vector]:
         """c, as (d,) float32."""

@@ -1,0 +1,5 @@
+"""How updates come out of a cohort."""
+
+from strategies.collectors.plain import Plain
+
+__all__ = ["Plain"]

@@ -1,0 +1,113 @@
+"""The plain collector: every client is asked once and its update is seen by the server.
+
+Server half of FedAvg's exchange (McMahan et al. 2017, Algorithm 1): one request, one reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, RecordDict
+
+from strategies.contract import Claim, Visibility
+from strategies.protocols import Job, Reply, Request
+from strategies.update import Update
+from strategies.wire import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    NUM_EXAMPLES,
+    Expected,
+    Refused,
+    read_update,
+    read_weights,
+    unpack_model,
+)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Asks each client of the cohort once.
+
+    Attributes:
+        vanilla: clients are plain Flower ClientApps that return weights; the server subtracts what it sent.
+    """
+
+    vanilla: bool = False
+
+    label = "collector plain"
+
+    def check(self, claim: Claim) -> Claim:
+        """The server sees each update, and its number of examples and metrics in clear."""
+        return claim.given(
+            self,
+            visibility=Visibility.EACH,
+            clear=claim.clear | {NUM_EXAMPLES, METRICS},
+            client_half=not self.vanilla,
+        )
+
+    def open(self, job: Job, cohort: Sequence[int]) -> PlainSession:
+        """A session over the clients with these logical ids."""
+        return PlainSession(job, cohort, vanilla=self.vanilla)
+
+
+class PlainSession:
+    """One request to each client; each may answer once."""
+
+    def __init__(self, job: Job, cohort: Sequence[int], *, vanilla: bool) -> None:
+        self._job = job
+        self._cohort = tuple(cohort)
+        self._waiting = set(cohort)
+        self._sent = unpack_model(job.records[ARRAYS]) if vanilla else None
+
+    @property
+    def done(self) -> bool:
+        """Everybody has answered, or the deadline has passed."""
+        return not self._waiting
+
+    def start(self) -> list[Request]:
+        """One request a client; they share the records of the model."""
+        return [
+            Request(client, "train", self._content(client), self._job.round)
+            for client in self._cohort
+        ]
+
+    def receive(self, reply: Reply) -> Iterable[Request | Update]:
+        """The update of a reply.
+
+        Raises:
+            Refused: `duplicate`, `client_error`, or as the reply deserves.
+        """
+        client = reply.request.client
+        if client not in self._waiting:
+            raise Refused("duplicate", "this client has answered before, or was not asked")
+        self._waiting.discard(client)
+        if reply.content is None:
+            raise Refused("client_error", reply.error or "the client gave no reason")
+        expected = Expected(self._job.layouts, client, self._job.round, self._job.version)
+        if self._sent is not None:
+            return [read_weights(reply.content, expected, self._sent, self._job.kinds)]
+        return [read_update(reply.content, expected)]
+
+    def expire(self) -> list[tuple[int, Refused]]:
+        """Those who have not answered by the deadline."""
+        late = sorted(self._waiting)
+        self._waiting.clear()
+        return [
+            (client, Refused("timeout", "no reply before the round's deadline")) for client in late
+        ]
+
+    def _content(self, client: int) -> RecordDict:
+        config = ConfigRecord(
+            {
+                **self._job.config,
+                "server-round": self._job.round,
+                "version": self._job.version,
+                "client": client,
+                "included": self._job.included.get(client, 0),
+                "phase": 0,
+                "phases": 1,
+            }
+        )
+        return RecordDict({**self._job.records, CONFIG: config})

@@ -1,0 +1,222 @@
+"""The only door to Flower's `Grid`: who is there, requests out, replies in until a deadline.
+
+Knows clients by their logical ids and hides node ids and message ids from everything above.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from strategies.protocols import ConfigValue, Reply, Request
+from strategies.wire import CONFIG, count_bytes
+
+log = logging.getLogger(__name__)
+
+HELLO: Final = "query.hello"
+"""The message type by which a node is asked for its logical id."""
+_HELLO_ATTEMPTS: Final = 3
+
+
+class Clock(Protocol):
+    """Time as the grid has it: the wall's, or an engine's own."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Waits until something may have arrived, `seconds` at most."""
+        ...
+
+
+class WallClock:
+    """Real time; polls with a short back-off, since Flower's own `send_and_receive` sleeps 3 s in deployment."""
+
+    def __init__(self, poll: float = 0.05) -> None:
+        self._poll = poll
+
+    def now(self) -> float:
+        """Seconds of a clock that never steps back."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps one back-off."""
+        time.sleep(max(0.0, min(self._poll, seconds)))
+
+
+class NoClientsError(RuntimeError):
+    """Too few clients came before the deadline."""
+
+
+class Exchange:
+    """Requests and replies by logical client.
+
+    Args:
+        grid: Flower's, or an engine's. A grid with a `roster` (logical id → node id) and a `clock` is asked for those.
+        hello: settings of the hello query by which every new node gives its logical id; with None nodes are
+            numbered in the order of their ids, as is right for vanilla apps, which answer no query.
+        hello_timeout: seconds to wait for answers to a hello.
+
+    Attributes:
+        uploaded: bytes of all replies so far.
+        downloaded: bytes of all requests so far.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        hello: Mapping[str, ConfigValue] | None = None,
+        hello_timeout: float = 120.0,
+    ) -> None:
+        self._grid = grid
+        self._clock: Clock = getattr(grid, "clock", None) or WallClock()
+        self._hello = hello
+        self._hello_timeout = hello_timeout
+        self._nodes: Mapping[int, int] = {}
+        self._failed_hellos: Counter[int] = Counter()
+        self._outstanding: dict[str, Request] = {}
+        self._arrived: deque[Reply] = deque()
+        self.uploaded = 0
+        self.downloaded = 0
+
+    def now(self) -> float:
+        """The clock's time in seconds."""
+        return self._clock.now()
+
+    def clients(self) -> list[int]:
+        """Logical ids of the clients that are there now, sorted."""
+        self._refresh()
+        return sorted(self._nodes)
+
+    def wait_for_clients(self, least: int, timeout: float) -> list[int]:
+        """Logical ids once `least` clients are there.
+
+        Raises:
+            NoClientsError: they did not come within `timeout` seconds.
+        """
+        deadline = self.now() + timeout
+        while len(found := self.clients()) < least:
+            if self.now() >= deadline:
+                raise NoClientsError(
+                    f"{len(found)} of {least} clients came within {timeout:g} s: start more SuperNodes "
+                    f"(simulation: num-supernodes), or lower num_clients"
+                )
+            self._clock.sleep(1.0)
+        return found
+
+    def send(self, requests: Iterable[Request], *, ttl: float | None = None) -> None:
+        """Sends requests to clients that are there; one whose node is gone is answered by an error at once."""
+        messages, sent = [], []
+        for request in requests:
+            node = self._nodes.get(request.client)
+            if node is None:
+                self._arrived.append(Reply(request, None, f"client {request.client} is not there"))
+                continue
+            messages.append(
+                Message(request.content, node, request.kind, ttl=ttl, group_id=str(request.round))
+            )
+            sent.append(request)
+            self.downloaded += count_bytes(request.content)
+        for message_id, request in zip(self._grid.push_messages(messages), sent, strict=True):
+            if message_id:
+                self._outstanding[message_id] = request
+            else:
+                self._arrived.append(Reply(request, None, "the SuperLink did not take the message"))
+
+    def receive(self, deadline: float) -> Reply | None:
+        """The next reply, None when the deadline passes first or nothing is outstanding."""
+        while not self._arrived:
+            if not self._outstanding or self.now() >= deadline:
+                return None
+            for message in self._grid.pull_messages(list(self._outstanding)):
+                self._arrive(message)
+            if not self._arrived:
+                self._clock.sleep(deadline - self.now())
+        return self._arrived.popleft()
+
+    def forget(self) -> None:
+        """Drops whatever is outstanding: late replies of a round that is over are never looked at."""
+        self._outstanding.clear()
+        self._arrived.clear()
+
+    def node_of(self, client: int) -> int:
+        """Node id of a client that is there."""
+        return self._nodes[client]
+
+    def _arrive(self, message: Message) -> None:
+        request = self._outstanding.pop(message.metadata.reply_to_message_id, None)
+        if request is None:
+            log.warning("a reply to no request of this run was dropped")
+        elif message.has_error():
+            self._arrived.append(
+                Reply(request, None, f"{message.error.reason} (code {message.error.code})")
+            )
+        else:
+            self.uploaded += count_bytes(message.content)
+            self._arrived.append(Reply(request, message.content))
+
+    def _refresh(self) -> None:
+        """Keeps the table of nodes true: drops those that left, identifies those that came."""
+        roster = getattr(self._grid, "roster", None)
+        if roster is not None:
+            self._nodes = roster
+            return
+        online = set(self._grid.get_node_ids())
+        self._nodes = {client: node for client, node in self._nodes.items() if node in online}
+        given_up = {
+            node for node, failures in self._failed_hellos.items() if failures >= _HELLO_ATTEMPTS
+        }
+        fresh = sorted(online - set(self._nodes.values()) - given_up)
+        if self._hello is not None:
+            self._identify(fresh)
+            return
+        free = (
+            index for index in range(len(online) + len(self._nodes)) if index not in self._nodes
+        )
+        self._nodes = {**self._nodes, **dict(zip(free, fresh, strict=False))}
+
+    def _identify(self, nodes: Iterable[int]) -> None:
+        content = RecordDict({CONFIG: ConfigRecord(dict(self._hello or {}))})
+        messages = [Message(content, node, HELLO) for node in nodes]
+        if not messages:
+            return
+        asked = dict(
+            zip(
+                self._grid.push_messages(messages),
+                (m.metadata.dst_node_id for m in messages),
+                strict=True,
+            )
+        )
+        deadline = self.now() + self._hello_timeout
+        while asked and self.now() < deadline:
+            for message in list(self._grid.pull_messages(list(asked))):
+                self._introduce(asked.pop(message.metadata.reply_to_message_id), message)
+            self._clock.sleep(deadline - self.now())
+
+    def _introduce(self, node: int, message: Message) -> None:
+        if message.has_error():
+            self._failed_hellos[node] += 1
+            log.warning("node %d did not give its logical id: %s", node, message.error.reason)
+            return
+        record = message.content.config_records.get(CONFIG)
+        client = None if record is None else record.get("client")
+        if not isinstance(client, int) or isinstance(client, bool) or client < 0:
+            self._failed_hellos[node] += 1
+            log.warning(
+                "node %d gave %r for its logical id, a whole number >= 0 is needed", node, client
+            )
+        elif client in self._nodes:
+            self._failed_hellos[node] += 1
+            log.warning(
+                "node %d claims to be client %d, which another node already is", node, client
+            )
+        else:
+            self._nodes = {**self._nodes, client: node}

@@ -1,0 +1,140 @@
+"""A pipeline: the parts that take a cohort's replies to one aggregate, and the contract that they must satisfy.
+
+It holds the parts and their order; the scheduler decides when they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord
+
+from strategies.admission import Admission
+from strategies.collectors import Plain
+from strategies.combiners import Mean
+from strategies.contract import Checked, Claim, ContractError, check
+from strategies.protocols import (
+    ClientContext,
+    Collector,
+    Combiner,
+    ConfigValue,
+    Job,
+    Sampler,
+    Stage,
+    settings_of,
+)
+from strategies.samplers import Uniform
+from strategies.server_models import SGD, ServerModel, ServerOptimizer
+from strategies.state import State, mapping_in
+from strategies.update import BUFFERS, DELTA, Update
+from strategies.wire import ARRAYS, pack, pack_model
+
+
+@dataclass
+class Pipeline:
+    """Parts by their place; the defaults are FedAvg's.
+
+    Attributes:
+        collector: how updates come out of a cohort.
+        stages: transformations in the order in which clients apply them.
+        combiner: updates to one.
+        optimizer: the server's optimiser.
+        sampler: who is asked.
+        admission: the server's door.
+        client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
+        train_config: settings that every client gets with every request.
+        included: for each client the last round whose update the model holds.
+    """
+
+    collector: Collector = field(default_factory=Plain)
+    stages: Sequence[Stage] = ()
+    combiner: Combiner = field(default_factory=Mean)
+    optimizer: ServerOptimizer = field(default_factory=SGD)
+    sampler: Sampler = field(default_factory=Uniform)
+    admission: Admission = field(default_factory=Admission)
+    client_sections: frozenset[str] = frozenset({DELTA})
+    train_config: Mapping[str, ConfigValue] = field(default_factory=dict)
+    included: dict[int, int] = field(default_factory=dict)
+
+    def check(self) -> Claim:
+        """Folds the contract through all parts.
+
+        Returns:
+            What holds of the aggregate.
+
+        Raises:
+            ContractError: two parts may not be composed.
+        """
+        names = [stage.name for stage in self.stages]
+        for twice in {name for name in names if names.count(name) > 1}:
+            raise ContractError(
+                twice, twice, "a stage stands twice in one pipeline", "leave one of them out"
+            )
+        return check(
+            self._order(),
+            Claim(sections=self.client_sections, set_by={"sections": "the clients' trainer"}),
+        )
+
+    def _order(self) -> Iterable[Checked]:
+        # The collector decides whether clients run their halves at all, so it speaks before the stages do.
+        return (
+            self.sampler,
+            self.collector,
+            *self.stages,
+            self.admission,
+            self.combiner,
+            self.optimizer,
+        )
+
+    def job(self, model: ServerModel) -> Job:
+        """What the next round asks of each client."""
+        arrays = model.view()
+        records = {ARRAYS: pack_model(arrays)}
+        for name, vector in model.broadcast().items():
+            records[name] = ArrayRecord({name: pack(vector)})
+        config: dict[str, ConfigValue] = dict(self.train_config)
+        config["sections"] = sorted(model.layouts)
+        config["buffers"] = [name for name, kind in model.kinds.items() if kind == BUFFERS]
+        for stage in self.stages:
+            config |= {f"{stage.name}.{key}": value for key, value in stage.configure().items()}
+        round_number = model.version + 1
+        return Job(
+            round_number, model.version, records, config, self.included, model.layouts, model.kinds
+        )
+
+    def decode(self, update: Update) -> Update:
+        """The server halves, in reverse."""
+        for stage in reversed(self.stages):
+            update = stage.decode(update)
+        return update
+
+    def state_dict(self) -> State:
+        """What of the parts must last: admission's counts, and whose updates are in the model."""
+        return {
+            "admission": self.admission.state_dict(),
+            "included": {str(client): number for client, number in self.included.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up an earlier run's state."""
+        self.admission.load_state_dict(mapping_in(state, "admission"))
+        included = mapping_in(state, "included")
+        self.included = {
+            int(client): number for client, number in included.items() if isinstance(number, int)
+        }
+
+
+def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client: int) -> Update:
+    """The client halves, in order, each with the settings that came down for it."""
+    for stage in stages:
+        settings = settings_of(config, stage.name)
+        update = stage.encode(update, ClientContext(client, _round(config), settings))
+    return update
+
+
+def _round(config: ConfigRecord) -> int:
+    number = config["server-round"]
+    if not isinstance(number, int):
+        raise TypeError(f"server-round should be a whole number, not {number!r}")
+    return number

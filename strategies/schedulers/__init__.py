@@ -1,0 +1,5 @@
+"""When rounds happen."""
+
+from strategies.schedulers.synchronous import Synchronous
+
+__all__ = ["Synchronous"]

@@ -1,0 +1,160 @@
+"""Synchronous rounds: FedAvg's loop (McMahan et al. 2017, Algorithm 1).
+
+    for each round t = 1, 2, …
+        S_t ← a cohort of clients
+        for each client k in S_t, in parallel: Δ_k ← k's change of the model
+        x ← server step on the combination of all Δ_k
+
+Only the server's model and its parts are touched here; evaluation and hooks belong to the strategy above.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from strategies.exchange import Exchange
+from strategies.hooks import RoundView
+from strategies.metrics import add_metrics, mean_metrics
+from strategies.pipeline import Pipeline
+from strategies.protocols import Job, Request, Session
+from strategies.server_models import ServerModel
+from strategies.update import Update
+from strategies.wire import Refused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Tally:
+    """What one round counts, over its attempts."""
+
+    sampled: int = 0
+    failed: int = 0
+    rejected: int = 0
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def refused(self, refusal: Refused) -> None:
+        if refusal.reason in ("client_error", "timeout"):
+            self.failed += 1
+        else:
+            self.rejected += 1
+
+    def taken(self, update: Update) -> None:
+        add_metrics(self.metrics, update.metrics, update.weight)
+
+
+@dataclass(frozen=True)
+class Synchronous:
+    """One cohort at a time.
+
+    Attributes:
+        timeout: seconds (of the exchange's clock) that an attempt at a round may take.
+        seed: the run's, for the sampler.
+    """
+
+    timeout: float = 3600.0
+    seed: int = 0
+
+    def run(
+        self, pipeline: Pipeline, model: ServerModel, exchange: Exchange, until: int
+    ) -> Iterator[RoundView]:
+        """Rounds until the model has version `until`; each view is yielded as soon as its model exists."""
+        origin = exchange.now()
+        while model.version < until:
+            began, up, down, tally = (
+                time.perf_counter(),
+                exchange.uploaded,
+                exchange.downloaded,
+                _Tally(),
+            )
+            aggregate = self._round(pipeline, model, exchange, tally)
+            if aggregate is None:
+                model.skip()
+                log.warning("round %d is void: the model stays as it was", model.version)
+            else:
+                model.apply(aggregate)
+                pipeline.included |= dict.fromkeys(aggregate.members, model.version)
+            yield RoundView(
+                round=model.version,
+                model=model,
+                seconds=time.perf_counter() - began,
+                clock=exchange.now() - origin,
+                upload_bytes=exchange.uploaded - up,
+                download_bytes=exchange.downloaded - down,
+                sampled=tally.sampled,
+                failed=tally.failed,
+                rejected=tally.rejected,
+                void=aggregate is None,
+                train_metrics=mean_metrics(tally.metrics),
+            )
+
+    def _round(
+        self, pipeline: Pipeline, model: ServerModel, exchange: Exchange, tally: _Tally
+    ) -> Update | None:
+        """The combined update of the first attempt that meets the quorum; None when none does."""
+        admission = pipeline.admission
+        attempts = admission.max_attempts if admission.on_shortfall == "repeat" else 1
+        job = pipeline.job(model)
+        for attempt in range(attempts):
+            there = exchange.clients()
+            cohort = (
+                pipeline.sampler.draw(
+                    there, seed=self.seed, round_number=job.round, attempt=attempt
+                )
+                if there
+                else []
+            )
+            aggregate, good = self._attempt(pipeline, job, cohort, exchange, tally)
+            if aggregate is not None and good >= admission.quorum:
+                return aggregate
+            log.warning(
+                "round %d, attempt %d of %d: %d of %d clients sent a good update, the quorum is %d",
+                job.round, attempt + 1, attempts, good, len(cohort), admission.quorum,
+            )  # fmt: skip
+        return None
+
+    def _attempt(
+        self, pipeline: Pipeline, job: Job, cohort: list[int], exchange: Exchange, tally: _Tally
+    ) -> tuple[Update | None, int]:
+        """Asks one cohort: the combined update and how many clients are in it."""
+        tally.sampled += len(cohort)
+        accumulator = pipeline.combiner.begin(job.layouts, len(cohort))
+        good = 0
+        for update in self._collect(
+            pipeline, pipeline.collector.open(job, cohort), exchange, tally
+        ):
+            accumulator.add(update)
+            tally.taken(update)
+            good += len(update.members)
+        return accumulator.result(), good
+
+    def _collect(
+        self, pipeline: Pipeline, session: Session, exchange: Exchange, tally: _Tally
+    ) -> Iterator[Update]:
+        """Runs a session to its end: admitted and decoded updates as they come, refusals counted."""
+
+        def refuse(client: int, refusal: Refused) -> None:
+            pipeline.admission.record(client, refusal)
+            tally.refused(refusal)
+
+        deadline = exchange.now() + self.timeout
+        exchange.send(session.start(), ttl=self.timeout)
+        while not session.done:
+            reply = exchange.receive(deadline)
+            if reply is None:
+                for client, refusal in session.expire():
+                    refuse(client, refusal)
+                break
+            try:
+                for item in session.receive(reply):
+                    if isinstance(item, Request):
+                        exchange.send([item], ttl=self.timeout)
+                        continue
+                    pipeline.admission.admit(item)
+                    yield pipeline.decode(item)
+            except Refused as refusal:
+                refuse(reply.request.client, refusal)
+        exchange.forget()

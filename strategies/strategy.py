@@ -1,0 +1,343 @@
+"""`PipelineStrategy`: Flower's face of a pipeline.
+
+`start` runs the whole of it. With the plain collector the per-round methods of Flower's `Strategy` work as well, for
+code that drives a strategy round by round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from strategies.contract import Claim
+from strategies.exchange import Exchange
+from strategies.hooks import Hook, RoundView, Stop
+from strategies.metrics import add_metrics, mean_metrics
+from strategies.pipeline import Pipeline
+from strategies.protocols import ConfigValue, Reply, Request, Session
+from strategies.schedulers import Synchronous
+from strategies.server_models import ServerModel
+from strategies.state import State, mapping_in
+from strategies.update import Update
+from strategies.wire import ARRAYS, CONFIG, NUM_EXAMPLES, Refused, pack_model, unpack_model
+
+log = logging.getLogger(__name__)
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+_T = TypeVar("_T")
+
+
+class PipelineStrategy(Strategy):
+    """Runs a checked pipeline on a Flower grid.
+
+    Args:
+        pipeline: the parts.
+        seed: of everything that may be repeated.
+        min_clients: clients to wait for before the first round.
+        travel: shell patterns of the arrays that are sent and trained; the others stay as they are.
+        buffers: names of float arrays that are running statistics; told by torch's names when None.
+        federated_every: evaluate on the clients' own test parts after every so many rounds; 0 is never.
+        evaluate_every: call `evaluate_fn` after every so many rounds, and after the last.
+        hello: settings of the query by which nodes give their logical ids; None numbers nodes in their ids' order.
+        hooks: called after each round.
+
+    Attributes:
+        claim: what the contract says of the aggregate.
+        model: the server's model, once `start` has built it.
+        stopped: the hook's wish that ended the run, if one did.
+
+    Raises:
+        ContractError: two parts of the pipeline may not be composed.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        seed: int = 0,
+        min_clients: int = 2,
+        travel: Sequence[str] = ("*",),
+        buffers: Collection[str] | None = None,
+        federated_every: int = 1,
+        evaluate_every: int = 1,
+        hello: Mapping[str, ConfigValue] | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        self.claim: Claim = pipeline.check()
+        self.pipeline = pipeline
+        self.model: ServerModel | None = None
+        self.stopped: Stop | None = None
+        self._seed, self._min_clients = seed, min_clients
+        self._travel, self._buffers = travel, buffers
+        self._federated_every, self._evaluate_every = federated_every, evaluate_every
+        self._hello, self._hooks = hello, tuple(hooks)
+        self._restored: State | None = None
+        self._exchange: Exchange | None = None
+        self._session: Session | None = None
+        self._asked: dict[int, Request] = {}
+
+    # ---- the whole run ----
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Runs until the model has version `num_rounds`.
+
+        Args:
+            grid: Flower's grid.
+            initial_arrays: the whole initial model.
+            num_rounds: the version to reach; rounds that a restored state holds are not run again.
+            timeout: seconds that an attempt at a round, or waiting for clients, may take.
+            train_config: settings that go with every training request.
+            evaluate_config: settings that go with every evaluation request.
+            evaluate_fn: central evaluation, given the round and the whole model.
+
+        Returns:
+            Flower's result: the final arrays, and metrics by round.
+
+        Raises:
+            NoClientsError: `min_clients` clients did not come in time.
+        """
+        model = self._begin(initial_arrays, train_config)
+        exchange = Exchange(grid, hello=self._hello)
+        exchange.wait_for_clients(self._min_clients, timeout)
+        result = Result(arrays=initial_arrays)
+        if evaluate_fn is not None and model.version == 0:
+            _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
+        scheduler = Synchronous(timeout=timeout, seed=self._seed)
+        for view in scheduler.run(self.pipeline, model, exchange, num_rounds):
+            last = view.round == num_rounds
+            evaluation = self._central(view, evaluate_fn, last)
+            federated = self._federated(view, exchange, evaluate_config, timeout)
+            view = replace(view, evaluation=evaluation, federated=federated)
+            _keep(
+                result.train_metrics_clientapp, view.round, MetricRecord(dict(view.train_metrics))
+            )
+            _keep(result.evaluate_metrics_serverapp, view.round, MetricRecord(dict(evaluation)))
+            _keep(result.evaluate_metrics_clientapp, view.round, MetricRecord(dict(federated)))
+            if self._stop(view):
+                break
+        result.arrays = pack_model(model.arrays())
+        return result
+
+    def summary(self) -> None:
+        """Logs the parts."""
+        parts = self.pipeline
+        stages = ", ".join(stage.name for stage in parts.stages) or "none"
+        log.info(
+            "pipeline: %r, %r, stages %s, %r, %r",
+            parts.sampler,
+            parts.collector,
+            stages,
+            parts.combiner,
+            parts.optimizer,
+        )
+
+    def state_dict(self) -> State:
+        """Everything that must last through a restart: the model with its optimiser, and the pipeline's state.
+
+        Raises:
+            RuntimeError: there is no model yet.
+        """
+        return {
+            "model": self._ready(self.model).state_dict(),
+            "pipeline": self.pipeline.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up an earlier run's state; the model follows when `start` has built it."""
+        self.pipeline.load_state_dict(mapping_in(state, "pipeline"))
+        self._restored = mapping_in(state, "model")
+
+    def _begin(self, initial_arrays: ArrayRecord, train_config: ConfigRecord | None) -> ServerModel:
+        self.summary()
+        if train_config:
+            settings = {
+                k: v for k, v in train_config.items() if isinstance(v, bool | int | float | str)
+            }
+            self.pipeline.train_config = {**self.pipeline.train_config, **settings}
+        self.model = ServerModel(
+            unpack_model(initial_arrays),
+            self.pipeline.optimizer,
+            travel=self._travel,
+            buffers=self._buffers,
+        )
+        if self._restored is not None:
+            self.model.load_state_dict(self._restored)
+        return self.model
+
+    def _central(
+        self, view: RoundView, evaluate_fn: EvaluateFn | None, last: bool
+    ) -> dict[str, float]:
+        due = evaluate_fn is not None and (last or view.round % max(1, self._evaluate_every) == 0)
+        if evaluate_fn is None or not due:
+            return {}
+        record = evaluate_fn(view.round, pack_model(view.model.arrays()))
+        return {} if record is None else _scalars(record)
+
+    def _federated(
+        self, view: RoundView, exchange: Exchange, config: ConfigRecord | None, timeout: float
+    ) -> dict[str, float]:
+        if not self._federated_every or view.round % self._federated_every:
+            return {}
+        record = pack_model(view.model.view())
+        requests = [
+            self._evaluation(client, view.round, record, config or ConfigRecord())
+            for client in exchange.clients()
+        ]
+        deadline = exchange.now() + timeout
+        exchange.send(requests, ttl=timeout)
+        replies = iter(lambda: exchange.receive(deadline), None)
+        means = _evaluated(reply.content for reply in replies if reply.content is not None)
+        exchange.forget()
+        return means
+
+    def _evaluation(
+        self, client: int, round_number: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> Request:
+        settings = {
+            **self.pipeline.train_config,
+            **config,
+            "server-round": round_number,
+            "client": client,
+        }
+        return Request(
+            client,
+            "evaluate",
+            RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(settings)}),
+            round_number,
+        )
+
+    def _stop(self, view: RoundView) -> bool:
+        wishes = [hook(view) for hook in self._hooks]
+        self.stopped = next((wish for wish in wishes if wish is not None), None)
+        return self.stopped is not None
+
+    # ---- Flower's round-by-round face ----
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One round's requests. The model is the strategy's own: `arrays` only starts it.
+
+        Raises:
+            ValueError: the round is not the one that follows the model's version.
+        """
+        model = self.model if self.model is not None else self._begin(arrays, config)
+        if server_round != model.version + 1:
+            raise ValueError(
+                f"round {model.version + 1} comes next, not {server_round}: use `start` to run rounds"
+            )
+        exchange = self._exchange = self._exchange or Exchange(grid, hello=self._hello)
+        cohort = self.pipeline.sampler.draw(
+            exchange.clients(), seed=self._seed, round_number=server_round, attempt=0
+        )
+        self._session = self.pipeline.collector.open(self.pipeline.job(model), cohort)
+        requests = {exchange.node_of(request.client): request for request in self._session.start()}
+        self._asked = requests
+        return [
+            Message(r.content, node, r.kind, group_id=str(r.round)) for node, r in requests.items()
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new model out of one round's replies; (None, None) when fewer than the quorum are good."""
+        model, session = self._ready(self.model), self._ready(self._session)
+        accumulator = self.pipeline.combiner.begin(model.layouts, len(self._asked))
+        sums: dict[str, tuple[float, float]] = {}
+        good = 0
+        for request, reply in self._replies(replies):
+            try:
+                for item in session.receive(reply):
+                    if not isinstance(item, Update):
+                        raise RuntimeError("a collector of several phases runs by `start` only")
+                    self.pipeline.admission.admit(item)
+                    accumulator.add(self.pipeline.decode(item))
+                    add_metrics(sums, item.metrics, item.weight)
+                    good += len(item.members)
+            except Refused as refusal:
+                self.pipeline.admission.record(request.client, refusal)
+        aggregate = accumulator.result()
+        if aggregate is None or good < self.pipeline.admission.quorum:
+            log.warning("round %d is void: %d good updates came", server_round, good)
+            model.skip()
+            return None, None
+        model.apply(aggregate)
+        self.pipeline.included |= dict.fromkeys(aggregate.members, model.version)
+        return pack_model(model.arrays()), MetricRecord(dict(mean_metrics(sums)))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Evaluation requests to every client that is there."""
+        if not self._federated_every or server_round % self._federated_every:
+            return []
+        exchange = self._exchange = self._exchange or Exchange(grid, hello=self._hello)
+        requests = [
+            self._evaluation(client, server_round, arrays, config) for client in exchange.clients()
+        ]
+        return [
+            Message(r.content, exchange.node_of(r.client), r.kind, group_id=str(r.round))
+            for r in requests
+        ]
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Means of the clients' metrics, weighted by examples; None when no reply can be read."""
+        means = _evaluated(message.content for message in replies if message.has_content())
+        return MetricRecord(dict(means)) if means else None
+
+    def _replies(self, messages: Iterable[Message]) -> Iterable[tuple[Request, Reply]]:
+        for message in messages:
+            request = self._asked.get(message.metadata.src_node_id)
+            if request is None:
+                log.warning("node %d answered and was not asked", message.metadata.src_node_id)
+            elif message.has_error():
+                yield request, Reply(request, None, str(message.error.reason))
+            else:
+                yield request, Reply(request, message.content)
+
+    @staticmethod
+    def _ready(value: _T | None) -> _T:
+        if value is None:
+            raise RuntimeError("no round has begun: call `start`, or `configure_train` first")
+        return value
+
+
+def _scalars(record: MetricRecord) -> dict[str, float]:
+    return {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+
+
+def _evaluated(contents: Iterable[RecordDict]) -> dict[str, float]:
+    """Means over replies, weighted by `num-examples`; a reply without a positive number of examples is left out."""
+    sums: dict[str, tuple[float, float]] = {}
+    for content in contents:
+        metrics = {
+            name: value
+            for record in content.metric_records.values()
+            for name, value in _scalars(record).items()
+        }
+        weight = metrics.pop(NUM_EXAMPLES, 0.0)
+        if 0 < weight < float("inf"):
+            add_metrics(sums, metrics, weight)
+    return mean_metrics(sums)
+
+
+def _keep(history: dict[int, MetricRecord], round_number: int, record: MetricRecord | None) -> None:
+    if record:
+        history[round_number] = record
