@@ -62,6 +62,7 @@ class Exchange:
         grid: Flower's, or an engine's. A grid with a `roster` (logical id → node id) and a `clock` is asked for those.
         hello: settings of the hello query by which every new node gives its logical id; with None nodes are
             numbered in the order of their ids, as is right for vanilla apps, which answer no query.
+        population: number of all clients; a node that gives a logical id past it is left out. None takes all.
         hello_timeout: seconds to wait for answers to a hello.
 
     Attributes:
@@ -74,11 +75,13 @@ class Exchange:
         grid: Grid,
         *,
         hello: Mapping[str, ConfigValue] | None = None,
+        population: int | None = None,
         hello_timeout: float = 120.0,
     ) -> None:
         self._grid = grid
         self._clock: Clock = getattr(grid, "clock", None) or WallClock()
         self._hello = hello
+        self._population = population
         self._hello_timeout = hello_timeout
         self._nodes: Mapping[int, int] = {}
         self._failed_hellos: Counter[int] = Counter()
@@ -212,6 +215,11 @@ class Exchange:
             self._failed_hellos[node] += 1
             log.warning(
                 "node %d gave %r for its logical id, a whole number >= 0 is needed", node, client
+            )
+        elif self._population is not None and client >= self._population:
+            self._failed_hellos[node] = _HELLO_ATTEMPTS
+            log.warning(
+                "node %d is client %d of %d: it is left out", node, client, self._population
             )
         elif client in self._nodes:
             self._failed_hellos[node] += 1

@@ -17,7 +17,7 @@ class RoundView:
         round: the version's number, from 1.
         model: the server's model, to be read only and only while the hook runs.
         seconds: wall time from sampling to the new model, without evaluation and hooks.
-        clock: the exchange's clock after the round, in seconds since the run began.
+        clock: the exchange's clock after the round, in seconds.
         upload_bytes: of the replies of this round.
         download_bytes: of its requests.
         sampled: clients asked, over all attempts.

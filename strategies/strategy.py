@@ -40,16 +40,18 @@ class PipelineStrategy(Strategy):
         pipeline: the parts.
         seed: of everything that may be repeated.
         min_clients: clients to wait for before the first round.
+        population: number of all clients: nodes that give a logical id past it are left out. None takes all.
         travel: shell patterns of the arrays that are sent and trained; the others stay as they are.
         buffers: names of float arrays that are running statistics; told by torch's names when None.
         federated_every: evaluate on the clients' own test parts after every so many rounds; 0 is never.
         evaluate_every: call `evaluate_fn` after every so many rounds, and after the last.
         hello: settings of the query by which nodes give their logical ids; None numbers nodes in their ids' order.
-        hooks: called after each round.
+        hooks: the first hooks.
 
     Attributes:
         claim: what the contract says of the aggregate.
         model: the server's model, once `start` has built it.
+        hooks: called after each round, in order; more may be added before `start`.
         stopped: the hook's wish that ended the run, if one did.
 
     Raises:
@@ -62,6 +64,7 @@ class PipelineStrategy(Strategy):
         *,
         seed: int = 0,
         min_clients: int = 2,
+        population: int | None = None,
         travel: Sequence[str] = ("*",),
         buffers: Collection[str] | None = None,
         federated_every: int = 1,
@@ -73,10 +76,11 @@ class PipelineStrategy(Strategy):
         self.pipeline = pipeline
         self.model: ServerModel | None = None
         self.stopped: Stop | None = None
-        self._seed, self._min_clients = seed, min_clients
+        self._seed, self._min_clients, self._population = seed, min_clients, population
         self._travel, self._buffers = travel, buffers
         self._federated_every, self._evaluate_every = federated_every, evaluate_every
-        self._hello, self._hooks = hello, tuple(hooks)
+        self._hello = hello
+        self.hooks = list(hooks)
         self._restored: State | None = None
         self._exchange: Exchange | None = None
         self._session: Session | None = None
@@ -112,7 +116,7 @@ class PipelineStrategy(Strategy):
             NoClientsError: `min_clients` clients did not come in time.
         """
         model = self._begin(initial_arrays, train_config)
-        exchange = Exchange(grid, hello=self._hello)
+        exchange = self._open(grid)
         exchange.wait_for_clients(self._min_clients, timeout)
         result = Result(arrays=initial_arrays)
         if evaluate_fn is not None and model.version == 0:
@@ -161,6 +165,9 @@ class PipelineStrategy(Strategy):
         """Takes up an earlier run's state; the model follows when `start` has built it."""
         self.pipeline.load_state_dict(mapping_in(state, "pipeline"))
         self._restored = mapping_in(state, "model")
+
+    def _open(self, grid: Grid) -> Exchange:
+        return Exchange(grid, hello=self._hello, population=self._population)
 
     def _begin(self, initial_arrays: ArrayRecord, train_config: ConfigRecord | None) -> ServerModel:
         self.summary()
@@ -222,7 +229,7 @@ class PipelineStrategy(Strategy):
         )
 
     def _stop(self, view: RoundView) -> bool:
-        wishes = [hook(view) for hook in self._hooks]
+        wishes = [hook(view) for hook in self.hooks]
         self.stopped = next((wish for wish in wishes if wish is not None), None)
         return self.stopped is not None
 
@@ -241,7 +248,7 @@ class PipelineStrategy(Strategy):
             raise ValueError(
                 f"round {model.version + 1} comes next, not {server_round}: use `start` to run rounds"
             )
-        exchange = self._exchange = self._exchange or Exchange(grid, hello=self._hello)
+        exchange = self._exchange = self._exchange or self._open(grid)
         cohort = self.pipeline.sampler.draw(
             exchange.clients(), seed=self._seed, round_number=server_round, attempt=0
         )
@@ -286,7 +293,7 @@ class PipelineStrategy(Strategy):
         """Evaluation requests to every client that is there."""
         if not self._federated_every or server_round % self._federated_every:
             return []
-        exchange = self._exchange = self._exchange or Exchange(grid, hello=self._hello)
+        exchange = self._exchange = self._exchange or self._open(grid)
         requests = [
             self._evaluation(client, server_round, arrays, config) for client in exchange.clients()
         ]

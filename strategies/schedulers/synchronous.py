@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from strategies.exchange import Exchange
 from strategies.hooks import RoundView
@@ -62,7 +62,6 @@ class Synchronous:
         self, pipeline: Pipeline, model: ServerModel, exchange: Exchange, until: int
     ) -> Iterator[RoundView]:
         """Rounds until the model has version `until`; each view is yielded as soon as its model exists."""
-        origin = exchange.now()
         while model.version < until:
             began, up, down, tally = (
                 time.perf_counter(),
@@ -81,7 +80,7 @@ class Synchronous:
                 round=model.version,
                 model=model,
                 seconds=time.perf_counter() - began,
-                clock=exchange.now() - origin,
+                clock=exchange.now(),
                 upload_bytes=exchange.uploaded - up,
                 download_bytes=exchange.downloaded - down,
                 sampled=tally.sampled,
@@ -107,7 +106,8 @@ class Synchronous:
                 if there
                 else []
             )
-            aggregate, good = self._attempt(pipeline, job, cohort, exchange, tally)
+            asked = replace(job, config={**job.config, "attempt": attempt})
+            aggregate, good = self._attempt(pipeline, asked, cohort, exchange, tally)
             if aggregate is not None and good >= admission.quorum:
                 return aggregate
             log.warning(

@@ -1,0 +1,207 @@
+"""A client process: answers Flower messages for the logical clients that it is asked to be.
+
+A deployed ClientApp passes one message, the engine a sequence; both go the same way. The reply to a request that can't
+be served is an error with its reason, never an exception that would take other requests with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from numpy.typing import NDArray
+from torch import nn
+
+from clients.resident import ResidentModel
+from clients.store import ClientStore
+from clients.tasks import FederatedData, Task, evaluate
+from clients.trainers import SGD, Fit, FitJob
+from strategies.pipeline import encode
+from strategies.protocols import Stage
+from strategies.seeds import integer
+from strategies.update import Update
+from strategies.wire import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    NUM_EXAMPLES,
+    Refused,
+    unpack,
+    unpack_model,
+    write_update,
+)
+
+log = logging.getLogger(__name__)
+
+CODE_HASH = "code-hash"
+CONFIG_HASH = "config-hash"
+NUM_CLIENTS = "num-clients"
+
+
+class MismatchError(ValueError):
+    """The server runs other code or another configuration than this client."""
+
+
+class Client:
+    """Trains, evaluates and introduces itself.
+
+    Args:
+        task: loss and metrics.
+        module: the architecture; its weights come with each request.
+        data: the task's data cut among so many clients.
+        trainer: how a client fits.
+        stages: client halves, in order.
+        store: what clients remember.
+        seed: the run's.
+        hashes: of this end's code and configuration, held against those of each request.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        module: nn.Module,
+        data: Callable[[int], FederatedData],
+        trainer: SGD,
+        *,
+        stages: Sequence[Stage] = (),
+        store: ClientStore,
+        seed: int = 0,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._task, self._module, self._trainer = task, module, trainer
+        self._make_data = data
+        self._data: dict[int, FederatedData] = {}
+        self._stages, self._store = tuple(stages), store
+        self._seed, self._hashes = seed, dict(hashes or {})
+        self._model: ResidentModel | None = None
+
+    def answer(self, messages: Sequence[Message]) -> list[Message]:
+        """One reply per request, in order; each request's config says which client is meant."""
+        replies: dict[int, Message] = {}
+        jobs: list[tuple[int, FitJob]] = []
+        for index, message in enumerate(messages):
+            try:
+                self._compare(message)
+                if message.metadata.message_type.startswith("train"):
+                    jobs.append((index, self._job(message)))
+                else:
+                    replies[index] = Message(self._evaluate(message), reply_to=message)
+            except (ValueError, RuntimeError, KeyError, TypeError, Refused) as error:
+                replies[index] = _failure(message, error)
+        for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
+            replies[index] = self._reply(messages[index], job, fit)
+        return [replies[index] for index in range(len(messages))]
+
+    def hello(self, message: Message, client: int) -> Message:
+        """The reply to the query by which the server learns which logical client a node is."""
+        try:
+            self._compare(message)
+        except MismatchError as error:
+            return _failure(message, error)
+        return Message(RecordDict({CONFIG: ConfigRecord({"client": client})}), reply_to=message)
+
+    def _compare(self, message: Message) -> None:
+        config = message.content.config_records[CONFIG]
+        for key, name in ((CODE_HASH, "code"), (CONFIG_HASH, "configuration")):
+            theirs, ours = config.get(key), self._hashes.get(key)
+            if theirs is not None and ours is not None and theirs != ours:
+                raise MismatchError(
+                    f"the server's {name} ({str(theirs)[:12]}) differs from this client's ({ours[:12]}): "
+                    f"install the same version on both, and start the SuperLink from this checkout"
+                )
+
+    def _federated(self, config: ConfigRecord) -> FederatedData:
+        count = _integer(config, NUM_CLIENTS)
+        if count not in self._data:
+            self._data[count] = self._make_data(count)
+        return self._data[count]
+
+    def _job(self, message: Message) -> FitJob:
+        config = message.content.config_records[CONFIG]
+        client = _integer(config, "client")
+        data = self._federated(config)
+        records = message.content.array_records
+        return FitJob(
+            client=client,
+            arrays=unpack_model(records[ARRAYS]),
+            broadcast={
+                name: _flat(record, name) for name, record in records.items() if name != ARRAYS
+            },
+            examples=data.train(client),
+            seed=integer(self._seed, "train", _integer(config, "server-round"), client),
+            state=self._store.load(client, _integer(config, "included")) if self._remembers else {},
+            settings=dict(config),
+        )
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether the trainer keeps state: only then is the disk touched."""
+        return len(self._trainer.sections) > 1
+
+    def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
+        if isinstance(fit, Exception):
+            return _failure(message, fit)
+        config = message.content.config_records[CONFIG]
+        round_number = _integer(config, "server-round")
+        update = Update(
+            fit.sections,
+            float(fit.num_examples),
+            (job.client,),
+            _integer(config, "version"),
+            fit.metrics,
+        )
+        if fit.state:
+            self._store.propose(job.client, _integer(config, "included"), round_number, fit.state)
+        encoded = encode(update, self._stages, config, job.client)
+        return Message(
+            write_update(encoded, client=job.client, round_number=round_number), reply_to=message
+        )
+
+    def _evaluate(self, message: Message) -> RecordDict:
+        config = message.content.config_records[CONFIG]
+        examples = self._federated(config).test(_integer(config, "client"))
+        arrays = unpack_model(message.content.array_records[ARRAYS])
+        metrics: dict[str, float] = {"num_examples": 0.0}
+        if len(examples):
+            model = self._resident(arrays)
+            model.load(arrays)
+            metrics = dict(
+                evaluate(model.module, self._task, examples, device=self._trainer.torch_device)
+            )
+        count = metrics.pop("num_examples")
+        return RecordDict({METRICS: MetricRecord({NUM_EXAMPLES: count, **metrics})})
+
+    def _fit(self, jobs: Sequence[FitJob]) -> Sequence[Fit | Exception]:
+        if not jobs:
+            return []
+        try:
+            model = self._resident(jobs[0].arrays)
+        except (ValueError, RuntimeError) as error:
+            return [error] * len(jobs)
+        return self._trainer.fit(jobs, model, self._task)
+
+    def _resident(self, arrays: Mapping[str, NDArray[np.generic]]) -> ResidentModel:
+        if self._model is None:
+            self._model = ResidentModel(self._module, arrays, self._trainer.torch_device)
+        return self._model
+
+
+def _failure(message: Message, error: Exception) -> Message:
+    log.warning("a %s request failed: %s", message.metadata.message_type, error)
+    reason = f"{type(error).__name__}: {error}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _integer(config: ConfigRecord, key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"the request's {key!r} should be a whole number, not {value!r}")
+    return value
+
+
+def _flat(record: ArrayRecord, name: str) -> NDArray[np.float32]:
+    """The one vector of a record that was broadcast beside the model."""
+    return unpack(record[name], f"vector {name!r}").astype(np.float32, copy=False)

@@ -1,0 +1,136 @@
+"""One torch model that stays in memory and takes the place of many clients in turn.
+
+Its travelling parameters lie in one flat tensor and their gradients in another, so that loading a model, forming an
+update, a proximal term or a control variate is one operation each, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def arrays_of(module: nn.Module) -> dict[str, NDArray[np.generic]]:
+    """The state of a module by name, on the CPU; a tensor that two names share (tied weights) stands once."""
+    seen: set[int] = set()
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            arrays[name] = tensor.detach().cpu().numpy().copy()
+    return arrays
+
+
+def buffers_of(module: nn.Module) -> list[str]:
+    """Names of the module's float buffers: running statistics and the like."""
+    return [name for name, buffer in module.named_buffers() if buffer.is_floating_point()]
+
+
+class ResidentModel:
+    """A module whose travelling state can be swapped in one copy.
+
+    Args:
+        module: the architecture; its float parameters that travel must be float32. It is changed in place.
+        arrays: what the server sends, by name: decides what travels. Every other parameter is frozen.
+        device: where the module lives.
+
+    Attributes:
+        module: the torch module.
+        flat: the travelling parameters, (d,) float32 on the device; `flat.grad` holds their gradients.
+
+    Raises:
+        ValueError: the server sends an array that the module does not have, or that has another shape or dtype.
+    """
+
+    def __init__(self, module: nn.Module, arrays: Arrays, device: str = "cpu") -> None:
+        self.module = module.to(device)
+        parameters = dict(self.module.named_parameters())
+        buffers = dict(self.module.named_buffers())
+        for name, array in arrays.items():
+            tensor = parameters.get(name, buffers.get(name))
+            if tensor is None or tuple(tensor.shape) != array.shape:
+                found = "no such array" if tensor is None else f"shape {tuple(tensor.shape)}"
+                raise ValueError(
+                    f"the server sends {name!r} of shape {array.shape}, this model has {found}: "
+                    f"are both ends configured with the same model?"
+                )
+        self._layout = Layout.of({n: a for n, a in arrays.items() if n in parameters})
+        self._buffers = {n: buffers[n] for n in arrays if n in buffers}
+        self._float_layout = Layout.of(
+            {n: arrays[n] for n, b in self._buffers.items() if b.is_floating_point()}
+        )
+        self._count_layout = Layout.of(
+            {n: arrays[n] for n, b in self._buffers.items() if not b.is_floating_point()}
+        )
+        self.flat = nn.Parameter(torch.empty(self._layout.size, device=device))
+        self.flat.grad = torch.zeros_like(self.flat)
+        self._adopt(parameters)
+        self._sent = np.empty(self._layout.size, np.float32)
+        self._sent_buffers: dict[str, NDArray[np.generic]] = {}
+
+    def _adopt(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Makes every travelling parameter and its gradient a view of the flat tensors, and freezes the others."""
+        bounds = zip(
+            self._layout.names, self._layout.offsets[:-1], self._layout.offsets[1:], strict=True
+        )
+        ranges = {name: slice(begin, end) for name, begin, end in bounds}
+        assert self.flat.grad is not None  # set by the constructor
+        for name, parameter in parameters.items():
+            part = ranges.get(name)
+            if part is None:
+                parameter.requires_grad_(False)
+                continue
+            if parameter.dtype != torch.float32:
+                raise ValueError(
+                    f"parameter {name!r} travels and is {parameter.dtype}: only float32 can be trained"
+                )
+            self.flat.data[part] = parameter.data.reshape(-1)
+            parameter.data = self.flat.data[part].view_as(parameter)
+            parameter.grad = self.flat.grad[part].view_as(parameter)
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes within the flat parameters."""
+        return self._layout
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradients of the travelling parameters, (d,) float32 on the device."""
+        assert self.flat.grad is not None  # set by the constructor, and never replaced
+        return self.flat.grad
+
+    def load(self, arrays: Arrays) -> None:
+        """Takes up the state that the server sent.
+
+        Raises:
+            ValueError: arrays are missing or have other shapes than the first ones had.
+        """
+        for name, view in self._layout.views(self._sent).items():
+            array = arrays.get(name)
+            if array is None or array.shape != view.shape:
+                raise ValueError(f"array {name!r} is missing or has changed its shape")
+            view[...] = array
+        self.flat.data.copy_(torch.from_numpy(self._sent))
+        self._sent_buffers = {name: np.array(arrays[name]) for name in self._buffers}
+        for name, buffer in self._buffers.items():
+            buffer.data.copy_(torch.from_numpy(self._sent_buffers[name]))
+
+    def sections(self) -> dict[str, Section]:
+        """What has changed since `load`: the section of the parameters and those of the buffers, where there are any."""
+        delta = self.flat.detach().cpu().numpy() - self._sent
+        sections = {DELTA: Section(delta, self._layout)}
+        for name, layout in ((BUFFERS, self._float_layout), (COUNTERS, self._count_layout)):
+            if layout.names:
+                sections[name] = Section(layout.flatten(self._changes(layout.names)), layout)
+        return sections
+
+    def _changes(self, names: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+        return {n: self._buffers[n].detach().cpu().numpy() - self._sent_buffers[n] for n in names}

@@ -1,0 +1,91 @@
+"""What a client must remember from round to round, on its own disk.
+
+A proposed state becomes the client's only once the server says that the model holds the update that went with it:
+a lost or refused reply must not leave the client believing in a step that never happened. One safetensors file per
+logical client, replaced atomically.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+log = logging.getLogger(__name__)
+
+State = Mapping[str, NDArray[np.float32]]
+
+
+class ClientStore:
+    """States of logical clients under one folder.
+
+    Args:
+        root: the folder; it is made when the first state is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def load(self, client: int, included: int) -> dict[str, NDArray[np.float32]]:
+        """The client's state as of the last update that the server took.
+
+        Args:
+            client: logical id.
+            included: the last round whose update from this client the model holds; 0 when there is none.
+
+        Returns:
+            Named float32 vectors; empty for a client that has no state yet.
+        """
+        states = self._read(client)
+        state = states.get(included)
+        if state is None:
+            if included:
+                log.warning(
+                    "client %d has no state of round %d (it has %s) and starts afresh",
+                    client,
+                    included,
+                    sorted(states),
+                )
+            return {}
+        return state
+
+    def propose(self, client: int, included: int, round_number: int, state: State) -> None:
+        """Writes the state that holds if the server takes this round's update, beside the one that holds now."""
+        kept = self._read(client).get(included, {})
+        tensors = {f"{included}/{name}": vector for name, vector in kept.items()}
+        tensors |= {f"{round_number}/{name}": vector for name, vector in state.items()}
+        self._root.mkdir(parents=True, exist_ok=True)
+        path = self._path(client)
+        temporary = path.with_suffix(f".{os.getpid()}.part")
+        save_file(tensors, temporary)
+        temporary.replace(path)
+
+    def _read(self, client: int) -> dict[int, dict[str, NDArray[np.float32]]]:
+        """States by the round that they belong to."""
+        path = self._path(client)
+        states: dict[int, dict[str, NDArray[np.float32]]] = {}
+        if not path.exists():
+            return states
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for key in file.keys():  # noqa: SIM118 - the file is no mapping
+                    number, _, name = key.partition("/")
+                    states.setdefault(int(number), {})[name] = file.get_tensor(key)
+        except (SafetensorError, ValueError, OSError) as error:
+            log.warning(
+                "the state of client %d in %s can't be read (%s): it starts afresh",
+                client,
+                path,
+                error,
+            )
+            return {}
+        return states
+
+    def _path(self, client: int) -> Path:
+        return self._root / f"client-{int(client)}.safetensors"

@@ -1,0 +1,7 @@
+"""How a client fits its own data."""
+
+from clients.trainers.proximal import Proximal
+from clients.trainers.scaffold import Scaffold
+from clients.trainers.sgd import SGD, Fit, FitJob, TrainingDivergedError
+
+__all__ = ["SGD", "Fit", "FitJob", "Proximal", "Scaffold", "TrainingDivergedError"]

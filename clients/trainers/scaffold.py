@@ -1,0 +1,62 @@
+"""SCAFFOLD's client half (Karimireddy et al. 2020, "SCAFFOLD", Algorithm 1, option II)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clients.resident import ResidentModel
+from clients.trainers.sgd import SGD, FitJob
+from strategies.update import CONTROL, DELTA, Section
+
+
+@dataclass(frozen=True)
+class Scaffold(SGD):
+    """SGD on g − cᵢ + c; afterwards cᵢ⁺ = cᵢ − c + (x − yᵢ)/(K·η), and Δcᵢ travels beside the update.
+
+    Raises:
+        ValueError: momentum or gradient clipping is set; with either, (x − yᵢ)/(K·η) is no mean gradient.
+    """
+
+    sections: ClassVar[frozenset[str]] = frozenset({DELTA, CONTROL})
+
+    def __post_init__(self) -> None:
+        if self.momentum or self.max_grad_norm is not None:
+            raise ValueError(
+                "client=scaffold needs momentum=0 and max_grad_norm=null: its control variate is a mean gradient"
+            )
+
+    def correction(self, job: FitJob, model: ResidentModel) -> Tensor:
+        """C − cᵢ, (d,)."""
+        difference = _control(job.broadcast, model.layout.size) - _control(
+            job.state, model.layout.size
+        )
+        return torch.from_numpy(difference).to(model.flat.device)
+
+    def correct(
+        self, model: ResidentModel, start: Tensor, correction: Tensor | None, job: FitJob
+    ) -> None:
+        """Adds c − cᵢ."""
+        if correction is not None:
+            model.gradient.add_(correction)
+
+    def conclude(
+        self, job: FitJob, delta: Section, steps: int
+    ) -> tuple[dict[str, Section], dict[str, NDArray[np.float32]]]:
+        """Δcᵢ = −c − Δ/(K·η), and cᵢ⁺ to remember."""
+        size = delta.layout.size
+        change = -_control(job.broadcast, size) - delta.vector / np.float32(steps * self.lr)
+        return {CONTROL: Section(change, delta.layout)}, {
+            CONTROL: _control(job.state, size) + change
+        }
+
+
+def _control(vectors: object, size: int) -> NDArray[np.float32]:
+    """A control variate of this size; zero where there is none yet."""
+    vector = vectors.get(CONTROL) if hasattr(vectors, "get") else None
+    return np.zeros(size, np.float32) if vector is None else vector

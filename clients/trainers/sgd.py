@@ -1,0 +1,182 @@
+"""Local stochastic gradient descent, the client's half of FedAvg (McMahan et al. 2017, Algorithm 1, ClientUpdate)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Lt
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clients.resident import Arrays, ResidentModel
+from clients.tasks import Examples, Task
+from strategies.update import DELTA, Section
+
+Settings = Mapping[str, object]
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss that is not finite."""
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """What one client trains on.
+
+    Attributes:
+        client: logical id.
+        arrays: the model as it was sent.
+        broadcast: vectors that came with it, by section, each (d,) float32.
+        examples: the client's own training data.
+        seed: of shuffling and dropout.
+        state: what the client remembers of earlier rounds.
+        settings: the request's configuration.
+    """
+
+    client: int
+    arrays: Arrays
+    broadcast: Mapping[str, NDArray[np.float32]]
+    examples: Examples
+    seed: int
+    state: Mapping[str, NDArray[np.float32]]
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of it.
+
+    Attributes:
+        sections: the update's sections.
+        num_examples: examples in the client's training data.
+        metrics: `train_loss`, the mean over all batches.
+        state: what the client remembers if the server takes the update.
+    """
+
+    sections: Mapping[str, Section]
+    num_examples: int
+    metrics: Mapping[str, float]
+    state: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Minibatch SGD over a client's own data.
+
+    Attributes:
+        local_epochs: passes over the data, E.
+        batch_size: examples a batch, B (the last batch of an epoch may be smaller).
+        lr: learning rate η.
+        momentum: of the local optimiser, forgotten between rounds.
+        weight_decay: L2 penalty added to the gradient.
+        max_grad_norm: gradients are clipped to this L2 norm (after unscaling, with AMP); None clips nothing.
+        device: `auto` is CUDA where there is one; otherwise a torch device.
+        amp: automatic mixed precision, on CUDA only.
+    """
+
+    local_epochs: Annotated[int, Ge(1)] = 1
+    batch_size: Annotated[int, Ge(1)] = 20
+    lr: Annotated[float, Gt(0)] = 0.05
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    max_grad_norm: Annotated[float, Gt(0)] | None = None
+    device: str = "auto"
+    amp: bool = False
+
+    sections: ClassVar[frozenset[str]] = frozenset({DELTA})
+
+    @property
+    def torch_device(self) -> str:
+        """The device that `auto` stands for here."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def fit(
+        self, jobs: Sequence[FitJob], model: ResidentModel, task: Task
+    ) -> list[Fit | Exception]:
+        """Trains each job in turn on the resident model; one that fails gives its exception, and the next goes on."""
+        results: list[Fit | Exception] = []
+        for job in jobs:
+            try:
+                results.append(self.fit_one(job, model, task))
+            except (RuntimeError, ValueError, ArithmeticError) as error:
+                results.append(error)
+        return results
+
+    def fit_one(self, job: FitJob, model: ResidentModel, task: Task) -> Fit:
+        """Trains one client.
+
+        Raises:
+            TrainingDivergedError: the loss is not finite.
+        """
+        model.load(job.arrays)
+        model.module.train()
+        start = model.flat.detach().clone()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            losses, steps = self._descend(job, model, task, start)
+        sections = model.sections()
+        extra, state = self.conclude(job, sections[DELTA], steps)
+        return Fit(
+            {**sections, **extra},
+            len(job.examples),
+            {"train_loss": math.fsum(losses) / steps},
+            state,
+        )
+
+    def _descend(
+        self, job: FitJob, model: ResidentModel, task: Task, start: Tensor
+    ) -> tuple[list[float], int]:
+        """The local steps; returns each batch's loss and how many there were."""
+        device = model.flat.device
+        amp = self.amp and device.type == "cuda"
+        inputs, targets = job.examples.inputs.to(device), job.examples.targets.to(device)
+        optimizer = torch.optim.SGD(
+            [model.flat], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        scaler = torch.amp.GradScaler(device.type, enabled=amp)
+        correction = self.correction(job, model)
+        losses: list[Tensor] = []
+        for _ in range(self.local_epochs):
+            for batch in torch.randperm(len(targets)).to(device).split(self.batch_size):
+                model.gradient.zero_()
+                with torch.autocast(device.type, enabled=amp):
+                    loss = task.loss(model.module(inputs[batch]), targets[batch])
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.unscale_(optimizer)  # clipping and corrections need true gradients
+                self.correct(model, start, correction, job)
+                if self.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_([model.flat], self.max_grad_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                losses.append(loss.detach())
+        # One transfer at the end: reading each batch's loss would wait for a GPU at every step.
+        values = torch.stack(losses).tolist()
+        if not all(map(math.isfinite, values)):
+            step = next(index for index, value in enumerate(values, 1) if not math.isfinite(value))
+            raise TrainingDivergedError(
+                f"the loss of client {job.client} is {values[step - 1]} at local step {step}: lower client.lr"
+                f" (now {self.lr:g}) or set client.max_grad_norm"
+            )
+        return values, len(values)
+
+    def correction(self, job: FitJob, model: ResidentModel) -> Tensor | None:
+        """A constant (d,) term of the gradient, or None."""
+        return None
+
+    def correct(
+        self, model: ResidentModel, start: Tensor, correction: Tensor | None, job: FitJob
+    ) -> None:
+        """Changes the gradient in place before a step; `start` is the model as it was sent, (d,)."""
+
+    def conclude(
+        self, job: FitJob, delta: Section, steps: int
+    ) -> tuple[dict[str, Section], dict[str, NDArray[np.float32]]]:
+        """Further sections of the update, and the state to remember."""
+        return {}, {}

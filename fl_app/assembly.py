@@ -1,0 +1,140 @@
+"""From a configuration to objects: the one place that knows which class of one room meets which of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from torch import nn
+
+from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
+from clients.resident import ResidentModel, arrays_of, buffers_of
+from clients.store import ClientStore
+from clients.tasks import FederatedData, Task, evaluate
+from clients.trainers import SGD
+from fl_app.targets import build
+from fl_app.identity import code_hash
+from fl_app.schema import Config
+from strategies.admission import Admission
+from strategies.collectors import Plain
+from strategies.pipeline import Pipeline
+from strategies.protocols import Stage
+from strategies.seeds import integer
+from strategies.strategy import PipelineStrategy
+from strategies.wire import pack_model, unpack_model
+
+
+class Assembly:
+    """The objects of one run, each made when it is first asked for.
+
+    Args:
+        config: a composed configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.task: Task = build(config.task)
+        self.trainer: SGD = build(config.client)
+        self._data: dict[int, FederatedData] = {}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What both ends must share."""
+        return {CODE_HASH: code_hash(), CONFIG_HASH: self.config.identity_hash()}
+
+    def data(self, num_clients: int) -> FederatedData:
+        """The task's training data cut among this many clients."""
+        if num_clients not in self._data:
+            self._data[num_clients] = build(
+                self.config.task.federation,
+                task=self.task,
+                num_clients=num_clients,
+                seed=self.config.seed,
+            )
+        return self._data[num_clients]
+
+    def module(self) -> nn.Module:
+        """The network with its initial weights: the same wherever the run's seed is the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(self.config.seed, "model"))
+            module: nn.Module = build(
+                self.config.model,
+                input_shape=self.task.input_shape,
+                num_classes=self.task.num_classes,
+            )
+        return module
+
+    def stages(self) -> list[Stage]:
+        """The transformations of an update, in the order in which clients apply them."""
+        return [] if self.config.clip is None else [build(self.config.clip)]
+
+    def client(self, state_dir: Path) -> Client:
+        """The client half; `state_dir` is where logical clients remember what they must."""
+        return Client(
+            self.task,
+            self.module(),
+            self.data,
+            self.trainer,
+            stages=self.stages(),
+            store=ClientStore(state_dir),
+            seed=self.config.seed,
+            hashes=self.hashes,
+        )
+
+    def strategy(self, num_clients: int) -> PipelineStrategy:
+        """The server half.
+
+        Raises:
+            ContractError: parts of the pipeline may not be composed.
+        """
+        config = self.config
+        pipeline = Pipeline(
+            collector=Plain(),
+            stages=self.stages(),
+            combiner=build(config.combiner),
+            optimizer=build(config.server, population=num_clients),
+            sampler=build(config.sampler, population=num_clients),
+            admission=Admission(**config.admission.model_dump()),
+            client_sections=self.trainer.sections,
+            train_config={**self.hashes, NUM_CLIENTS: num_clients},
+        )
+        return PipelineStrategy(
+            pipeline,
+            seed=config.seed,
+            min_clients=num_clients,
+            population=num_clients,
+            travel=config.travel,
+            buffers=buffers_of(self.module()),
+            federated_every=config.evaluate.federated_every,
+            evaluate_every=config.evaluate.every,
+            hello=self.hashes,
+        )
+
+    def initial_arrays(self) -> ArrayRecord:
+        """The whole initial model."""
+        return pack_model(arrays_of(self.module()))
+
+    def evaluator(self) -> Callable[[int, ArrayRecord], MetricRecord]:
+        """Central evaluation on the task's test set; holds one model for all rounds."""
+        examples, device = self.task.test(), self.trainer.torch_device
+        model: ResidentModel | None = None
+
+        def evaluate_model(round_number: int, arrays: ArrayRecord) -> MetricRecord:
+            nonlocal model
+            named = unpack_model(arrays)
+            model = model or ResidentModel(self.module(), named, device)
+            model.load(named)
+            found: Mapping[str, float] = evaluate(
+                model.module,
+                self.task,
+                examples,
+                device=device,
+                batch_size=self.config.evaluate.batch_size,
+            )
+            return MetricRecord(
+                {name: value for name, value in found.items() if name != "num_examples"}
+            )
+
+        return evaluate_model

@@ -1,0 +1,56 @@
+"""Flower's entry point on a client: composes the configuration, then calls the client."""
+
+from fl_app.flower.bundle import LAUNCH_DIRECTORY  # isort: skip  - first: it decides which code is imported
+
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fl_app.assembly import Assembly
+from clients.client import Client
+from fl_app.compose import compose, parse_overrides
+from fl_app.run import client_state_dir
+
+app = ClientApp()
+"""Named by pyproject.toml."""
+
+
+@lru_cache(maxsize=1)
+def _client(overrides: str) -> Client:
+    """One client a process: its model stays resident from message to message."""
+    config = compose(parse_overrides(overrides))
+    return Assembly(config).client(client_state_dir(config))
+
+
+def _ours(context: Context) -> Client:
+    return _client(str(context.run_config["overrides"]))
+
+
+def _logical(context: Context) -> int:
+    """The logical client that this node is: `partition-id` of its node config, as Flower's simulation sets it."""
+    value = context.node_config.get("partition-id")
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"this SuperNode's partition-id is {value!r}: start it with --node-config 'partition-id=0' (1, 2, …)"
+        )
+    return value
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Fits the node's own data."""
+    return _ours(context).answer([message])[0]
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measures the model on the node's own test part."""
+    return _ours(context).answer([message])[0]
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Gives the node's logical id."""
+    return _ours(context).hello(message, _logical(context))

@@ -1,0 +1,102 @@
+"""A run's folder: who may work in it, what an earlier process left there, and what this one leaves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import yaml
+from filelock import FileLock, Timeout
+
+from fl_app.faults import ConfigError, Fault
+from fl_app.schema import Config
+from fl_app.services.checkpoint import Checkpoints
+from fl_app.services.files import write_atomically
+from fl_app.services.summary import NAME, read_summary
+from strategies.state import State
+
+
+class RunFolder:
+    """`<output_dir>/<run_name>`.
+
+    Args:
+        config: of the run that wants to work here.
+
+    Attributes:
+        path: absolute.
+        summary: path of summary.json.
+        checkpoints: folder and files of the run's checkpoints.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.path = config.run_dir
+        self.summary = self.path / NAME
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
+
+    @contextmanager
+    def opened(self) -> Iterator[State | None]:
+        """The folder for this process alone, with the state to go on from; None to begin.
+
+        Raises:
+            ConfigError: the folder can't be made, another process works in it, it holds another configuration's run,
+                or there is nothing to resume where `resume=must`.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise self._refused(
+                "run_name", "another process is running there; wait for it, or name another run"
+            ) from None
+        except OSError as error:
+            raise self._refused("output_dir", f"it can't be written ({error.strerror})") from error
+        try:
+            state = self._earlier()
+            if state is None:
+                write_atomically(self.path / "config.yaml", self._config.to_yaml().encode())
+            yield state
+        finally:
+            lock.release()
+
+    def is_complete(self) -> bool:
+        """Whether the run has every round that is asked for."""
+        summary = read_summary(self.summary) or {}
+        done = summary.get("rounds_completed")
+        return (
+            summary.get("status") == "completed"
+            and isinstance(done, int)
+            and done >= self._config.rounds
+        )
+
+    def _earlier(self) -> State | None:
+        if self._config.resume == "never":
+            for name in ("checkpoints", "clients"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            self.summary.unlink(missing_ok=True)
+            return None
+        summary = read_summary(self.summary)
+        if summary is not None and summary.get("config_hash") != self._config.identity_hash():
+            raise self._refused(
+                "run_name", f"it holds a run of another configuration:{self._difference()}"
+            )
+        state = self.checkpoints.newest()
+        if state is None and self._config.resume == "must":
+            raise self._refused("resume", "there is no whole checkpoint to resume from")
+        return state
+
+    def _difference(self) -> str:
+        try:
+            lines = self._config.difference(yaml.safe_load((self.path / "config.yaml").read_text()))
+        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            lines = [f"its config.yaml can't be read ({error})"]
+        told = (
+            "".join(f"\n      {line}" for line in lines)
+            or "\n      (an earlier version of Trellis)"
+        )
+        return f"{told}\n    name another run_name, or start it anew with resume=never"
+
+    def _refused(self, path: str, reason: str) -> ConfigError:
+        return ConfigError([Fault(path, f"{self.path}: {reason}")])

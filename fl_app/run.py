@@ -1,0 +1,265 @@
+"""One run from beginning to end, on any grid: assemble, resume, train, conclude.
+
+Whatever happens, the run's folder ends with a summary that says so. Back ends differ only in the grid they bring.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.serverapp import Grid
+from safetensors.numpy import save
+
+from fl_app.assembly import Assembly
+from fl_app.cli.console import Console
+from fl_app.engine import DeviceModel, EngineGrid, InProcessPool, ProcessPool, resolve_workers
+from fl_app.faults import ConfigError, Fault
+from fl_app.folder import RunFolder
+from fl_app.schema import DEFAULT_NUM_CLIENTS, Config
+from fl_app.services.curves import draw_curves
+from fl_app.services.files import write_atomically
+from fl_app.services.guard import divergence_guard
+from fl_app.services.logs import log_to
+from fl_app.services.memory import PeakMemory
+from fl_app.services.summary import Row, Summary
+from strategies.contract import ContractError
+from strategies.state import State, mapping_in
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted"
+OpenGrid = Callable[[Assembly, int, float], AbstractContextManager[Grid]]
+"""Opens a grid for an assembly, a number of clients and the virtual time to begin at."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        status: as in the summary.
+        reason: why, where it did not complete.
+        summary_path: absolute.
+    """
+
+    status: Literal["completed", "failed", "stopped"]
+    reason: str
+    summary_path: Path
+
+    @property
+    def exit_code(self) -> int:
+        """0 done; 1 failed, or stopped by the user; 3 stopped by a guard."""
+        return {"completed": 0, "failed": 1, "stopped": 1 if self.reason == INTERRUPTED else 3}[
+            self.status
+        ]
+
+
+def run_engine(config: Config, console: Console) -> RunResult:
+    """Runs on the in-process engine.
+
+    Raises:
+        ConfigError: parts may not be composed, or the run's folder is not free for this run.
+    """
+    num_clients = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
+    return _run(config, num_clients, console, _engine_grid, virtual=True)
+
+
+def serve(config: Config, grid: Grid, console: Console) -> RunResult:
+    """Runs on a grid of Flower's, from within a ServerApp.
+
+    Raises:
+        ConfigError: as `run_engine`.
+    """
+    num_clients = _count_nodes(grid) if config.num_clients == "auto" else config.num_clients
+    return _run(config, num_clients, console, lambda *_: nullcontext(grid), virtual=False)
+
+
+def client_state_dir(config: Config) -> Path:
+    """Where logical clients keep what they must remember."""
+    return config.run_dir / "clients"
+
+
+def _run(
+    config: Config, num_clients: int, console: Console, open_grid: OpenGrid, *, virtual: bool
+) -> RunResult:
+    folder = RunFolder(config)
+    with folder.opened() as earlier:
+        if earlier is not None and folder.is_complete():
+            console.note(
+                f"this run has its {config.rounds} rounds: more rounds= go on, resume=never starts anew"
+            )
+            result = RunResult("completed", "", folder.summary)
+        else:
+            with log_to(folder.path / "run.log", console.note), PeakMemory() as memory:
+                result = _Run(
+                    config, num_clients, console, folder, memory, virtual=virtual
+                ).conduct(open_grid, earlier)
+    console.end(result)
+    return result
+
+
+class _Run:
+    """What a run holds while it goes on."""
+
+    def __init__(
+        self,
+        config: Config,
+        num_clients: int,
+        console: Console,
+        folder: RunFolder,
+        memory: PeakMemory,
+        *,
+        virtual: bool,
+    ) -> None:
+        self.config, self.num_clients, self.console, self.folder = (
+            config,
+            num_clients,
+            console,
+            folder,
+        )
+        self.assembly = Assembly(config)
+        try:
+            self.strategy = self.assembly.strategy(num_clients)
+        except ContractError as error:
+            raise ConfigError([Fault(error.second, str(error))]) from error
+        header = {
+            "run_id": uuid.uuid4().hex[:12],
+            "strategy": config.strategy,
+            "task": config.task.name,
+            "seed": config.seed,
+            "config_hash": config.identity_hash(),
+            "num_clients": num_clients,
+        }
+        admission = self.strategy.pipeline.admission
+        self.summary = Summary(
+            folder.summary, header, admission, memory.sample, virtual, on_row=self._show
+        )
+        folder.checkpoints.state = self.state_dict
+        self.strategy.hooks += [self.summary, folder.checkpoints, divergence_guard]
+
+    def conduct(self, open_grid: OpenGrid, earlier: State | None) -> RunResult:
+        """Trains until the last round, a guard's or the user's word, or a failure, and writes down which it was."""
+        if earlier is not None:
+            self.load_state_dict(earlier)
+        status: Literal["completed", "failed", "stopped"] = "completed"
+        reason = ""
+        try:
+            self._announce(earlier is not None)
+            self.summary.write("running", "")
+            begin = self.summary.history[-1]["virtual_seconds"] if self.summary.history else 0.0
+            with open_grid(self.assembly, self.num_clients, begin or 0.0) as grid:
+                self._train(grid)
+            if self.strategy.stopped is not None:
+                status, reason = "stopped", self.strategy.stopped.reason
+        except KeyboardInterrupt:
+            status, reason = "stopped", INTERRUPTED
+        except Exception as error:  # whatever it is, the summary says that the run failed, and why
+            log.exception("the run failed")
+            status, reason = "failed", f"{type(error).__name__}: {error}"
+        self._leave()
+        self.summary.write(status, reason)
+        return RunResult(status, reason, self.folder.summary)
+
+    def state_dict(self) -> State:
+        """What a checkpoint holds: the strategy's state, and the record so far."""
+        return {
+            "strategy": self.strategy.state_dict(),
+            "run_id": str(self.summary.header["run_id"]),
+            "history": json.dumps(self.summary.history, allow_nan=False),
+            "wall_seconds": self.summary.wall_seconds,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on where a checkpoint was written."""
+        self.strategy.load_state_dict(mapping_in(state, "strategy"))
+        history: list[Row] = json.loads(str(state["history"]))
+        self.summary.history = history
+        self.summary.earlier_seconds = float(str(state["wall_seconds"]))
+        self.summary.header = {**self.summary.header, "run_id": str(state["run_id"])}
+
+    def _train(self, grid: Grid) -> None:
+        config = self.config
+        evaluate = self.assembly.evaluator() if config.evaluate.every else None
+        arrays = self.assembly.initial_arrays()
+        self.strategy.start(
+            grid,
+            arrays,
+            num_rounds=config.rounds,
+            timeout=config.round_timeout,
+            evaluate_fn=evaluate,
+        )
+
+    def _announce(self, resumed: bool) -> None:
+        config, data = self.config, self.assembly.data(self.num_clients)
+        facts: dict[str, Any] = {
+            "task": f"{config.task.name}, {data.sizes.sum():,} training examples",
+            "clients": self.num_clients,
+            "partition": config.task.federation.arguments.get("partition", "the task's own"),
+            "model": config.model.name,
+            "folder": self.folder.path,
+        }
+        self.console.begin(config.strategy, config.rounds, facts)
+        if resumed:
+            self.console.note(f"goes on after round {len(self.summary.history)}")
+        data.plot(self.folder.path / "partition.png")
+
+    def _show(self, row: Row) -> None:
+        self.console.round(row, self.config.rounds)
+
+    def _leave(self) -> None:
+        """The model and the picture, as far as the run got."""
+        if self.strategy.model is not None:
+            tensors = self.strategy.model.arrays()
+            write_atomically(self.folder.path / "model.safetensors", save(tensors))
+        if self.summary.history:
+            title = f"{self.config.strategy} on {self.config.task.name}, {self.num_clients} clients"
+            draw_curves(self.summary.history, self.folder.path / "curves.png", title)
+
+
+@contextmanager
+def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[Grid]:
+    """The engine's grid with its pool of workers, ended with the context."""
+    config = assembly.config
+    data = assembly.data(num_clients)
+    epochs = getattr(assembly.trainer, "local_epochs", 1)
+    devices = DeviceModel(**config.runtime.devices.model_dump(), dropout=config.runtime.dropout)
+    workers = resolve_workers(config.runtime.workers)
+
+    def factory() -> Any:
+        return assembly.client(client_state_dir(config)).answer
+
+    with InProcessPool(factory) if workers == 1 else ProcessPool(factory, workers) as pool:
+        yield EngineGrid(
+            pool,
+            num_clients=num_clients,
+            devices=devices,
+            seed=config.seed,
+            work=lambda client: float(data.sizes[client]) * epochs,
+            start=begin,
+        )
+
+
+def _count_nodes(grid: Grid, settle: float = 2.0, patience: float = 300.0) -> int:
+    """How many nodes there are, once the number has not changed for `settle` seconds.
+
+    Raises:
+        TimeoutError: there is none after `patience` seconds.
+    """
+    began = changed = time.monotonic()
+    count = 0
+    while count == 0 or time.monotonic() - changed < settle:
+        if time.monotonic() - began > patience:
+            raise TimeoutError(f"no SuperNode came within {patience:g} s")
+        found = len(list(grid.get_node_ids()))
+        if found != count:
+            count, changed = found, time.monotonic()
+        time.sleep(0.2)
+    return count

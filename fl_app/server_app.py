@@ -1,0 +1,29 @@
+"""Flower's entry point on the server: composes the configuration, then runs."""
+
+from fl_app.flower.bundle import LAUNCH_DIRECTORY  # isort: skip  - first: it decides which code is imported
+
+import sys
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fl_app.cli.console import PlainConsole
+from fl_app.compose import compose, parse_overrides
+from fl_app.faults import ConfigError
+from fl_app.run import serve
+
+app = ServerApp()
+"""Named by pyproject.toml."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs what the run-config's `overrides` say; a failure is raised, so that Flower knows of it."""
+    try:
+        config = compose(parse_overrides(str(context.run_config["overrides"])))
+        result = serve(config, grid, PlainConsole(sys.stdout))
+    except ConfigError as error:
+        print(error, flush=True)
+        raise
+    if result.status == "failed":
+        raise RuntimeError(result.reason)
