@@ -1,0 +1,63 @@
+"""``python -m fl_app.flower``: one run on Flower, from SuperLink to summary.
+
+What `make run` and `make demo-deployment` call. `trellis run backend=flower` does the same from
+the command line of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from fl_app.flower.launch import BUNDLE
+from fl_app.flower.link import Deployment, SuperLink
+from fl_app.flower.processes import FlowerError
+from fl_app.flower.stream import run_command
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the app of this checkout on Flower.
+
+    Args:
+        arguments: command line without the program's name.
+
+    Returns:
+        0 completed, 1 failed, 2 Flower could not be started, 3 stopped.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fl_app.flower", description="Run the app on Flower and end Flower with it."
+    )
+    parser.add_argument("--supernodes", type=int, default=10, help="how many (default: 10)")
+    parser.add_argument(
+        "--deployment",
+        action="store_true",
+        help="a flower-superlink and real flower-supernode processes instead of the simulation",
+    )
+    parser.add_argument("overrides", nargs="*", help="such as strategy=fedadam rounds=5")
+    chosen = parser.parse_args(arguments)
+
+    simulated = None if chosen.deployment else chosen.supernodes
+    link = (
+        Deployment(BUNDLE, num_supernodes=chosen.supernodes)
+        if chosen.deployment
+        else SuperLink(BUNDLE, simulation=True)
+    )
+    try:
+        with link:
+            _print(f"$ {shlex.join(run_command(chosen.overrides, simulated))}")
+            return link.run(chosen.overrides, echo=_print, num_supernodes=simulated)
+    except FlowerError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 3
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
