@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from fl_app.flower.launch import BUNDLE
+from fl_app.flower.bundle import BUNDLE
 from fl_app.flower.link import Deployment, SuperLink
 from fl_app.flower.processes import FlowerError
 from fl_app.flower.stream import run_command
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: command line without the program's name.
 
     Returns:
-        0 completed, 1 failed, 2 Flower could not be started, 3 stopped.
+        0 completed; 1 failed, stopped by the user, or Flower did not start; 3 stopped by a guard.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fl_app.flower", description="Run the app on Flower and end Flower with it."
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str]) -> int:
             return link.run(chosen.overrides, echo=_print, num_supernodes=simulated)
     except FlowerError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 1
     except KeyboardInterrupt:
-        return 3
+        return 1
 
 
 def _print(line: str) -> None:

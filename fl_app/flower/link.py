@@ -102,19 +102,21 @@ class SuperLink:
             num_supernodes: number of simulated SuperNodes; ``None`` leaves it to Flower.
 
         Returns:
-            Exit code by the status in the run's summary.json: 0 completed, 1 failed, 3 stopped.
-            A run that leaves no summary has failed, whatever Flower makes of it.
+            Exit code by the run's summary.json: 0 completed; 1 failed, or stopped by the user; 3
+            stopped by a guard. A run that leaves none has failed, whatever Flower makes of it.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, and the app did not end by itself when it was asked to.
         """
         command = run_command(overrides, num_supernodes)
         transcript = Transcript(echo)
+        interrupted = False
         with self._program(command, self.home, self.project) as program:
             try:
                 _follow(program, transcript)
             except KeyboardInterrupt:
-                echo("Stopping.")
+                interrupted = True
+                echo("stopping")
                 (self.home / STOP).touch()
                 _follow(program, transcript, seconds=_STOP)
                 if transcript.summary is None:
@@ -122,7 +124,7 @@ class SuperLink:
         code = transcript.exit_code()
         if code is None:
             self._explain(transcript, echo)
-        if code in (None, 1):
+        if code in (None, 1) and not interrupted:
             self._keep_logs(echo)
         return 1 if code is None else code
 
@@ -259,7 +261,7 @@ def run_flower(
         echo: receives every line that the app prints.
 
     Returns:
-        0 completed, 1 failed, 3 stopped.
+        0 completed; 1 failed, or stopped by the user; 3 stopped by a guard.
 
     Raises:
         FlowerError: there is no app in ``project``, or Flower did not start.

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fl_app.flower import launch, tether
+from fl_app.flower import bundle, tether
 
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _LOG_TAIL = 20
@@ -39,7 +39,7 @@ def environment(home: Path) -> dict[str, str]:
         that a task or model of the user's own is found there.
     """
     env = dict(os.environ)
-    env[launch.STOP_FILE] = str(home / STOP)
+    env[bundle.STOP_FILE] = str(home / STOP)
     env.update(
         FLWR_HOME=str(home),
         FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",

@@ -19,9 +19,6 @@ _CHATTER = re.compile(
 )
 _RUN_ID = re.compile(r"Successfully started run (\d+)")
 
-EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 3}
-"""Exit code of a run by the ``status`` in its summary.json."""
-
 
 def run_config(overrides: Sequence[str]) -> str:
     r"""Write overrides as the one ``key="value"`` pair that ``flwr run --run-config`` takes.
@@ -90,8 +87,14 @@ class Transcript:
         self._echo(line)
 
     def exit_code(self) -> int | None:
-        """Exit code by the run's own summary.json; ``None`` where there is none to be read."""
+        """Exit code by the run's own summary.json; ``None`` where there is none to be read.
+
+        0 completed; 3 stopped by a guard; 1 failed, or stopped by the user.
+        """
         if self.summary is None or not self.summary.is_file():
             return None
-        status = json.loads(self.summary.read_text(encoding="utf-8"))["status"]
-        return EXIT_CODES.get(status, 1)
+        summary = json.loads(self.summary.read_text(encoding="utf-8"))
+        if summary["status"] == "completed":
+            return 0
+        by_guard = summary["status"] == "stopped" and summary["reason"] != "interrupted"
+        return 3 if by_guard else 1
