@@ -1,0 +1,1 @@
+"""The command line: `trellis run`, `trellis list`."""

@@ -1,0 +1,113 @@
+"""`trellis run`: composes the configuration, and hands it to a back end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl_app.cli.main import DONE, FAILED, Parser
+
+if TYPE_CHECKING:
+    from fl_app.schema import Config
+
+_EXAMPLES = """examples:
+  trellis run
+      FedAvg on real MNIST images, 10 clients with Dirichlet(0.5) label skew
+  trellis run strategy=fedadam task.partition=iid num_clients=50 rounds=20 seed=3
+      another strategy, other data, other numbers
+  trellis run strategy=fedadam server=yogi
+      a part that is named wins over the strategy's
+  trellis run experiment=quickstart output_dir=/tmp/runs run_name=first
+      a whole setting by its name (trellis list experiments)
+  trellis run backend=flower rounds=3
+      on Flower's own simulation
+  trellis run task._target_=my_module.MyTask
+      a class of your own, from the working directory or PYTHONPATH
+  trellis run strategy=scaffold --dry-run
+      shows the resolved configuration and runs nothing
+
+The same command again takes up a run that was stopped (resume=auto | never | must). Ctrl-C stops one.
+The last line printed is the path of summary.json.
+
+exit codes: 0 done; 1 the run failed or was stopped; 2 the configuration is wrong; 3 a guard stopped the run
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one training and returns its exit code.
+
+    Raises:
+        ConfigError: the configuration is refused.
+    """
+    parser = Parser(
+        "trellis run",
+        usage="trellis run [-h] [--dry-run] [KEY=VALUE …]",
+        description="Runs one federated training. Overrides are Hydra's: group=choice, key=value.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="`trellis list` shows the choices"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration as YAML"
+    )
+    options = parser.read(arguments)
+    return run(options.overrides, dry_run=options.dry_run)
+
+
+def run(overrides: Sequence[str], *, dry_run: bool = False) -> int:
+    """Composes, and runs unless it is a dry run.
+
+    Args:
+        overrides: in Hydra's syntax.
+        dry_run: only print what would run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: the configuration is refused.
+    """
+    # Classes of the user's own may lie where the command is called; last, so that they shadow nothing.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    from fl_app.compose import compose
+
+    config = compose(overrides)
+    if dry_run:
+        print(config.to_yaml(), end="")
+        return DONE
+    return _on_flower(config, overrides) if config.backend == "flower" else _on_engine(config)
+
+
+def _on_engine(config: Config) -> int:
+    from fl_app.cli.console import open_console
+    from fl_app.run import run_engine
+
+    with open_console() as console:
+        return run_engine(config, console).exit_code
+
+
+def _on_flower(config: Config, overrides: Sequence[str]) -> int:
+    from fl_app.compose import override
+    from fl_app.flower import FlowerError, run_flower
+    from fl_app.schema import DEFAULT_NUM_CLIENTS
+
+    # The run's processes have working directories of their own.
+    output_dir = override("output_dir", str(config.output_dir.expanduser().resolve()))
+    nodes = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
+    project = Path(__file__).resolve().parents[2]
+    try:
+        return run_flower(
+            [*overrides, output_dir], num_supernodes=nodes, project=project, echo=_echo
+        )
+    except FlowerError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+
+
+def _echo(line: str) -> None:
+    print(line, flush=True)

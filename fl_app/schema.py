@@ -1,0 +1,287 @@
+"""The configuration of a run: what there is to set, within which ranges, and which of it makes a run another run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen, doc
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from fl_app.faults import shown
+
+DEFAULT_NUM_CLIENTS = 10
+"""Clients when `num_clients` is auto and no nodes are there to be counted."""
+
+_BESIDE_IDENTITY = (
+    "rounds",
+    "output_dir",
+    "resume",
+    "run_name",
+    "backend",
+    "experiment",
+    "runtime.workers",
+)
+
+Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+FolderName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._=+-]{0,199}$"),
+    doc("a folder's name of letters, digits and . _ = + -, at most 200 of them"),
+]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the configuration needs to know of a part that a `_target_` names.
+
+    Attributes:
+        base: dotted name of the class that the target must be a subclass of; None where any class will do.
+        needs: methods that the class must have.
+        offered: constructor parameters that the application fills in, and a user therefore can't set.
+        beside: dotted name of a class whose own settings stand among the part's; None where there is none.
+        beside_offered: what the application fills in of that class's parameters.
+    """
+
+    base: str | None = None
+    needs: tuple[str, ...] = ()
+    offered: frozenset[str] = frozenset()
+    beside: str | None = None
+    beside_offered: frozenset[str] = frozenset()
+
+
+class TargetNode(_Settings):
+    """A part of the run: a class and what its constructor is given.
+
+    Attributes:
+        target: dotted name of the class.
+        arguments: its settings in plain JSON types, defaults included; another node where a part holds a part.
+        name: the choice that was made in the part's group; the class's name where a class was named instead.
+        path: where the node stands in the configuration.
+    """
+
+    target: str
+    arguments: dict[str, Any]
+    name: str
+    path: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The node as it would stand in YAML: `_target_` and the settings beside it."""
+        return {"_target_": self.target} | {
+            key: _plain(value) for key, value in self.arguments.items()
+        }
+
+
+class TaskNode(TargetNode):
+    """The task, and how its training data are cut among the clients.
+
+    Attributes:
+        federation: the cut, a node of its own (`clients.tasks.FederatedData`).
+    """
+
+    federation: TargetNode
+
+    def to_dict(self) -> dict[str, Any]:
+        """As one mapping, as in YAML."""
+        cut = self.federation.to_dict()
+        return super().to_dict() | {key: value for key, value in cut.items() if key != "_target_"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TargetNode):
+        return value.to_dict()
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class Evaluation(_Settings):
+    """When the model is measured.
+
+    Attributes:
+        every: centrally, every so many rounds and after the last; 0 for never.
+        federated_every: on the clients' own test parts, every so many rounds; 0 for never.
+        batch_size: examples at a time.
+    """
+
+    every: Annotated[int, Ge(0)] = 1
+    federated_every: Annotated[int, Ge(0)] = 0
+    batch_size: Count = 512
+
+
+class Admission(_Settings):
+    """Which updates are let in, and what becomes of a round with too few of them.
+
+    Attributes:
+        max_examples: the most that one client may claim; more is refused.
+        quorum: good updates that make a round.
+        on_shortfall: `repeat` the round with another cohort, or `skip` it and keep the model.
+        max_attempts: at one round, before the run fails.
+    """
+
+    max_examples: Count = 1_000_000
+    quorum: Count = 1
+    on_shortfall: Literal["repeat", "skip"] = "repeat"
+    max_attempts: Count = 3
+
+
+class Runtime(_Settings):
+    """The machine that runs it, and the devices that it plays.
+
+    Attributes:
+        workers: processes that train clients; auto for one a CPU. The result is the same for any number.
+        dropout: probability, per client and round, that the client is gone at a uniformly drawn phase.
+        devices: how fast they are, in virtual seconds (`fl_app.engine.DeviceModel`, which is given `dropout` too).
+    """
+
+    workers: Count | Literal["auto"] = "auto"
+    dropout: Fraction = 0.0
+    devices: Annotated[TargetNode, Part(needs=("duration",), offered=frozenset({"dropout"}))]
+
+
+class Config(_Settings):
+    """All that a run is told. Immutable; `fl_app.compose.compose` makes it.
+
+    Attributes:
+        strategy: the preset that chose the parts.
+        experiment: the preset over that, None where there is none.
+        task: data, loss and metrics, and their cut among clients.
+        model: the network.
+        client: the local trainer.
+        clip: the clipping of updates, None where they go as they are.
+        combiner: the rule that makes one update of many.
+        server: the server's optimiser.
+        sampler: who is asked.
+        runtime: the machine and the devices.
+        travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
+        num_clients: auto for as many as there are nodes.
+        rounds: model versions to reach.
+        seed: of all draws that no privacy rests on.
+        output_dir: holds a folder for each run.
+        run_name: the folder; auto for one that tells strategy, task, seed and configuration.
+        resume: `auto` where there is something to resume, `never` to begin anew, `must` to refuse to begin anew.
+        backend: the in-process engine, or Flower's simulation.
+        round_timeout: seconds that a round waits for replies (virtual ones on the engine).
+        evaluate: when the model is measured.
+        admission: which updates are let in.
+    """
+
+    strategy: str
+    experiment: str | None = None
+    task: Annotated[
+        TaskNode,
+        Part(
+            base="clients.tasks.Task",
+            beside="clients.tasks.FederatedData",
+            beside_offered=frozenset({"task", "num_clients", "seed"}),
+        ),
+    ]
+    model: Annotated[
+        TargetNode,
+        Part(base="torch.nn.Module", offered=frozenset({"input_shape", "num_classes"})),
+    ]
+    client: Annotated[TargetNode, Part(needs=("fit",))]
+    clip: Annotated[TargetNode | None, Part(needs=("encode", "decode"))] = None
+    combiner: Annotated[TargetNode, Part(needs=("begin",))]
+    server: Annotated[TargetNode, Part(needs=("begin", "step"), offered=frozenset({"population"}))]
+    sampler: Annotated[TargetNode, Part(needs=("draw",), offered=frozenset({"population"}))]
+    runtime: Runtime
+    travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
+    num_clients: Count | Literal["auto"] = "auto"
+    rounds: Count = 10
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
+    output_dir: Path = Path("runs")
+    run_name: FolderName = "auto"
+    resume: Literal["auto", "never", "must"] = "auto"
+    backend: Literal["engine", "flower"] = "engine"
+    round_timeout: Positive = 3600.0
+    evaluate: Evaluation = Evaluation()
+    admission: Admission = Admission()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration in plain JSON types, keys in the order of the schema."""
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML, keys in the order of the schema."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run: dotted paths to plain values, without where and for how long it runs."""
+        return _identity(self.to_dict())
+
+    def identity_hash(self) -> str:
+        """SHA-256, in hex, over the canonical JSON of the identity: keys sorted, floats by their shortest repr."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def difference(self, other: Config | Mapping[str, Any]) -> list[str]:
+        """What another configuration has otherwise, of all that belongs to the identity.
+
+        Args:
+            other: a configuration, or what `to_dict` or `to_yaml` gave of one.
+
+        Returns:
+            Lines `path: mine → theirs`, sorted by path; none when the two describe the same run.
+        """
+        mine = self.identity()
+        theirs = other.identity() if isinstance(other, Config) else _identity(other)
+        paths = sorted(mine.keys() | theirs.keys())
+        return [
+            f"{path}: {_said(mine, path)} → {_said(theirs, path)}"
+            for path in paths
+            if path not in mine or path not in theirs or _differ(mine[path], theirs[path])
+        ]
+
+    @property
+    def folder_name(self) -> str:
+        """`run_name`, with auto written out as `<strategy>-<task>-s<seed>-<hash8>`."""
+        if self.run_name != "auto":
+            return self.run_name
+        return f"{self.strategy}-{self.task.name}-s{self.seed}-{self.identity_hash()[:8]}"
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's own folder, absolute; a relative `output_dir` counts from the working directory."""
+        return self.output_dir.expanduser().resolve() / self.folder_name
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        path: value
+        for path, value in _flat(config, "").items()
+        if not any(
+            path == skipped or path.startswith(f"{skipped}.") for skipped in _BESIDE_IDENTITY
+        )
+    }
+
+
+def _flat(value: Any, path: str) -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        inner = (_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items())
+        return {key: leaf for part in inner for key, leaf in part.items()}
+    return {path: value}
+
+
+def _differ(first: Any, second: Any) -> bool:
+    return json.dumps(first, sort_keys=True) != json.dumps(second, sort_keys=True)
+
+
+def _said(values: Mapping[str, Any], path: str) -> str:
+    return shown(values[path]) if path in values else "(not set)"
