@@ -1,0 +1,299 @@
+"""The command line as a user meets it: real processes, their output, their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fl_app import catalogue
+from fl_app.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["experiment=quickstart", "rounds=1", "num_clients=2", "runtime.workers=1"]
+
+
+def environment() -> dict[str, str]:
+    known = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(known), "COLUMNS": "60"}
+
+
+@pytest.fixture
+def trellis(tmp_path: Path):
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fl_app.cli", *arguments],
+            cwd=tmp_path, env=environment() | changes, capture_output=True, text=True, timeout=120, encoding="utf-8",
+        )  # fmt: skip
+
+    return run
+
+
+# -- wrong commands: exit code 2, one message, no traceback --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "usage: trellis"),
+        (["rnu"], "did you mean trellis run?"),
+        (["strategy=fedavg"], "did you mean trellis run strategy=fedavg?"),
+        (["--frobnicate"], "unknown option --frobnicate"),
+        (
+            ["run", "--rounds=3"],
+            "unknown option --rounds=3; values are written without dashes: rounds=3",
+        ),
+        (["run", "--dry"], "unknown option --dry"),
+        (["list", "stratgies"], "did you mean strategies?"),
+        (["run", "rounds=0", "client.epochs=2", "server=adm"], "configuration refused, 3 faults:"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_ends_with_code_2_and_a_message(
+    trellis, arguments: list[str], said: str
+) -> None:
+    done = trellis(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "hydra" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("client=sgdd", "unknown choice; did you mean sgd?"),
+        ("rounds", "not an override: write key=value"),
+        ("client.lr=[1", "cannot be read; a value with a comma"),
+        ("task._target_=no_such.Task", "there is no module no_such"),
+        ("client.lr=${no.such}", "Interpolation key 'no.such' not found"),
+    ],
+)
+def test_a_wrong_override_ends_with_code_2_and_nothing_else_is_said(
+    override: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", override, "--dry-run"]) == 2
+    output, errors = capfd.readouterr()
+    assert output == ""
+    assert errors.startswith("configuration refused, 1 fault:\n")
+    assert len(errors.splitlines()) == 2
+    assert said in errors
+
+
+def test_a_refused_configuration_leaves_no_folder_behind(trellis, tmp_path: Path) -> None:
+    assert trellis("run", "rounds=0").returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- help and lists: at once --
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["list"], ["--version"]], ids=" ".join
+)
+def test_help_and_lists_import_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys, runpy; sys.argv[1:] = sys.argv[2:]\n"
+        "from fl_app.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'flwr', 'ray', 'hydra', 'pydantic', 'numpy', 'matplotlib'} & sys.modules.keys()\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, "-", *arguments],
+        check=True,
+        env=environment(),
+        capture_output=True,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["run", "--help"]], ids=" ".join)
+def test_help_and_lists_take_less_than_half_a_second(trellis, arguments: list[str]) -> None:
+    # Processor time: on a busy machine the clock on the wall measures the others.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert trellis(*arguments).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_help_shows_examples_and_exit_codes(trellis) -> None:
+    text = trellis("run", "--help").stdout
+    assert "trellis run strategy=fedadam task.partition=iid num_clients=50 rounds=20 seed=3" in text
+    assert "exit codes: 0 done" in text
+    assert "trellis list strategies" in trellis("--help").stdout
+
+
+def test_every_example_of_the_help_composes(trellis, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [
+        line.split()[2:]
+        for line in lines
+        if line.startswith("trellis run") and "my_module" not in line
+    ]
+    assert len(examples) >= 6
+    for overrides in examples:
+        assert main(["run", *overrides, *([] if "--dry-run" in overrides else ["--dry-run"])]) == 0
+
+
+def test_the_version_is_told(trellis) -> None:
+    done = trellis("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "trellis")
+
+
+def test_every_choice_of_every_group_is_listed_with_its_line(trellis) -> None:
+    lines = trellis("list").stdout.splitlines()
+    for group in catalogue.groups():
+        assert f"{group}=" in lines
+        for choice in catalogue.choices(group):
+            assert [
+                line
+                for line in lines
+                if line.split()[:1] == [choice.name] and choice.description in line
+            ]
+    assert [line for line in lines if line.startswith("  fedavg ") and line.endswith("(default)")]
+
+
+def test_a_group_is_found_in_the_singular_and_in_the_plural(trellis) -> None:
+    strategies = trellis("list", "strategies")
+    assert strategies.stdout.startswith("strategy=\n  fedadagrad  FedAdagrad: ")
+    assert strategies.stdout == trellis("list", "strategy").stdout
+    assert trellis("list", "tasks", "models").stdout.split("=")[0] == "task"
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "fl_app.cli", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert program.stdout is not None
+    assert program.stderr is not None
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    assert program.wait(30) == 0
+    program.stderr.close()
+
+
+def test_a_terminal_without_letters_beyond_ascii_still_gets_its_list(trellis) -> None:
+    done = trellis("list", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "28 ? 28" in done.stdout
+
+
+# -- composing --
+
+
+def test_a_dry_run_prints_the_resolved_configuration_and_runs_nothing(
+    trellis, tmp_path: Path
+) -> None:
+    done = trellis("run", "strategy=fedadam", "--dry-run", "server=yogi", "run_name=${strategy}")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = yaml.safe_load(done.stdout)
+    assert (told["strategy"], told["server"]["_target_"]) == (
+        "fedadam",
+        "strategies.server_models.Yogi",
+    )
+    assert told["run_name"] == "fedadam"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_in_the_working_directory_is_found(trellis, tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text(
+        "from clients.tasks import Digits\n"
+        "class MyTask(Digits):\n"
+        "    def __init__(self, colour: str = 'red') -> None: super().__init__()\n"
+    )
+    done = trellis("run", "task._target_=my_module.MyTask", "task.colour=blue", "--dry-run")
+    assert yaml.safe_load(done.stdout)["task"]["colour"] == "blue"
+
+
+def test_a_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the build back end makes the wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    shipped = {file.relative_to(installed) for file in (installed / "conf").rglob("*.yaml")}
+    assert shipped == {file.relative_to(ROOT) for file in catalogue.CONF.rglob("*.yaml")}
+    assert (
+        "trellis = fl_app.cli.main:main"
+        in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fl_app.cli", "run", "strategy=fedadam", "--dry-run"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert yaml.safe_load(done.stdout)["strategy"] == "fedadam", done.stderr
+
+
+# -- running --
+
+
+def test_a_run_prints_a_line_a_round_and_the_path_of_its_summary_last(
+    trellis, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("a folder with a rather long name " * 3).strip()
+    done = trellis("run", *QUICK, f"output_dir='{folder}'", "run_name=first")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == str(folder / "first" / "summary.json")
+    assert len([line for line in lines if line.startswith("round 1/1 ")]) == 1
+    summary = json.loads(Path(lines[-1]).read_text())
+    assert (summary["status"], summary["rounds_completed"]) == ("completed", 1)
+    assert summary["strategy"] == "fedavg"
+    again = trellis("run", *QUICK, f"output_dir='{folder}'", "run_name=first")
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (0, lines[-1])
+
+
+def test_another_configuration_may_not_take_up_a_run_and_the_difference_is_shown(trellis) -> None:
+    assert trellis("run", *QUICK, "run_name=first").returncode == 0
+    done = trellis("run", *QUICK, "run_name=first", "client.lr=0.2")
+    assert done.returncode == 2
+    assert "client.lr: 0.2 → 0.1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_stops_a_run_cleanly(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "fl_app.cli", "run", *QUICK[:1], "rounds=10000", "runtime.workers=2", "run_name=long"],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert program.stdout is not None
+    for line in program.stdout:
+        if line.startswith("round"):
+            break
+    os.killpg(program.pid, signal.SIGINT)
+    output, errors = program.communicate(timeout=60)
+    assert program.returncode == 1, errors
+    assert "Traceback" not in errors
+    summary = Path(output.splitlines()[-1])
+    assert summary == tmp_path / "runs" / "long" / "summary.json"
+    assert json.loads(summary.read_text())["status"] == "stopped"
+
+
+@pytest.mark.parametrize("name", catalogue.names("experiment"))
+def test_every_experiment_runs(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main([
+        "run", f"experiment={name}", "task=digits", "num_clients=10", "rounds=2", "runtime.workers=1",
+        f"output_dir={tmp_path}",
+    ])  # fmt: skip
+    assert code == 0
+    summary = json.loads(Path(capsys.readouterr().out.splitlines()[-1]).read_text())
+    assert (summary["status"], summary["rounds_completed"]) == ("completed", 2)
