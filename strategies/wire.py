@@ -6,7 +6,9 @@ and without numpy's general loader. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,6 +31,10 @@ NUM_EXAMPLES: Final = "num-examples"
 
 _HEADER_LIMIT: Final = 4096
 """A longer `.npy` header is not ours: numpy writes 128 bytes for any array of fewer than 32 dimensions."""
+
+_PREAMBLE: Final = npy.magic(1, 0)
+_NUMBER: Final = re.compile(r"[<>=|]?[fiub]\d{1,2}")
+"""Type descriptions of plain numbers: no other ever reaches `np.dtype`, which knows many a surprise."""
 
 _METRIC_LIMIT: Final = 64
 
@@ -85,21 +91,51 @@ def unpack(array: Array, what: str = "array") -> NDArray[np.generic]:
         Refused: `malformed`, when the bytes are not one whole C-ordered numeric `.npy` array.
     """
     data = array.data
-    stream = BytesIO(data[:_HEADER_LIMIT])
-    try:
-        if npy.read_magic(stream) != (1, 0):
-            raise ValueError("a version of the .npy format other than 1.0")
-        shape, fortran, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER_LIMIT)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as error:
-        raise Refused("malformed", f"{what} has no readable .npy header: {error}") from error
-    if dtype.hasobject or dtype.kind not in "fiub" or not dtype.isnative:
+    start, shape, fortran, dtype = _header(data, what)
+    if not dtype.isnative:
         raise Refused("dtype", f"{what} holds {dtype}, which is not a plain native number")
     if fortran and len(shape) > 1:
         raise Refused("malformed", f"{what} is in Fortran order")
     count = math.prod(shape)
-    if any(length < 0 for length in shape) or len(data) - stream.tell() != count * dtype.itemsize:
+    if len(data) - start != count * dtype.itemsize:
         raise Refused("malformed", f"{what} of shape {shape} does not fill its {len(data)} bytes")
-    return np.frombuffer(data, dtype, count, stream.tell()).reshape(shape)
+    try:
+        return np.frombuffer(data, dtype, count, start).reshape(shape)
+    except ValueError as error:  # more axes than numpy has, or an empty array that is too wide
+        raise Refused("malformed", f"{what} cannot have its shape: {error}") from error
+
+
+def _header(data: bytes, what: str) -> tuple[int, tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Where the elements begin, their shape, whether in Fortran order, and their type.
+
+    numpy's own reader takes descriptions of any type and falls back on a tokenizer for headers of Python 2: hostile
+    bytes make it raise what it doesn't document, and warn.
+    """
+    begin = len(_PREAMBLE) + 2
+    end = begin + int.from_bytes(data[begin - 2 : begin], "little")
+    if not data.startswith(_PREAMBLE) or not begin < end <= min(len(data), _HEADER_LIMIT):
+        raise Refused("malformed", f"{what} has no whole header of the .npy format 1.0")
+    try:
+        header = ast.literal_eval(data[begin:end].decode("ascii"))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise Refused("malformed", f"{what} has no readable .npy header: {error}") from error
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise Refused("malformed", f"{what} has a .npy header with other keys than the format's")
+    shape, fortran, descr = header["shape"], header["fortran_order"], header["descr"]
+    if (
+        not isinstance(shape, tuple)
+        or not all(type(length) is int and 0 <= length < 1 << 63 for length in shape)
+        or not isinstance(fortran, bool)
+    ):
+        raise Refused("malformed", f"{what} has a .npy header with an impossible shape or order")
+    if not isinstance(descr, str):
+        raise Refused("dtype", f"{what} holds a structure, which is not a plain native number")
+    if not _NUMBER.fullmatch(descr):
+        raise Refused("dtype", f"{what} holds {descr[:40]!r}, which is not a plain native number")
+    try:
+        return end, shape, fortran, np.dtype(descr)
+    except TypeError as error:
+        raise Refused("dtype", f"{what} holds {descr!r}, which numpy does not know") from error
 
 
 def count_bytes(content: RecordDict) -> int:
