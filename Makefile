@@ -27,10 +27,10 @@ demo-deployment: $(INSTALLED) ## Run 3 rounds on a real SuperLink and two SuperN
 		task=digits num_clients=2 rounds=3 run_name=demo-deployment resume=never $(ARGS)
 
 test: lint ## Check style, types and imports, then run all but the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow" --cov --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow" --cov --cov-fail-under=95
 
 test-all: lint ## The same with the slow tests: Ray, real deployments, long statistics
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --cov --cov-fail-under=95
 
 lint: $(INSTALLED) ## Check style, types and imports
 	$(BIN)/ruff check .

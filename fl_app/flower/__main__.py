@@ -39,13 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
 
     simulated = None if chosen.deployment else chosen.supernodes
-    link = (
-        Deployment(BUNDLE, num_supernodes=chosen.supernodes)
-        if chosen.deployment
-        else SuperLink(BUNDLE, simulation=True)
-    )
     try:
-        with link:
+        with _open(chosen.supernodes, deployed=chosen.deployment) as link:
             _print(f"$ {shlex.join(run_command(chosen.overrides, simulated))}")
             return link.run(chosen.overrides, echo=_print, num_supernodes=simulated)
     except FlowerError as error:
@@ -53,6 +48,12 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 1
+
+
+def _open(supernodes: int, *, deployed: bool) -> SuperLink:
+    if deployed:
+        return Deployment(BUNDLE, num_supernodes=supernodes)
+    return SuperLink(BUNDLE, simulation=True)
 
 
 def _print(line: str) -> None:

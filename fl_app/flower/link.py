@@ -21,6 +21,7 @@ from fl_app.flower.processes import STOP, FlowerError, Port, Program, environmen
 from fl_app.flower.stream import Transcript, run_command
 
 _READY = 60.0  # seconds; one or two suffice on an idle machine
+_JOIN = 60.0  # seconds for all SuperNodes
 _STOP = 15.0  # seconds that a run has to end by itself after Ctrl-C
 _POLL = 0.1
 
@@ -197,7 +198,7 @@ class Deployment(SuperLink):
         nodes = [self._join(stack, partition) for partition in range(self.num_supernodes)]
         for node in nodes:  # all are told to stop before the first is waited for
             stack.callback(node.let_go)
-        deadline = time.monotonic() + _READY
+        deadline = time.monotonic() + _JOIN
         while (online := self._online()) < self.num_supernodes:
             ended = [node for node in nodes if not node.running]
             if ended:
@@ -207,7 +208,7 @@ class Deployment(SuperLink):
                 )
             if time.monotonic() > deadline:
                 raise FlowerError(
-                    f"{online} of {self.num_supernodes} SuperNodes joined within {_READY:.0f} s. "
+                    f"{online} of {self.num_supernodes} SuperNodes joined within {_JOIN:.0f} s. "
                     f"The end of the first one's log:\n{nodes[0].log_tail()}"
                 )
             time.sleep(0.2)

@@ -102,18 +102,26 @@ class Program:
         command: program and arguments.
         env: its whole environment.
         cwd: its working directory.
-        log: file that takes its output, appended.
+        log: file that takes its output, emptied first.
+        grace: seconds that it has to end when it is asked to.
     """
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        log: Path,
+        grace: float = tether.GRACE,
     ) -> None:
         self.name = Path(command[0]).name
         self.log = log
+        self._grace = grace
         self._offset = 0
-        with log.open("ab") as output:
+        with log.open("wb") as output:
             self._tether = subprocess.Popen(
-                [sys.executable, "-P", tether.__file__, *command],
+                [sys.executable, "-P", tether.__file__, str(grace), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -179,7 +187,7 @@ class Program:
     def close(self) -> None:
         """End the program and everything it started, and wait until it is gone."""
         self.let_go()
-        self._tether.wait(timeout=tether.GRACE + 3 * tether.PATIENCE)
+        self._tether.wait(timeout=self._grace + 3 * tether.PATIENCE)
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
 """A process that keeps another one, and everything that one starts, on a tether.
 
-``python tether.py PROGRAM ARGUMENT …`` starts PROGRAM and holds it until standard input closes,
+``python tether.py GRACE PROGRAM ARGUMENT …`` starts PROGRAM and holds it until standard input closes,
 SIGTERM arrives or PROGRAM ends by itself; then it ends PROGRAM and all of its descendants, and
 only those, by their process ids. The caller keeps the write end of the pipe, so the operating
 system lets go of the tether for it however the caller ends: by itself, by Ctrl-C or by SIGKILL.
@@ -9,7 +9,7 @@ Why this is needed: Flower's SuperLink starts a SuperExec in a session of its ow
 ServerApp, which starts Ray's servers and workers, each in a process group of its own. No signal to
 one group or session reaches all of them, and a SuperLink outlives the command that started it.
 
-The file runs as a script and imports nothing of Trellis: a tether starts in a few milliseconds.
+The file runs as a script and imports nothing of Trellis, so that a tether starts at once.
 """
 
 from __future__ import annotations
@@ -107,12 +107,13 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         return  # it has ended meanwhile, which is what was wanted
 
 
-def hold(command: Sequence[str], release: threading.Event) -> int:
+def hold(command: Sequence[str], release: threading.Event, grace: float = GRACE) -> int:
     """Run a command until it ends or is released, then end its whole family.
 
     Args:
         command: program and arguments.
         release: set by the caller when the command is to end.
+        grace: seconds that the command then has to end in order.
 
     Returns:
         The command's exit code, negative for the signal that ended it.
@@ -121,11 +122,11 @@ def hold(command: Sequence[str], release: threading.Event) -> int:
     family = Family(process)
     while process.poll() is None and not release.wait(LOOK_EVERY):
         family.look()
-    family.end()
+    family.end(grace)
     return process.wait()
 
 
-def main(command: Sequence[str]) -> int:
+def main(grace: float, command: Sequence[str]) -> int:
     """Hold ``command`` until standard input closes or SIGTERM arrives."""
     release = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, which then lets go
@@ -138,8 +139,8 @@ def main(command: Sequence[str]) -> int:
         release.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    return hold(command, release)
+    return hold(command, release, grace)
 
 
 if __name__ == "__main__":
-    raise SystemExit(abs(main(sys.argv[1:])))
+    raise SystemExit(abs(main(float(sys.argv[1]), sys.argv[2:])))
