@@ -58,14 +58,28 @@ def trellis(tmp_path: Path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_command_ends_with_code_2_and_a_message(
-    trellis, arguments: list[str], said: str
+    arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    output, errors = capfd.readouterr()
+    assert (code, output) == (2, "")
+    assert said in errors
+
+
+@pytest.mark.parametrize(
+    "arguments", [["rnu"], ["run", "rounds=0", "client.epochs=2", "server=adm"]], ids=" ".join
+)
+def test_what_is_refused_leaves_neither_a_traceback_nor_a_word_of_hydras(
+    trellis, arguments: list[str]
 ) -> None:
     done = trellis(*arguments)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     assert "hydra" not in done.stderr.lower()
+    assert len(done.stderr.splitlines()) == (2 if arguments == ["rnu"] else 4)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +165,11 @@ def test_the_version_is_told(trellis) -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "trellis")
 
 
-def test_every_choice_of_every_group_is_listed_with_its_line(trellis) -> None:
-    lines = trellis("list").stdout.splitlines()
+def test_every_choice_of_every_group_is_listed_with_its_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     for group in catalogue.groups():
         assert f"{group}=" in lines
         for choice in catalogue.choices(group):
@@ -164,11 +181,19 @@ def test_every_choice_of_every_group_is_listed_with_its_line(trellis) -> None:
     assert [line for line in lines if line.startswith("  fedavg ") and line.endswith("(default)")]
 
 
-def test_a_group_is_found_in_the_singular_and_in_the_plural(trellis) -> None:
-    strategies = trellis("list", "strategies")
-    assert strategies.stdout.startswith("strategy=\n  fedadagrad  FedAdagrad: ")
-    assert strategies.stdout == trellis("list", "strategy").stdout
-    assert trellis("list", "tasks", "models").stdout.split("=")[0] == "task"
+def test_a_group_is_found_in_the_singular_and_in_the_plural(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = []
+    for words in (["strategies"], ["strategy"], ["tasks", "models"]):
+        assert main(["list", *words]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0].startswith("strategy=\n  fedadagrad  FedAdagrad: ")
+    assert told[0] == told[1]
+    assert [line for line in told[2].splitlines() if line.endswith("=")] == ["task=", "model="]
+    with pytest.raises(SystemExit, match="2"):
+        main(["list", "taskz"])
+    assert "did you mean task?" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_failure() -> None:
@@ -297,3 +322,14 @@ def test_every_experiment_runs(
     assert code == 0
     summary = json.loads(Path(capsys.readouterr().out.splitlines()[-1]).read_text())
     assert (summary["status"], summary["rounds_completed"]) == ("completed", 2)
+
+
+@pytest.mark.slow
+def test_the_same_command_runs_on_flower(trellis, tmp_path: Path) -> None:
+    done = trellis("run", "backend=flower", *QUICK, "run_name=first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "runs" / "first" / "summary.json")
+    assert (
+        json.loads((tmp_path / "runs" / "first" / "summary.json").read_text())["status"]
+        == "completed"
+    )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fl_app.faults import ConfigError, Fault, nearest, shown, unknown_choice, unknown_key
+from fl_app.faults import ABSENT, ConfigError, Fault, nearest, shown, unknown_choice, unknown_key
 
 KEYS = ["local_epochs", "batch_size", "lr", "momentum", "weight_decay", "max_grad_norm"]
 words = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=5, max_size=20)
@@ -84,6 +84,12 @@ def test_a_refusal_survives_a_process_boundary() -> None:
     error = ConfigError([Fault("seed", "must be a whole number", "x")])
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.faults) == (str(error), error.faults)
+
+
+def test_the_absence_of_a_value_is_told_from_null() -> None:
+    assert Fault("seed", "missing").place == "seed"
+    assert Fault("seed", "missing", None).place == "seed = null"
+    assert repr(ABSENT) == "ABSENT"
 
 
 def test_a_refusal_without_a_fault_is_a_mistake() -> None:

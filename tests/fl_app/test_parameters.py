@@ -145,6 +145,17 @@ def test_a_default_without_a_plain_form_is_left_to_the_constructor() -> None:
     assert plain(object()) is ABSENT
 
 
+@dataclass
+class Point:
+    x: int
+
+
+def test_a_dataclass_brings_its_own_rules_and_a_strange_type_is_the_constructors_to_judge() -> None:
+    assert admit(Point, {"x": "3"}) == {"x": 3}
+    assert refusal(Point, {"x": "left"}).path == ("x",)
+    assert admit(Annotated[int, []], "anything") == "anything"
+
+
 class Plain:
     def __init__(self, data: Unknown, rate: Rate = 0.5, *names: str, size: Count) -> None: ...
 
