@@ -246,6 +246,9 @@ def read_weights(
     Raises:
         Refused: as `read_update`.
     """
+    beyond = sorted(set(expected.sections) - set(kinds.values()))
+    if beyond:
+        raise Refused("missing", f"weights alone do not make sections {beyond}")
     records = list(content.array_records.values())
     if len(records) != 1:
         raise Refused(
@@ -271,10 +274,21 @@ def read_weights(
         with np.errstate(
             invalid="ignore", over="ignore"
         ):  # admission refuses what is not finite, with its reason
-            np.subtract(after, before, out=views[kinds[name]][name], casting="unsafe")
+            np.subtract(
+                after,
+                before,
+                out=views[kinds[name]][name],
+                dtype=_wide(before.dtype),
+                casting="unsafe",
+            )
     sections = {name: Section(vectors[name], layout) for name, layout in expected.sections.items()}
     weight, metrics = _read_metrics(content)
     return Update(sections, weight, (expected.client,), expected.version, metrics)
+
+
+def _wide(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """The type to subtract in: bool has no difference, unsigned ones wrap round, and float16 overflows."""
+    return dtype if dtype.kind == "f" and dtype.itemsize >= 4 else np.dtype(np.float64)
 
 
 def _vector(array: Array, layout: Layout, name: str) -> Vector:

@@ -24,7 +24,7 @@ class Scaffold(OptimizerBase):
 
     Attributes:
         lr: the global step size η_g.
-        population: N, the number of all clients; with 0 the pipeline fills in how many there are.
+        population: N, the number of all clients; with 0 those who take part in a round count as all there are.
     """
 
     lr: Rate = 1.0
@@ -39,7 +39,8 @@ class Scaffold(OptimizerBase):
         return (CONTROL,)
 
     def check(self, claim: Claim) -> Claim:
-        """Needs the control section, and the uniform mean of the paper: a weighted mean of Δc is not its estimate."""
+        """Needs the control section, which vanilla clients can't send, and a uniform mean: weights would bias it."""
+        claim.need_client_half(self)
         claim.need_sections(self, [CONTROL], instead="use client=scaffold, which sends it")
         if claim.weighting != "uniform":
             raise ContractError(
