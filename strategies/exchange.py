@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -128,7 +128,7 @@ class Exchange:
             )
             sent.append(request)
             self.downloaded += count_bytes(request.content)
-        for message_id, request in zip(self._grid.push_messages(messages), sent, strict=True):
+        for message_id, request in zip(self._push(messages), sent, strict=True):
             if message_id:
                 self._outstanding[message_id] = request
             else:
@@ -154,6 +154,19 @@ class Exchange:
         """Node id of a client that is there."""
         return self._nodes[client]
 
+    def _push(self, messages: Sequence[Message]) -> list[str | None]:
+        """An id for each message, None for one that was not taken.
+
+        Flower's in-memory grid leaves out what it did not take, and a deployed one gives an empty list for a push
+        that is too large; both have marked each message with the id that it would have.
+        """
+        ids: list[str | None] = list(self._grid.push_messages(messages))
+        if len(ids) == len(messages):
+            return ids
+        taken = set(ids)
+        own = (message.metadata.message_id for message in messages)
+        return [message_id if message_id in taken else None for message_id in own]
+
     def _arrive(self, message: Message) -> None:
         request = self._outstanding.pop(message.metadata.reply_to_message_id, None)
         if request is None:
@@ -163,8 +176,15 @@ class Exchange:
                 Reply(request, None, f"{message.error.reason} (code {message.error.code})")
             )
         else:
-            self.uploaded += count_bytes(message.content)
-            self._arrived.append(Reply(request, message.content))
+            self._arrived.append(self._weighed(request, message.content))
+
+    def _weighed(self, request: Request, content: RecordDict) -> Reply:
+        try:
+            self.uploaded += count_bytes(content)
+        # An engine's client may put in what no wire carries, such as an integer past 64 bits.
+        except (ValueError, TypeError) as error:
+            return Reply(request, None, f"the reply cannot be serialised: {error!s:.100}")
+        return Reply(request, content)
 
     def _refresh(self) -> None:
         """Keeps the table of nodes true: drops those that left, identifies those that came."""
@@ -191,18 +211,19 @@ class Exchange:
         messages = [Message(content, node, HELLO) for node in nodes]
         if not messages:
             return
-        asked = dict(
-            zip(
-                self._grid.push_messages(messages),
-                (m.metadata.dst_node_id for m in messages),
-                strict=True,
-            )
-        )
+        pushed = zip(self._push(messages), (m.metadata.dst_node_id for m in messages), strict=True)
+        asked = {message_id: node for message_id, node in pushed if message_id}
         deadline = self.now() + self._hello_timeout
         while asked and self.now() < deadline:
-            for message in list(self._grid.pull_messages(list(asked))):
-                self._introduce(asked.pop(message.metadata.reply_to_message_id), message)
-            self._clock.sleep(deadline - self.now())
+            for message in self._grid.pull_messages(list(asked)):
+                asked_node = asked.pop(message.metadata.reply_to_message_id, None)
+                if asked_node is not None:
+                    self._introduce(asked_node, message)
+            if asked:
+                self._clock.sleep(deadline - self.now())
+        for node in asked.values():
+            self._failed_hellos[node] += 1
+            log.warning("node %d did not answer a hello within %g s", node, self._hello_timeout)
 
     def _introduce(self, node: int, message: Message) -> None:
         if message.has_error():
