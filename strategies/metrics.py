@@ -1,4 +1,7 @@
-"""Weighted means of what clients report in clear. A number that is not finite is left out, as is its weight."""
+"""Weighted means of what clients report in clear.
+
+A number that is not finite, or that would carry the sum past a float, is left out, as is its weight.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ Sums = dict[str, tuple[float, float]]
 def add_metrics(sums: Sums, metrics: Mapping[str, float], weight: float) -> None:
     """Adds one client's metrics to the running sums."""
     for name, value in metrics.items():
-        if math.isfinite(value):
-            total, weights = sums.get(name, (0.0, 0.0))
-            sums[name] = (total + weight * value, weights + weight)
+        total, weights = sums.get(name, (0.0, 0.0))
+        total += weight * value
+        if math.isfinite(total):
+            sums[name] = (total, weights + weight)
 
 
 def mean_metrics(sums: Sums) -> dict[str, float]:

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from strategies.admission import Admission
 from strategies.contract import Claim
 from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
@@ -25,7 +26,7 @@ from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
 from strategies.state import State, mapping_in
 from strategies.update import Update
-from strategies.wire import ARRAYS, CONFIG, NUM_EXAMPLES, Refused, pack_model, unpack_model
+from strategies.wire import ARRAYS, CONFIG, Refused, pack_model, read_metrics, unpack_model
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +209,8 @@ class PipelineStrategy(Strategy):
         deadline = exchange.now() + timeout
         exchange.send(requests, ttl=timeout)
         replies = iter(lambda: exchange.receive(deadline), None)
-        means = _evaluated(reply.content for reply in replies if reply.content is not None)
+        contents = (reply.content for reply in replies if reply.content is not None)
+        means = _evaluated(contents, self.pipeline.admission)
         exchange.forget()
         return means
 
@@ -278,6 +280,8 @@ class PipelineStrategy(Strategy):
                     good += len(item.members)
             except Refused as refusal:
                 self.pipeline.admission.record(request.client, refusal)
+        for client, late in session.expire():
+            self.pipeline.admission.record(client, late)
         aggregate = accumulator.result()
         if aggregate is None or good < self.pipeline.admission.quorum:
             log.warning("round %d is void: %d good updates came", server_round, good)
@@ -306,7 +310,8 @@ class PipelineStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Means of the clients' metrics, weighted by examples; None when no reply can be read."""
-        means = _evaluated(message.content for message in replies if message.has_content())
+        contents = (message.content for message in replies if message.has_content())
+        means = _evaluated(contents, self.pipeline.admission)
         return MetricRecord(dict(means)) if means else None
 
     def _replies(self, messages: Iterable[Message]) -> Iterable[tuple[Request, Reply]]:
@@ -330,18 +335,22 @@ def _scalars(record: MetricRecord) -> dict[str, float]:
     return {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
 
 
-def _evaluated(contents: Iterable[RecordDict]) -> dict[str, float]:
-    """Means over replies, weighted by `num-examples`; a reply without a positive number of examples is left out."""
+def _evaluated(contents: Iterable[RecordDict], admission: Admission) -> dict[str, float]:
+    """Means over replies, weighted by `num-examples`; what admission would not take as a weight is left out.
+
+    Clients without test examples say 0, which is no fault.
+    """
     sums: dict[str, tuple[float, float]] = {}
     for content in contents:
-        metrics = {
-            name: value
-            for record in content.metric_records.values()
-            for name, value in _scalars(record).items()
-        }
-        weight = metrics.pop(NUM_EXAMPLES, 0.0)
-        if 0 < weight < float("inf"):
+        try:
+            weight, metrics = read_metrics(content)
+        except Refused as refusal:
+            log.warning("an evaluation was left out: %s", refusal)
+            continue
+        if 0 < weight <= admission.max_examples:
             add_metrics(sums, metrics, weight)
+        elif weight != 0:
+            log.warning("an evaluation on %g examples was left out", weight)
     return mean_metrics(sums)
 
 

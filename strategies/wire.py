@@ -225,7 +225,7 @@ def read_update(content: RecordDict, expected: Expected) -> Update:
         name: Section(_vector(vectors[name], layout, name), layout)
         for name, layout in expected.sections.items()
     }
-    weight, metrics = _read_metrics(content)
+    weight, metrics = read_metrics(content)
     return Update(sections, weight, (expected.client,), expected.version, metrics)
 
 
@@ -282,7 +282,7 @@ def read_weights(
                 casting="unsafe",
             )
     sections = {name: Section(vectors[name], layout) for name, layout in expected.sections.items()}
-    weight, metrics = _read_metrics(content)
+    weight, metrics = read_metrics(content)
     return Update(sections, weight, (expected.client,), expected.version, metrics)
 
 
@@ -302,7 +302,12 @@ def _vector(array: Array, layout: Layout, name: str) -> Vector:
     return vector  # type: ignore[return-value]
 
 
-def _read_metrics(content: RecordDict) -> tuple[float, dict[str, float]]:
+def read_metrics(content: RecordDict) -> tuple[float, dict[str, float]]:
+    """The number of examples and the other numbers of a reply; lists are left out.
+
+    Raises:
+        Refused: `missing`, `malformed` or `num_examples`.
+    """
     records = list(content.metric_records.values())
     if len(records) != 1:
         raise Refused("missing", f"a reply holds one MetricRecord, this one holds {len(records)}")
