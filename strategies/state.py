@@ -25,6 +25,20 @@ def array_in(state: State, key: str, shape: tuple[int, ...]) -> NDArray[np.float
     return value.astype(np.float64)
 
 
+def array_like(state: State, key: str, like: NDArray[np.generic]) -> NDArray[np.generic]:
+    """An array of a state with the shape and dtype of `like`, copied bit for bit.
+
+    Raises:
+        ValueError: it is missing or has another shape or dtype.
+    """
+    value = state.get(key)
+    if not isinstance(value, np.ndarray) or (value.shape, value.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"the state's {key!r} should be an array of {like.dtype} with shape {like.shape}"
+        )
+    return value.copy()
+
+
 def mapping_in(state: State, key: str) -> State:
     """A nested state.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.server_models.optimizers import ServerOptimizer
-from strategies.state import State, array_in, integer_in, mapping_in
+from strategies.state import State, array_in, array_like, integer_in, mapping_in
 from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Update
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -111,7 +111,10 @@ class ServerModel:
         self.version += 1
 
     def state_dict(self) -> State:
-        """The travelling vectors in full precision, what stays at home, the version and the optimiser's state."""
+        """The travelling vectors in full precision, what stays at home, the version and the optimiser's state.
+
+        The arrays are the model's own: write or copy them before the next `apply`, which changes them in place.
+        """
         return {
             "version": self.version,
             "vectors": dict(self._vectors),
@@ -123,16 +126,16 @@ class ServerModel:
         """Takes up a state of the same architecture, selector and optimiser.
 
         Raises:
-            ValueError: an array of the state has another shape than the model's.
+            ValueError: an array of the state has another shape or dtype than the model's, or the optimiser is another.
         """
         vectors, home = mapping_in(state, "vectors"), mapping_in(state, "home")
         loaded = {
             kind: array_in(vectors, kind, vector.shape) for kind, vector in self._vectors.items()
         }
-        self._home = {n: array_in(home, n, a.shape).astype(a.dtype) for n, a in self._home.items()}
+        at_home = {name: array_like(home, name, array) for name, array in self._home.items()}
+        version = integer_in(state, "version")
         self._optimizer.load_state_dict(mapping_in(state, "optimizer"))
-        self._vectors = loaded
-        self.version = integer_in(state, "version")
+        self._vectors, self._home, self.version = loaded, at_home, version
 
 
 _KINDS = (DELTA, BUFFERS, COUNTERS)
@@ -161,4 +164,14 @@ def _gather(layout: Layout, arrays: Arrays) -> NDArray[np.float64]:
 
 
 def _restore(array: NDArray[np.floating], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-    return np.rint(array).astype(dtype) if np.issubdtype(dtype, np.integer) else array.astype(dtype)
+    if not np.issubdtype(dtype, np.integer):
+        return array.astype(dtype)
+    # A counter stops at the end of its type: a cast past it is undefined, and a client may report any increase.
+    limits = np.iinfo(dtype.name)
+    highest = float(limits.max)
+    if highest > limits.max:  # 64 bits: the nearest float64 lies past the end
+        highest = float(np.nextafter(highest, 0.0))
+    whole = np.empty(array.shape)
+    np.rint(array, out=whole)
+    np.clip(whole, float(limits.min), highest, out=whole)
+    return whole.astype(dtype)
