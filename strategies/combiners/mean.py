@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import fsum
 from typing import Literal
 
 import numpy as np
@@ -58,8 +59,8 @@ class MeanAccumulator:
             for name, lay in layouts.items()
             if name in MAXIMUM_SECTIONS
         }
-        self._weight = 0.0
-        self._examples = 0.0
+        self._weights: list[float] = []
+        self._examples: list[float] = []
         self._members: list[int] = []
         self._version = 0
 
@@ -70,8 +71,8 @@ class MeanAccumulator:
             total.add(update.sections[name].vector, weight)
         for name, largest in self._maxima.items():
             np.maximum(largest, update.sections[name].vector, out=largest)
-        self._weight += weight
-        self._examples += update.weight
+        self._weights.append(weight)
+        self._examples.append(update.weight)
         self._members.extend(update.members)
         self._version = update.version
 
@@ -79,8 +80,10 @@ class MeanAccumulator:
         """The mean as one update over all members, in ascending order; None when nothing was added."""
         if not self._members:
             return None
+        # fsum rounds once, whatever the order; weights need not be whole numbers.
+        weight = fsum(self._weights)
         vectors = {
-            name: total.mean(self._weight).astype(np.float32) for name, total in self._sums.items()
+            name: total.mean(weight).astype(np.float32) for name, total in self._sums.items()
         } | self._maxima
         sections = {name: Section(vectors[name], layout) for name, layout in self._layouts.items()}
-        return Update(sections, self._examples, tuple(sorted(self._members)), self._version)
+        return Update(sections, fsum(self._examples), tuple(sorted(self._members)), self._version)
