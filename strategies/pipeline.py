@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from strategies.admission import Admission
 from strategies.collectors import Plain
 from strategies.combiners import Mean
-from strategies.contract import Checked, Claim, ContractError, check
+from strategies.contract import Checked, Claim, ContractError, check, name_of
 from strategies.protocols import (
     ClientContext,
     Collector,
@@ -27,7 +27,7 @@ from strategies.protocols import (
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
 from strategies.state import State, mapping_in
-from strategies.update import BUFFERS, DELTA, Update
+from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Update
 from strategies.wire import ARRAYS, pack, pack_model
 
 
@@ -71,10 +71,20 @@ class Pipeline:
             raise ContractError(
                 twice, twice, "a stage stands twice in one pipeline", "leave one of them out"
             )
-        return check(
+        claim = check(
             self._order(),
             Claim(sections=self.client_sections, set_by={"sections": "the clients' trainer"}),
         )
+        # The wire refuses a section that was not asked for: without this every reply of the run would be refused.
+        unread = sorted(claim.sections - MODEL_SECTIONS - set(self.optimizer.sections))
+        if unread:
+            raise ContractError(
+                claim.source("sections"),
+                name_of(self.optimizer),
+                f"clients send a section {', '.join(unread)} that no part of the server reads",
+                "use the server optimiser that reads it (server=scaffold for control), or another client",
+            )
+        return claim
 
     def _order(self) -> Iterable[Checked]:
         # The collector decides whether clients run their halves at all, so it speaks before the stages do.

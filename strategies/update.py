@@ -29,6 +29,9 @@ COUNTERS: Final = "counters"
 CONTROL: Final = "control"
 """Change of a SCAFFOLD client's control variate, laid out like the parameters."""
 
+MODEL_SECTIONS: Final = frozenset({DELTA, BUFFERS, COUNTERS})
+"""Sections that the model's own arrays make; others come of an algorithm."""
+
 MAXIMUM_SECTIONS: Final = frozenset({COUNTERS})
 """Sections that are reduced by their maximum, whatever the combiner does with the others."""
 
