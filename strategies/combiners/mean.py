@@ -84,6 +84,8 @@ class MeanAccumulator:
         weight = fsum(self._weights)
         vectors = {
             name: total.mean(weight).astype(np.float32) for name, total in self._sums.items()
-        } | self._maxima
+        }
+        # The maximum of 0.0 and -0.0 is whichever comes first: adding 0 makes both 0.0.
+        vectors |= {name: largest + np.float32(0) for name, largest in self._maxima.items()}
         sections = {name: Section(vectors[name], layout) for name, layout in self._layouts.items()}
         return Update(sections, fsum(self._examples), tuple(sorted(self._members)), self._version)
