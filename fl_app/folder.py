@@ -36,12 +36,11 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "checkpoints")
 
     @contextmanager
-    def opened(self) -> Iterator[State | None]:
-        """The folder for this process alone, with the state to go on from; None to begin.
+    def opened(self) -> Iterator[None]:
+        """The folder for this process alone.
 
         Raises:
-            ConfigError: the folder can't be made, another process works in it, it holds another configuration's run,
-                or there is nothing to resume where `resume=must`.
+            ConfigError: the folder can't be made, or another process works in it.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
@@ -54,12 +53,20 @@ class RunFolder:
         except OSError as error:
             raise self._refused("output_dir", f"it can't be written ({error.strerror})") from error
         try:
-            state = self._earlier()
-            if state is None:
-                write_atomically(self.path / "config.yaml", self._config.to_yaml().encode())
-            yield state
+            yield
         finally:
             lock.release()
+
+    def earlier(self) -> State | None:
+        """The state to go on from; None to begin, with the configuration written down.
+
+        Raises:
+            ConfigError: the folder holds another configuration's run, or there is nothing to resume where `resume=must`.
+        """
+        state = self._earlier()
+        if state is None:
+            write_atomically(self.path / "config.yaml", self._config.to_yaml().encode())
+        return state
 
     def is_complete(self) -> bool:
         """Whether the run has every round that is asked for."""

@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from fl_app.assembly import Assembly
 from fl_app.cli.console import Console
-from fl_app.engine import DeviceModel, EngineGrid, InProcessPool, ProcessPool, resolve_workers
+from fl_app.engine import EngineGrid, make_pool
 from fl_app.faults import ConfigError, Fault
 from fl_app.folder import RunFolder
 from fl_app.schema import DEFAULT_NUM_CLIENTS, Config
@@ -30,6 +30,7 @@ from fl_app.services.guard import divergence_guard
 from fl_app.services.logs import log_to
 from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
+from fl_app.targets import build
 from strategies.contract import ContractError
 from strategies.state import State, mapping_in
 
@@ -91,14 +92,15 @@ def _run(
     config: Config, num_clients: int, console: Console, open_grid: OpenGrid, *, virtual: bool
 ) -> RunResult:
     folder = RunFolder(config)
-    with folder.opened() as earlier:
+    with folder.opened(), log_to(folder.path / "run.log", console.note):
+        earlier = folder.earlier()
         if earlier is not None and folder.is_complete():
             console.note(
                 f"this run has its {config.rounds} rounds: more rounds= go on, resume=never starts anew"
             )
             result = RunResult("completed", "", folder.summary)
         else:
-            with log_to(folder.path / "run.log", console.note), PeakMemory() as memory:
+            with PeakMemory() as memory:
                 result = _Run(
                     config, num_clients, console, folder, memory, virtual=virtual
                 ).conduct(open_grid, earlier)
@@ -230,13 +232,13 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
     config = assembly.config
     data = assembly.data(num_clients)
     epochs = getattr(assembly.trainer, "local_epochs", 1)
-    devices = DeviceModel(**config.runtime.devices.model_dump(), dropout=config.runtime.dropout)
-    workers = resolve_workers(config.runtime.workers)
+    devices = build(config.runtime.devices, dropout=config.runtime.dropout)
 
     def factory() -> Any:
         return assembly.client(client_state_dir(config)).answer
 
-    with InProcessPool(factory) if workers == 1 else ProcessPool(factory, workers) as pool:
+    with closing(make_pool(factory, config.runtime.workers)) as pool:
+        pool.start()  # now, so that its faults and its time are not the first round's
         yield EngineGrid(
             pool,
             num_clients=num_clients,

@@ -119,7 +119,7 @@ class SGD:
         model.module.train()
         start = model.flat.detach().clone()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
+            _seed(model.flat.device, job.seed)
             losses, steps = self._descend(job, model, task, start)
         sections = model.sections()
         extra, state = self.conclude(job, sections[DELTA], steps)
@@ -144,7 +144,7 @@ class SGD:
         correction = self.correction(job, model)
         losses: list[Tensor] = []
         for _ in range(self.local_epochs):
-            for batch in torch.randperm(len(targets)).to(device).split(self.batch_size):
+            for batch in torch.split(torch.randperm(len(targets)).to(device), self.batch_size):
                 model.gradient.zero_()
                 with torch.autocast(device.type, enabled=amp):
                     loss = task.loss(model.module(inputs[batch]), targets[batch])
@@ -180,3 +180,13 @@ class SGD:
     ) -> tuple[dict[str, Section], dict[str, NDArray[np.float32]]]:
         """Further sections of the update, and the state to remember."""
         return {}, {}
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seeds the generators that training draws from.
+
+    Not by `torch.manual_seed`: without a GPU that records a stack trace for every accelerator, at each call, for good.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

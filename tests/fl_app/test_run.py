@@ -1,0 +1,256 @@
+"""A run from its configuration to its folder, on the engine with real data."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fl_app.cli.console import PlainConsole
+from fl_app.compose import compose
+from fl_app.faults import ConfigError
+from fl_app.run import run_engine
+
+SMALL = ["task=digits", "num_clients=4", "runtime.workers=1"]
+STRATEGIES = ["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+
+
+def run(folder: Path, *overrides: str):
+    lines = io.StringIO()
+    result = run_engine(compose([*SMALL, f"output_dir={folder}", *overrides]), PlainConsole(lines))
+    return result, json.loads(result.summary_path.read_text()), lines.getvalue().splitlines()
+
+
+def model_of(result) -> dict[str, np.ndarray]:
+    return load_file(result.summary_path.parent / "model.safetensors")
+
+
+def assert_same_model(one, other) -> None:
+    first, second = model_of(one), model_of(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def rows(summary) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in summary["history"]]
+
+
+def test_a_run_leaves_everything_that_tools_rely_on(tmp_path):
+    result, summary, lines = run(tmp_path, "rounds=3", "evaluate.federated_every=3")
+    assert (result.status, result.exit_code, summary["status"], summary["reason"]) == ("completed", 0, "completed", "")
+    assert set(summary) >= {
+        "run_id", "status", "reason", "strategy", "task", "seed", "config_hash", "rounds_completed", "num_clients",
+        "final", "history", "privacy", "totals",
+    }  # fmt: skip
+    assert set(summary["history"][0]) >= {
+        "round", "loss", "accuracy", "seconds", "upload_bytes", "download_bytes", "clients_sampled", "clients_failed",
+        "updates_rejected", "epsilon", "virtual_seconds",
+    }  # fmt: skip
+    assert set(summary["totals"]) == {
+        "upload_bytes", "download_bytes", "wall_seconds", "virtual_seconds", "peak_rss_bytes",
+    }  # fmt: skip
+    assert [row["round"] for row in summary["history"]] == [1, 2, 3]
+    assert summary["final"]["accuracy"] == summary["history"][-1]["accuracy"]
+    assert summary["history"][-1]["federated"]["accuracy"] > 0
+    assert summary["totals"]["peak_rss_bytes"] > 50e6
+    clock = [row["virtual_seconds"] for row in summary["history"]]
+    assert clock == sorted(clock)
+    assert clock[0] > 0
+    parameters = sum(array.size for array in model_of(result).values())
+    assert 4 * 4 * parameters <= summary["history"][0]["upload_bytes"] < 4 * (4 * parameters + 2_000)
+    for name in ("config.yaml", "curves.png", "partition.png", "run.log"):
+        assert (result.summary_path.parent / name).stat().st_size > 0
+    assert lines[-1] == str(result.summary_path)
+    assert result.summary_path.is_absolute()
+    assert sum(line.startswith("round ") for line in lines) == 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_rounds_and_three_more_are_five_rounds_bit_for_bit(tmp_path, strategy):
+    chosen = [f"strategy={strategy}", "sampler.fraction=0.6"]
+    whole, summary, _ = run(tmp_path / "whole", *chosen, "rounds=5")
+    run(tmp_path / "parts", *chosen, "rounds=2")
+    parts, resumed, lines = run(tmp_path / "parts", *chosen, "rounds=5")
+    assert_same_model(whole, parts)
+    assert rows(summary) == rows(resumed)
+    assert "goes on after round 2" in lines
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    one, summary, _ = run(tmp_path / "one", "rounds=2", "strategy=scaffold")
+    two, other, _ = run(tmp_path / "two", "rounds=2", "strategy=scaffold", "runtime.workers=2")
+    assert_same_model(one, two)
+    assert rows(summary) == rows(other)
+
+
+def test_another_seed_gives_another_model(tmp_path):
+    one, _, _ = run(tmp_path, "rounds=1")
+    other, _, _ = run(tmp_path, "rounds=1", "seed=1")
+    assert one.summary_path != other.summary_path
+    assert not np.array_equal(*(next(iter(model_of(result).values())) for result in (one, other)))
+
+
+def test_a_completed_run_is_left_as_it_is(tmp_path):
+    first, _, _ = run(tmp_path, "rounds=2")
+    before = {path.name: path.stat().st_mtime_ns for path in first.summary_path.parent.iterdir() if path.is_file()}
+    again, _, lines = run(tmp_path, "rounds=2")
+    assert again.exit_code == 0
+    assert lines[-1] == str(first.summary_path)
+    after = {path.name: path.stat().st_mtime_ns for path in first.summary_path.parent.iterdir() if path.is_file()}
+    assert {k: v for k, v in after.items() if k != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
+
+
+def test_resume_never_starts_anew(tmp_path):
+    first, summary, _ = run(tmp_path, "rounds=2", "strategy=scaffold")
+    model = model_of(first)
+    again, other, lines = run(tmp_path, "rounds=2", "strategy=scaffold", "resume=never")
+    assert summary["run_id"] != other["run_id"]
+    assert sum(line.startswith("round ") for line in lines) == 2
+    for name, array in model_of(again).items():
+        np.testing.assert_array_equal(array, model[name])
+
+
+def test_resume_must_refuses_to_begin(tmp_path):
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
+        run(tmp_path, "resume=must")
+
+
+def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(tmp_path):
+    run(tmp_path, "rounds=1", "run_name=mine")
+    with pytest.raises(ConfigError, match=r"client\.lr") as refused:
+        run(tmp_path, "rounds=1", "run_name=mine", "client.lr=0.123")
+    assert "0.123" in str(refused.value)
+
+
+def test_a_torn_checkpoint_is_skipped_for_the_one_before(tmp_path):
+    whole, _, _ = run(tmp_path / "whole", "rounds=4")
+    first, _, _ = run(tmp_path / "torn", "rounds=3")
+    newest = sorted((first.summary_path.parent / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    again, _, lines = run(tmp_path / "torn", "rounds=4")
+    assert any("is skipped" in line for line in lines)
+    assert "goes on after round 2" in lines
+    assert_same_model(whole, again)
+
+
+def test_clients_that_drop_out_are_counted_and_the_run_goes_on(tmp_path):
+    _, summary, _ = run(tmp_path, "rounds=4", "num_clients=10", "runtime.dropout=0.4")
+    assert summary["status"] == "completed"
+    assert sum(row["clients_failed"] for row in summary["history"]) > 0
+    assert summary["rejections"] == {"client_error": sum(row["clients_failed"] for row in summary["history"])}
+
+
+def test_a_quorum_that_is_never_met_leaves_void_rounds_and_the_first_model(tmp_path):
+    overrides = ["rounds=2", "runtime.dropout=1", "admission.on_shortfall=skip"]
+    result, summary, lines = run(tmp_path, *overrides)
+    assert [row["void"] for row in summary["history"]] == [True, True]
+    assert any("void" in line for line in lines)
+    assert summary["rounds_completed"] == 2
+
+
+def test_a_rate_that_blows_up_costs_the_clients_updates_not_the_run(tmp_path):
+    _, summary, lines = run(tmp_path, "rounds=2", "client.lr=1e30", "admission.on_shortfall=skip")
+    assert summary["status"] == "completed"
+    assert any("lower client.lr" in line for line in lines)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_its_guard(tmp_path):
+    result, summary, _ = run(tmp_path, "rounds=9", "server.lr=1e36", "admission.max_examples=1000")
+    assert (result.status, result.exit_code) == ("stopped", 3)
+    assert summary["reason"].startswith("anomaly")
+    assert summary["rounds_completed"] < 9
+
+
+def test_parts_that_clash_are_a_configuration_error(tmp_path):
+    with pytest.raises(ConfigError, match="client=scaffold"):
+        run(tmp_path, "server=scaffold")
+
+
+def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="output_dir"):
+        run(tmp_path / "file")
+
+
+def trellis(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fl_app.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def read_until_round(process: subprocess.Popen, number: int) -> None:
+    for line in process.stdout:
+        if re.match(rf"round +{number}/", line):
+            return
+    raise AssertionError(f"the process ended before round {number}")
+
+
+def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_resumes_it(tmp_path):
+    command = ["run", *SMALL, f"output_dir={tmp_path}", "runtime.workers=2"]
+    process = trellis(*command, "rounds=100000", start_new_session=True)
+    read_until_round(process, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in rest
+    summary = json.loads(Path(rest.splitlines()[-1]).read_text())
+    assert (summary["status"], summary["reason"]) == ("stopped", "interrupted")
+    done = summary["rounds_completed"]
+    assert done >= 2
+    again = trellis(*command, f"rounds={done + 1}")
+    text, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert f"goes on after round {done}" in text
+
+
+def test_a_killed_run_resumes_to_the_model_of_one_that_was_not(tmp_path):
+    whole, _, _ = run(tmp_path / "whole", "rounds=6", "strategy=scaffold")
+    command = ["run", *SMALL, f"output_dir={tmp_path / 'killed'}", "strategy=scaffold"]
+    process = trellis(*command, "rounds=100000")
+    read_until_round(process, 3)
+    process.kill()
+    process.communicate(timeout=60)
+    (summary,) = (tmp_path / "killed").glob("*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "running"
+    reached = json.loads(summary.read_text())["rounds_completed"]
+    if reached > 6:
+        whole, _, _ = run(tmp_path / "whole", f"rounds={reached + 1}", "strategy=scaffold")
+    again, _, _ = run(tmp_path / "killed", f"rounds={max(6, reached + 1)}", "strategy=scaffold")
+    assert_same_model(whole, again)
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
+    command = ["run", *SMALL, f"output_dir={tmp_path}", "rounds=100000"]
+    first = trellis(*command)
+    try:
+        read_until_round(first, 1)
+        second = trellis(*command)
+        text, _ = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert "another process" in text
+    finally:
+        first.terminate()
+        first.communicate(timeout=60)
+
+
+def test_a_terminated_run_leaves_no_worker_behind(tmp_path):
+    import psutil
+
+    process = trellis("run", *SMALL, f"output_dir={tmp_path}", "rounds=100000", "runtime.workers=2")
+    read_until_round(process, 1)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
