@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -120,3 +123,67 @@ def payloads(replies: Sequence[Message]) -> list[Any]:
         )
         for reply in replies
     ]
+
+
+def singly(count: int, arrays: ArrayRecord | None = None) -> list[list[Message]]:
+    """Chunks of one request each."""
+    return [[message] for message in loose_requests(count, arrays)]
+
+
+def clients_in(replies: Sequence[Sequence[Message]]) -> list[list[Any]]:
+    return [[r.content.metric_records["metrics"]["client"] for r in chunk] for chunk in replies]
+
+
+def gone(pids: Sequence[int], within: float = 5.0) -> bool:
+    """Whether all these processes end in time."""
+    deadline = time.monotonic() + within
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+SLOWER_AND_SLOWER = DeviceModel(
+    seconds_per_example=0.1, latency=0.0, bandwidth_mbps=float("inf"), detection_seconds=2.5
+)
+"""With the work of `make_grid`, client c takes c + 1 seconds to train, and no time for anything else."""
+
+
+def collect(grid: EngineGrid, message_ids: Sequence[str]) -> list[tuple[float, Message]]:
+    """All replies with the time at which they came, by the loop that a server runs."""
+    outstanding, arrived = set(message_ids), []
+    while outstanding:
+        for reply in grid.pull_messages(outstanding):
+            outstanding.discard(reply.metadata.reply_to_message_id)
+            arrived.append((grid.clock.now(), reply))
+        if outstanding:
+            grid.clock.sleep(math.inf)
+    return arrived
+
+
+class CountingPool(InProcessPool):
+    """A pool that remembers which clients it ran, call by call and chunk by chunk."""
+
+    def __init__(self, factory: Callable[[], Answer]) -> None:
+        super().__init__(factory)
+        self.calls: list[list[list[int]]] = []
+
+    def answer(self, chunks: Sequence[Sequence[Message]]) -> list[list[Message]]:
+        self.calls.append([[client_of(message) for message in chunk] for chunk in chunks])
+        return super().answer(chunks)
+
+    @property
+    def ran(self) -> list[int]:
+        return [client for call in self.calls for chunk in call for client in chunk]
+
+
+def client_in(reply: Message) -> Any:
+    return reply.content.metric_records["metrics"]["client"]
