@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -87,6 +87,7 @@ class Exchange:
         self._failed_hellos: Counter[int] = Counter()
         self._outstanding: dict[str, Request] = {}
         self._arrived: deque[Reply] = deque()
+        self._incoming: Iterator[Message] = iter(())
         self.uploaded = 0
         self.downloaded = 0
 
@@ -137,18 +138,26 @@ class Exchange:
     def receive(self, deadline: float) -> Reply | None:
         """The next reply, None when the deadline passes first or nothing is outstanding."""
         while not self._arrived:
+            message = next(self._incoming, None)
+            if message is not None:
+                self._arrive(message)
+                continue
             if not self._outstanding or self.now() >= deadline:
                 return None
-            for message in self._grid.pull_messages(list(self._outstanding)):
-                self._arrive(message)
-            if not self._arrived:
+            # Taken one by one: an engine runs client code as its iterator advances, so that replies need not pile up.
+            self._incoming = iter(self._grid.pull_messages(list(self._outstanding)))
+            message = next(self._incoming, None)
+            if message is None:
                 self._clock.sleep(deadline - self.now())
+            else:
+                self._arrive(message)
         return self._arrived.popleft()
 
     def forget(self) -> None:
         """Drops whatever is outstanding: late replies of a round that is over are never looked at."""
         self._outstanding.clear()
         self._arrived.clear()
+        self._incoming = iter(())
 
     def node_of(self, client: int) -> int:
         """Node id of a client that is there."""
