@@ -89,7 +89,7 @@ class Client:
                     jobs.append((index, self._job(message)))
                 else:
                     replies[index] = Message(self._evaluate(message), reply_to=message)
-            except (ValueError, RuntimeError, KeyError, TypeError, Refused) as error:
+            except (ValueError, RuntimeError, LookupError, TypeError, Refused) as error:
                 replies[index] = _failure(message, error)
         for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
             replies[index] = self._reply(messages[index], job, fit)

@@ -53,7 +53,10 @@ def vanilla_app(**options) -> ClientApp:
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
         count = fit(model, int(context.node_config["partition-id"]))
         content = RecordDict(
-            {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": count})}
+            {
+                "arrays": ArrayRecord(model.state_dict()),
+                "metrics": MetricRecord({"num-examples": count}),
+            }
         )
         return Message(content, reply_to=message)
 
@@ -65,7 +68,10 @@ def vanilla_app(**options) -> ClientApp:
         with torch.no_grad():
             right = (model(inputs).argmax(1) == targets).float().mean().item()
         return Message(
-            RecordDict({"metrics": MetricRecord({"accuracy": right, "num-examples": len(targets)})}), reply_to=message
+            RecordDict(
+                {"metrics": MetricRecord({"accuracy": right, "num-examples": len(targets)})}
+            ),
+            reply_to=message,
         )
 
     return app
@@ -78,7 +84,9 @@ def on_engine(app: ClientApp) -> EngineGrid:
         return app(message, context)
 
     pool = InProcessPool(lambda: one_by_one(handle))
-    grid = EngineGrid(pool, num_clients=NODES, devices=DeviceModel(), seed=0, work=lambda client: 1.0)
+    grid = EngineGrid(
+        pool, num_clients=NODES, devices=DeviceModel(), seed=0, work=lambda client: 1.0
+    )
     nodes = {node: client for client, node in grid.roster.items()}
     return grid
 
@@ -105,7 +113,9 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_a_vanilla_client_trains_under_every_named_strategy(name):
     strategy = NAMED[name]()
-    result = strategy.start(on_engine(vanilla_app()), ArrayRecord(make_model().state_dict()), num_rounds=ROUNDS)
+    result = strategy.start(
+        on_engine(vanilla_app()), ArrayRecord(make_model().state_dict()), num_rounds=ROUNDS
+    )
     assert accuracy(result.arrays) > 0.6
     assert sorted(result.evaluate_metrics_clientapp) == list(range(1, ROUNDS + 1))
 
@@ -118,15 +128,21 @@ def test_the_proximal_coefficient_is_in_every_training_request():
         return call_next(message, context)
 
     strategy = strategies.fedprox(mu=0.25, federated_every=0)
-    strategy.start(on_engine(vanilla_app(mods=[spy])), ArrayRecord(make_model().state_dict()), num_rounds=1)
+    strategy.start(
+        on_engine(vanilla_app(mods=[spy])), ArrayRecord(make_model().state_dict()), num_rounds=1
+    )
     assert seen == [0.25] * NODES
 
 
 def test_the_mod_gives_the_model_that_the_servers_subtraction_gives():
     arrays = ArrayRecord(make_model().state_dict())
-    plain = strategies.fedavg(federated_every=0).start(on_engine(vanilla_app()), arrays, num_rounds=3)
+    plain = strategies.fedavg(federated_every=0).start(
+        on_engine(vanilla_app()), arrays, num_rounds=3
+    )
     app = vanilla_app(mods=[strategies.pipeline_mod()])
-    encoded = strategies.fedavg(vanilla=False, federated_every=0).start(on_engine(app), arrays, num_rounds=3)
+    encoded = strategies.fedavg(vanilla=False, federated_every=0).start(
+        on_engine(app), arrays, num_rounds=3
+    )
     for name, array in plain.arrays.items():
         np.testing.assert_array_equal(array.numpy(), encoded.arrays[name].numpy())
 
@@ -136,7 +152,9 @@ def test_a_stage_works_in_a_vanilla_app_that_carries_the_mod():
     pipeline = strategies.Pipeline(stages=[clip])
     lengths = []
     strategy = strategies.PipelineStrategy(
-        pipeline, federated_every=0, hooks=[lambda view: lengths.append(np.linalg.norm(view.model.parameters))]
+        pipeline,
+        federated_every=0,
+        hooks=[lambda view: lengths.append(np.linalg.norm(view.model.parameters))],
     )
     app = vanilla_app(mods=[strategies.pipeline_mod(stages=[clip])])
     strategy.start(on_engine(app), ArrayRecord(make_model().state_dict()), num_rounds=2)
@@ -146,7 +164,9 @@ def test_a_stage_works_in_a_vanilla_app_that_carries_the_mod():
 def test_a_stage_without_its_client_half_is_refused():
     with pytest.raises(strategies.ContractError, match="pipeline_mod"):
         strategies.PipelineStrategy(
-            strategies.Pipeline(collector=strategies.collectors.Plain(vanilla=True), stages=[Clip()])
+            strategies.Pipeline(
+                collector=strategies.collectors.Plain(vanilla=True), stages=[Clip()]
+            )
         )
 
 
@@ -167,12 +187,16 @@ def test_scaffold_runs_in_an_app_of_ones_own_that_returns_its_control():
         order = list(sent)
         for _ in range(epochs):
             loss = cross_entropy(model(inputs), targets)
-            gradients = torch.autograd.grad(loss, [dict(model.named_parameters())[name] for name in order])
+            gradients = torch.autograd.grad(
+                loss, [dict(model.named_parameters())[name] for name in order]
+            )
             offset = 0
             with torch.no_grad():
                 for name, gradient in zip(order, gradients, strict=True):
                     parameter = dict(model.named_parameters())[name]
-                    term = torch.from_numpy((control - mine)[offset : offset + gradient.numel()]).view_as(gradient)
+                    term = torch.from_numpy(
+                        (control - mine)[offset : offset + gradient.numel()]
+                    ).view_as(gradient)
                     parameter -= lr * (gradient + term)
                     offset += gradient.numel()
         moved = np.concatenate([(model.state_dict()[n] - sent[n]).numpy().ravel() for n in order])
@@ -188,10 +212,15 @@ def test_scaffold_runs_in_an_app_of_ones_own_that_returns_its_control():
         return Message(content, reply_to=message)
 
     strategy = strategies.scaffold(population=NODES, federated_every=0)
-    result = strategy.start(on_engine(app), ArrayRecord(make_model().state_dict()), num_rounds=ROUNDS)
+    result = strategy.start(
+        on_engine(app), ArrayRecord(make_model().state_dict()), num_rounds=ROUNDS
+    )
     assert accuracy(result.arrays) > 0.6
     np.testing.assert_allclose(
-        strategy.model.broadcast()[CONTROL], np.mean(list(own.values()), axis=0), rtol=1e-4, atol=1e-6
+        strategy.model.broadcast()[CONTROL],
+        np.mean(list(own.values()), axis=0),
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 

@@ -54,7 +54,9 @@ def test_scaffold_follows_its_algorithm_with_partial_participation(tmp_path):
     rows = heterogeneous()
     lr, steps, rounds = 0.05, 6, 8
     pipeline = scaffold_pipeline(5, fraction=0.6)
-    path = train(rows, Scaffold(lr=lr, batch_size=ALL_ROWS, local_epochs=steps), pipeline, rounds, tmp_path)
+    path = train(
+        rows, Scaffold(lr=lr, batch_size=ALL_ROWS, local_epochs=steps), pipeline, rounds, tmp_path
+    )
     sampler = Uniform(fraction=0.6)
     x, c, own = np.zeros(4), np.zeros(4), np.zeros((5, 4))
     for number, found in enumerate(path, 1):
@@ -80,7 +82,9 @@ def test_scaffold_reaches_the_optimum_that_fedavg_misses_under_heterogeneity(tmp
     settings = {"lr": 0.05, "batch_size": ALL_ROWS, "local_epochs": 15}
     plain = Pipeline(combiner=Mean(weighting="uniform"))
     fedavg = train(rows, SGD(**settings), plain, 60, tmp_path / "fedavg")[-1]
-    scaffold = train(rows, Scaffold(**settings), scaffold_pipeline(5), 60, tmp_path / "scaffold")[-1]
+    scaffold = train(rows, Scaffold(**settings), scaffold_pipeline(5), 60, tmp_path / "scaffold")[
+        -1
+    ]
     missed, reached = np.linalg.norm(fedavg - optimum), np.linalg.norm(scaffold - optimum)
     assert missed > 0.05
     assert reached < missed / 20
@@ -119,7 +123,11 @@ def test_the_strategys_mu_reaches_clients_and_wins_over_their_own(tmp_path):
     trainer = {"lr": 0.02, "batch_size": ALL_ROWS, "local_epochs": 50}
     own = train(rows, Proximal(mu=5.0, **trainer), Pipeline(), 1, tmp_path / "own")[0]
     told = train(
-        rows, Proximal(mu=0.1, **trainer), Pipeline(train_config={"proximal-mu": 5.0}), 1, tmp_path / "told"
+        rows,
+        Proximal(mu=0.1, **trainer),
+        Pipeline(train_config={"proximal-mu": 5.0}),
+        1,
+        tmp_path / "told",
     )[0]
     np.testing.assert_array_equal(own, told)
 
@@ -137,5 +145,7 @@ def test_the_strategys_mu_reaches_clients_and_wins_over_their_own(tmp_path):
 def test_adaptive_servers_reach_the_pooled_optimum_when_clients_take_one_step(tmp_path, optimizer):
     rows = heterogeneous()
     optimum = rows.optimum([len(b) for b in rows.b])
-    path = train(rows, SGD(lr=0.2, batch_size=ALL_ROWS), Pipeline(optimizer=optimizer), 150, tmp_path)
+    path = train(
+        rows, SGD(lr=0.2, batch_size=ALL_ROWS), Pipeline(optimizer=optimizer), 150, tmp_path
+    )
     assert np.linalg.norm(path[-1] - optimum) < 0.02 * np.linalg.norm(optimum)

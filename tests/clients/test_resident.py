@@ -32,7 +32,10 @@ def test_a_step_on_the_flat_tensor_is_a_step_of_the_module():
     resident = ResidentModel(module, arrays_of(module))
     resident.load(arrays_of(plain))
     inputs = torch.randn(8, 3)
-    flat, reference = torch.optim.SGD([resident.flat], lr=0.1), torch.optim.SGD(plain.parameters(), lr=0.1)
+    flat, reference = (
+        torch.optim.SGD([resident.flat], lr=0.1),
+        torch.optim.SGD(plain.parameters(), lr=0.1),
+    )
     for _ in range(5):
         resident.gradient.zero_()
         resident.module(inputs).square().mean().backward()

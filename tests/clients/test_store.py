@@ -73,5 +73,7 @@ def test_a_torn_file_is_told_of_and_replaced(tmp_path, caplog):
 def test_nothing_is_left_beside_the_state(tmp_path):
     store = ClientStore(tmp_path)
     for number in range(1, 4):
-        store.propose(1, included=number - 1, round_number=number, state={"control": vector(number)})
+        store.propose(
+            1, included=number - 1, round_number=number, state={"control": vector(number)}
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["client-1.safetensors"]

@@ -41,12 +41,19 @@ def assert_same_model(one, other) -> None:
 
 
 def rows(summary) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in summary["history"]]
+    return [
+        {key: value for key, value in row.items() if key != "seconds"} for row in summary["history"]
+    ]
 
 
 def test_a_run_leaves_everything_that_tools_rely_on(tmp_path):
     result, summary, lines = run(tmp_path, "rounds=3", "evaluate.federated_every=3")
-    assert (result.status, result.exit_code, summary["status"], summary["reason"]) == ("completed", 0, "completed", "")
+    assert (result.status, result.exit_code, summary["status"], summary["reason"]) == (
+        "completed",
+        0,
+        "completed",
+        "",
+    )
     assert set(summary) >= {
         "run_id", "status", "reason", "strategy", "task", "seed", "config_hash", "rounds_completed", "num_clients",
         "final", "history", "privacy", "totals",
@@ -66,7 +73,9 @@ def test_a_run_leaves_everything_that_tools_rely_on(tmp_path):
     assert clock == sorted(clock)
     assert clock[0] > 0
     parameters = sum(array.size for array in model_of(result).values())
-    assert 4 * 4 * parameters <= summary["history"][0]["upload_bytes"] < 4 * (4 * parameters + 2_000)
+    assert (
+        4 * 4 * parameters <= summary["history"][0]["upload_bytes"] < 4 * (4 * parameters + 2_000)
+    )
     for name in ("config.yaml", "curves.png", "partition.png", "run.log"):
         assert (result.summary_path.parent / name).stat().st_size > 0
     assert lines[-1] == str(result.summary_path)
@@ -101,12 +110,22 @@ def test_another_seed_gives_another_model(tmp_path):
 
 def test_a_completed_run_is_left_as_it_is(tmp_path):
     first, _, _ = run(tmp_path, "rounds=2")
-    before = {path.name: path.stat().st_mtime_ns for path in first.summary_path.parent.iterdir() if path.is_file()}
+    before = {
+        path.name: path.stat().st_mtime_ns
+        for path in first.summary_path.parent.iterdir()
+        if path.is_file()
+    }
     again, _, lines = run(tmp_path, "rounds=2")
     assert again.exit_code == 0
     assert lines[-1] == str(first.summary_path)
-    after = {path.name: path.stat().st_mtime_ns for path in first.summary_path.parent.iterdir() if path.is_file()}
-    assert {k: v for k, v in after.items() if k != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
+    after = {
+        path.name: path.stat().st_mtime_ns
+        for path in first.summary_path.parent.iterdir()
+        if path.is_file()
+    }
+    assert {k: v for k, v in after.items() if k != ".lock"} == {
+        k: v for k, v in before.items() if k != ".lock"
+    }
 
 
 def test_resume_never_starts_anew(tmp_path):
@@ -146,12 +165,14 @@ def test_clients_that_drop_out_are_counted_and_the_run_goes_on(tmp_path):
     _, summary, _ = run(tmp_path, "rounds=4", "num_clients=10", "runtime.dropout=0.4")
     assert summary["status"] == "completed"
     assert sum(row["clients_failed"] for row in summary["history"]) > 0
-    assert summary["rejections"] == {"client_error": sum(row["clients_failed"] for row in summary["history"])}
+    assert summary["rejections"] == {
+        "client_error": sum(row["clients_failed"] for row in summary["history"])
+    }
 
 
 def test_a_quorum_that_is_never_met_leaves_void_rounds_and_the_first_model(tmp_path):
     overrides = ["rounds=2", "runtime.dropout=1", "admission.on_shortfall=skip"]
-    result, summary, lines = run(tmp_path, *overrides)
+    _, summary, lines = run(tmp_path, *overrides)
     assert [row["void"] for row in summary["history"]] == [True, True]
     assert any("void" in line for line in lines)
     assert summary["rounds_completed"] == 2
@@ -183,7 +204,9 @@ def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path):
 
 def trellis(*arguments: str, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "fl_app.cli", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
 
 
 def read_until_round(process: subprocess.Popen, number: int) -> None:
@@ -251,6 +274,8 @@ def test_a_terminated_run_leaves_no_worker_behind(tmp_path):
     process.kill()
     process.communicate(timeout=60)
     deadline = time.monotonic() + 20
-    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+    while any(
+        worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.1)

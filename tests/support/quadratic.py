@@ -51,7 +51,10 @@ class Rows:
     b: list[np.ndarray]
 
     def train(self, client: int) -> Examples:
-        return Examples(torch.tensor(self.a[client], dtype=torch.float32), torch.tensor(self.b[client], dtype=torch.float32))
+        return Examples(
+            torch.tensor(self.a[client], dtype=torch.float32),
+            torch.tensor(self.b[client], dtype=torch.float32),
+        )
 
     test = train
 
@@ -69,7 +72,10 @@ class Rows:
 def heterogeneous(clients: int = 5, dimension: int = 4, seed: int = 0) -> Rows:
     """Clients whose optima and curvatures differ."""
     rng = np.random.default_rng(seed)
-    a = [rng.normal(0, rng.uniform(0.3, 1.5, dimension), (8 + 2 * i, dimension)) for i in range(clients)]
+    a = [
+        rng.normal(0, rng.uniform(0.3, 1.5, dimension), (8 + 2 * i, dimension))
+        for i in range(clients)
+    ]
     b = [matrix @ rng.normal(0, 2, dimension) + rng.normal(0, 0.1, len(matrix)) for matrix in a]
     return Rows(a, b)
 
@@ -91,18 +97,30 @@ def federation(rows: Rows, trainer: SGD, folder: Path, devices: DeviceModel | No
 
     def factory():
         return Client(
-            LeastSquares(dimension), LinearModel(dimension), lambda count: rows, trainer, store=ClientStore(folder)
+            LeastSquares(dimension),
+            LinearModel(dimension),
+            lambda count: rows,
+            trainer,
+            store=ClientStore(folder),
         ).answer
 
     with InProcessPool(factory) as pool:
-        yield EngineGrid(pool, num_clients=len(rows.a), devices=devices or DeviceModel(), seed=0, work=lambda client: 1.0)
+        yield EngineGrid(
+            pool,
+            num_clients=len(rows.a),
+            devices=devices or DeviceModel(),
+            seed=0,
+            work=lambda client: 1.0,
+        )
 
 
 def start_model(rows: Rows) -> ArrayRecord:
     return pack_model(arrays_of(LinearModel(rows.a[0].shape[1])))
 
 
-def train(rows: Rows, trainer: SGD, pipeline: Pipeline, rounds: int, folder: Path, **keywords) -> list[np.ndarray]:
+def train(
+    rows: Rows, trainer: SGD, pipeline: Pipeline, rounds: int, folder: Path, **keywords
+) -> list[np.ndarray]:
     """The parameters after each round, from zero."""
     path: list[np.ndarray] = []
 
