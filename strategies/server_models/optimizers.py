@@ -60,7 +60,9 @@ class ServerOptimizer(Protocol):
 class OptimizerBase:
     """What the optimisers share: named float64 vectors of state, all of the parameters' size."""
 
-    _slots: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
+    _slots: dict[str, NDArray[np.float64]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     slot_names: ClassVar[tuple[str, ...]] = ()
 
