@@ -1,0 +1,107 @@
+"""The named strategies: which parts each is made of."""
+
+import numpy as np
+import pytest
+
+import strategies
+from strategies import ContractError
+from strategies.presets import PROXIMAL_MU
+from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
+from strategies.update import CONTROL, DELTA
+from strategies.wire import CONFIG, pack_model, unpack_model
+from tests.support.grids import ScriptedGrid, trellis_node, vanilla_node
+from tests.support.updates import parameters
+
+VANILLA = {
+    "fedavg": (strategies.fedavg, {}, SGD(lr=1.0, momentum=0.0)),
+    "fedprox": (strategies.fedprox, {"mu": 0.1}, SGD(lr=1.0, momentum=0.0)),
+    "fedavgm": (strategies.fedavgm, {"lr": 0.5}, SGD(lr=0.5, momentum=0.9)),
+    "fedadagrad": (strategies.fedadagrad, {"lr": 0.2}, Adagrad(lr=0.2, beta1=0.0, tau=1e-3)),
+    "fedadam": (strategies.fedadam, {"lr": 0.03}, Adam(lr=0.03, beta1=0.9, beta2=0.99, tau=1e-3)),
+    "fedyogi": (strategies.fedyogi, {"tau": 0.1}, Yogi(lr=0.01, beta1=0.9, beta2=0.99, tau=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", VANILLA)
+def test_a_named_strategy_has_the_servers_optimiser_of_its_paper(name):
+    make, keywords, optimizer = VANILLA[name]
+    assert make(**keywords).pipeline.optimizer == optimizer
+
+
+@pytest.mark.parametrize("name", VANILLA)
+def test_a_named_strategy_runs_with_vanilla_clients(name):
+    make, keywords, _ = VANILLA[name]
+
+    def fit(arrays):
+        return {"w": arrays["w"] + np.float32([1, -1])}
+
+    grid = ScriptedGrid({1: vanilla_node(fit), 2: vanilla_node(fit)})
+    result = make(**keywords).start(grid, pack_model(parameters(0, 0)), num_rounds=3)
+    moved = unpack_model(result.arrays)["w"]
+    assert moved[0] > 0 > moved[1]
+    assert moved[0] == -moved[1]
+
+
+@pytest.mark.parametrize("name", VANILLA)
+def test_a_named_strategy_takes_updates_where_clients_have_their_half(name):
+    make, keywords, _ = VANILLA[name]
+    node = trellis_node(lambda client, number, arrays: {"delta": [1.0, -1.0]})
+    result = make(**keywords, vanilla=False).start(
+        ScriptedGrid({1: node, 2: node}), pack_model(parameters(0, 0)), num_rounds=1
+    )
+    assert unpack_model(result.arrays)["w"][0] > 0
+
+
+def test_fedavg_with_one_local_result_takes_it():
+    def fit(arrays):
+        return {"w": np.float32([5, 7])}
+
+    grid = ScriptedGrid({1: vanilla_node(fit), 2: vanilla_node(fit, examples=9)})
+    result = strategies.fedavg().start(grid, pack_model(parameters(1, 2)), num_rounds=1)
+    np.testing.assert_array_equal(unpack_model(result.arrays)["w"], [5, 7])
+
+
+def test_fedprox_tells_clients_mu_by_flowers_name():
+    grid = ScriptedGrid({1: vanilla_node(lambda arrays: arrays)})
+    strategies.fedprox(mu=0.25, min_clients=1).start(
+        grid, pack_model(parameters(0, 0)), num_rounds=1
+    )
+    assert PROXIMAL_MU == "proximal-mu"
+    assert grid.sent[0].content[CONFIG]["proximal-mu"] == 0.25
+
+
+def test_further_keywords_are_the_strategys():
+    grid = ScriptedGrid({node: vanilla_node(lambda arrays: arrays) for node in range(10)})
+    one = strategies.fedavg(fraction=0.3, min_clients=10, federated_every=0, seed=5)
+    one.start(grid, pack_model(parameters(0, 0)), num_rounds=2)
+    assert len(grid.sent) == 6
+    with pytest.raises(TypeError, match="unexpected keyword argument 'fractoin'"):
+        strategies.fedavg(fractoin=0.3)
+
+
+def test_scaffold_sends_its_control_and_moves_it_by_the_share_of_the_population():
+    seen = []
+
+    def change(client, number, arrays):
+        return {DELTA: [1.0, 1.0], CONTROL: [4.0, -4.0]}
+
+    def node(message):
+        if message.metadata.message_type == "train":
+            seen.append(unpack_model(message.content.array_records[CONTROL])[CONTROL].copy())
+        return trellis_node(change)(message)
+
+    one = strategies.scaffold(population=8)
+    one.start(ScriptedGrid({1: node, 2: node}), pack_model(parameters(0, 0)), num_rounds=2)
+    assert one.pipeline.optimizer == Scaffold(lr=1.0, population=8)
+    np.testing.assert_array_equal(seen[0], [0, 0])
+    np.testing.assert_array_equal(seen[-1], [1, -1])  # 2 of 8 clients: 4 · 2/8
+
+
+def test_scaffold_needs_to_know_how_many_clients_there_are():
+    with pytest.raises(TypeError, match="population"):
+        strategies.scaffold()
+
+
+def test_every_name_that_the_package_offers_is_there():
+    assert all(hasattr(strategies, name) for name in strategies.__all__)
+    assert issubclass(ContractError, ValueError)
