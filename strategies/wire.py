@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Final
 
@@ -106,36 +107,45 @@ def unpack(array: Array, what: str = "array") -> NDArray[np.generic]:
 
 
 def _header(data: bytes, what: str) -> tuple[int, tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Where the elements begin, their shape, whether in Fortran order, and their type.
-
-    numpy's own reader takes descriptions of any type and falls back on a tokenizer for headers of Python 2: hostile
-    bytes make it raise what it doesn't document, and warn.
-    """
+    """Where the elements begin, their shape, whether in Fortran order, and their type."""
     begin = len(_PREAMBLE) + 2
     end = begin + int.from_bytes(data[begin - 2 : begin], "little")
     if not data.startswith(_PREAMBLE) or not begin < end <= min(len(data), _HEADER_LIMIT):
         raise Refused("malformed", f"{what} has no whole header of the .npy format 1.0")
     try:
-        header = ast.literal_eval(data[begin:end].decode("ascii"))
+        return end, *_described(data[begin:end])
+    except Refused as refusal:
+        raise Refused(refusal.reason, f"{what} {refusal.detail}") from refusal
+
+
+@lru_cache(maxsize=1024)  # a cohort's replies repeat the model's few headers, and parsing is slow
+def _described(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, order and type by a `.npy` header's text.
+
+    numpy's own reader takes descriptions of any type and falls back on a tokenizer for headers of Python 2: hostile
+    bytes make it raise what it doesn't document, and warn.
+    """
+    try:
+        header = ast.literal_eval(text.decode("ascii"))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise Refused("malformed", f"{what} has no readable .npy header: {error}") from error
+        raise Refused("malformed", f"has no readable .npy header: {error}") from error
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
-        raise Refused("malformed", f"{what} has a .npy header with other keys than the format's")
+        raise Refused("malformed", "has a .npy header with other keys than the format's")
     shape, fortran, descr = header["shape"], header["fortran_order"], header["descr"]
     if (
         not isinstance(shape, tuple)
         or not all(type(length) is int and 0 <= length < 1 << 63 for length in shape)
         or not isinstance(fortran, bool)
     ):
-        raise Refused("malformed", f"{what} has a .npy header with an impossible shape or order")
+        raise Refused("malformed", "has a .npy header with an impossible shape or order")
     if not isinstance(descr, str):
-        raise Refused("dtype", f"{what} holds a structure, which is not a plain native number")
+        raise Refused("dtype", "holds a structure, which is not a plain native number")
     if not _NUMBER.fullmatch(descr):
-        raise Refused("dtype", f"{what} holds {descr[:40]!r}, which is not a plain native number")
+        raise Refused("dtype", f"holds {descr[:40]!r}, which is not a plain native number")
     try:
-        return end, shape, fortran, np.dtype(descr)
+        return shape, fortran, np.dtype(descr)
     except TypeError as error:
-        raise Refused("dtype", f"{what} holds {descr!r}, which numpy does not know") from error
+        raise Refused("dtype", f"holds {descr!r}, which numpy does not know") from error
 
 
 def count_bytes(content: RecordDict) -> int:
