@@ -1,0 +1,102 @@
+"""Small models for vectors and images.
+
+None of them keeps running statistics: a federated mean of them has no meaning, and they would travel
+in clear beside a masked or noised update. Initial weights come from torch's default generator, so
+whoever builds a model seeds it first (``torch.manual_seed``).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Annotated
+
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+
+class Cnn(nn.Module):
+    """Two convolutions and a linear layer: 10,554 parameters for 28 × 28 digits at width 8.
+
+    The order convolution, pooling, ReLU gives what convolution, ReLU, pooling gives, with a quarter
+    of the ReLU's work. After LeNet: Y. LeCun et al., "Gradient-based learning applied to document
+    recognition", 1998.
+
+    Args:
+        input_shape: (channels, height, width) of one image, both sides at least 4.
+        num_classes: number of logits.
+        width: channels after the first convolution; the second has four times as many.
+
+    Raises:
+        ValueError: `input_shape` is not that of an image, or the image is too small.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, width: Annotated[int, Ge(1)] = 8
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or min(input_shape[1:]) < 4:
+            raise ValueError(
+                f"Cnn takes images of shape (channels, height, width) with sides of at least 4, "
+                f"not {tuple(input_shape)}: use Mlp or Linear for other inputs"
+            )
+        channels, height, across = input_shape
+        # Unpadded convolutions are a quarter faster; small images cannot spare their border.
+        margin = 0 if min(height, across) >= 16 else 1
+        self.conv1 = nn.Conv2d(channels, width, kernel_size=5, padding=2 * margin)
+        self.conv2 = nn.Conv2d(width, 4 * width, kernel_size=3, padding=margin)
+        sides = [((side - 4 + 4 * margin) // 2 - 2 + 2 * margin) // 2 for side in (height, across)]
+        self.head = nn.Linear(4 * width * prod(sides), num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, (batch, num_classes), of images, (batch, channels, height, width) float32."""
+        hidden = F.relu(F.max_pool2d(self.conv1(inputs), 2))
+        hidden = F.relu(F.max_pool2d(self.conv2(hidden), 2))
+        logits: Tensor = self.head(hidden.flatten(1))
+        return logits
+
+
+class Mlp(nn.Module):
+    """Fully connected layers with ReLU between them, on the flattened input.
+
+    Args:
+        input_shape: shape of one input.
+        num_classes: number of logits.
+        hidden: units of each hidden layer, from the input to the output.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        hidden: Sequence[Annotated[int, Ge(1)]] = (64,),
+    ) -> None:
+        super().__init__()
+        units = [prod(input_shape), *hidden, num_classes]
+        self.layers = nn.ModuleList(nn.Linear(fan_in, out) for fan_in, out in pairwise(units))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, (batch, num_classes), of inputs, (batch, *input_shape) float32."""
+        hidden = inputs.flatten(1)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(F.relu(hidden) if index else hidden)
+        return hidden
+
+
+class Linear(nn.Module):
+    """Multinomial logistic regression on the flattened input; convex under cross-entropy.
+
+    Args:
+        input_shape: shape of one input.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(prod(input_shape), num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, (batch, num_classes), of inputs, (batch, *input_shape) float32."""
+        logits: Tensor = self.head(inputs.flatten(1))
+        return logits

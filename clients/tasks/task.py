@@ -1,0 +1,200 @@
+"""The interface of a task: its data, its loss and its metrics.
+
+A task says what is learnt and on which examples; it knows nothing of clients, rounds or servers.
+A project of its own adds one by subclassing `Task` anywhere on the import path and naming the class
+in the configuration (``task._target_=their_module.Task``).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs and their targets, row by row.
+
+    Attributes:
+        inputs: (n, *input_shape), float32 (or long for tokens).
+        targets: (n,) long for class labels; a task with a loss of its own may use another shape.
+
+    Raises:
+        ValueError: the two have different numbers of rows.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(
+                f"{len(self.inputs)} inputs but {len(self.targets)} targets: "
+                "each input needs one target"
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> "Examples":
+        """Copy the rows named by `indices`, in their order.
+
+        Args:
+            indices: (k,) row numbers from 0 to n - 1.
+
+        Raises:
+            IndexError: a row number is outside 0 … n - 1.
+        """
+        rows = torch.as_tensor(indices, dtype=torch.long)
+        return Examples(self.inputs.index_select(0, rows), self.targets.index_select(0, rows))
+
+
+class Task(ABC):
+    """Data, loss and metrics of one learning problem.
+
+    Attributes:
+        input_shape: shape of one input, without the batch dimension.
+        num_classes: length of the model's output for one input.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    @abstractmethod
+    def train(self) -> Examples:
+        """The training examples: the same ones in the same order in every process.
+
+        Called often; keep the result rather than reading it again.
+        """
+
+    @abstractmethod
+    def test(self) -> Examples:
+        """The central test examples; none of them is among the training examples."""
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch, a scalar with a gradient; cross-entropy unless overridden.
+
+        Args:
+            output: (batch, num_classes) float, the model's logits.
+            targets: (batch,) long.
+        """
+        return F.cross_entropy(output, targets)
+
+    def metrics(self, output: Tensor, targets: Tensor) -> dict[str, float]:
+        """Means over a batch by name, not including the loss; accuracy unless overridden.
+
+        Args:
+            output: (batch, num_classes) float, the model's logits.
+            targets: (batch,) long.
+        """
+        return {"accuracy": (output.argmax(dim=-1) == targets).float().mean().item()}
+
+    def natural_ids(self) -> Sequence[str] | None:
+        """Whose each training example is, in the order of `train`; None where nobody's.
+
+        With ids, ``partition=natural`` gives each owner's examples to one client.
+        """
+        return None
+
+
+def check_task(task: Task) -> None:
+    """Refuse a task whose own statements about its training data are untrue.
+
+    Raises:
+        TypeError: `input_shape` or `num_classes` is missing.
+        ValueError: the inputs have another shape, there are none, or a class label is out of range.
+    """
+    name = f"{type(task).__module__}.{type(task).__qualname__}"
+    for attribute, meaning in (("input_shape", "the shape of one input"), ("num_classes", "int")):
+        if not hasattr(task, attribute):
+            raise TypeError(f"{name} has no attribute {attribute} ({meaning}): set it in the class")
+    examples = task.train()
+    if not len(examples):
+        raise ValueError(f"{name}.train() holds no examples")
+    shape = tuple(examples.inputs.shape[1:])
+    if shape != tuple(task.input_shape):
+        raise ValueError(
+            f"{name}.train() holds inputs of shape {shape}, "
+            f"but its input_shape is {tuple(task.input_shape)}"
+        )
+    if type(task).loss is Task.loss:
+        low, high = int(examples.targets.min()), int(examples.targets.max())
+        if low < 0 or high >= task.num_classes:
+            raise ValueError(
+                f"{name}.train() holds labels from {low} to {high}, "
+                f"but its num_classes is {task.num_classes}: labels run from 0 to num_classes - 1"
+            )
+
+
+def stratified_folds(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Deal examples into folds so that every fold has the same share of every class.
+
+    Args:
+        targets: (n,) class labels.
+        folds: number of folds.
+        seed: of the draw; the same seed gives the same folds.
+
+    Returns:
+        (n,) int64, the fold of each example. Sizes of two folds differ by at most one, in total
+        and in each class.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(targets))
+    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    fold = np.empty(len(targets), dtype=np.int64)
+    fold[by_class] = np.arange(len(targets)) % folds
+    return fold
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 512,
+) -> dict[str, float]:
+    """Loss and metrics of `model` on `examples`, without gradients and in eval mode.
+
+    Args:
+        model: already on `device`; each module's train or eval mode is as before afterwards.
+        task: gives the loss and the metrics.
+        examples: at least one.
+        device: where the batches go.
+        batch_size: examples per forward pass; the result does not depend on it but for rounding.
+
+    Returns:
+        ``loss`` and the task's metrics, as means over the examples, and ``num_examples``.
+
+    Raises:
+        ValueError: there are no examples, or a metric has a reserved name.
+    """
+    if not len(examples):
+        raise ValueError("cannot evaluate on no examples: a mean of nothing has no value")
+    totals: dict[str, float] = {}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(examples), batch_size):
+                targets = examples.targets[start : start + batch_size].to(device)
+                output = model(examples.inputs[start : start + batch_size].to(device))
+                means = task.metrics(output, targets)
+                if reserved := means.keys() & {"loss", "num_examples"}:
+                    raise ValueError(
+                        f"{type(task).__qualname__}.metrics returns {sorted(reserved)}: "
+                        "these names are reserved, choose others"
+                    )
+                means["loss"] = task.loss(output, targets).item()
+                for name, mean in means.items():
+                    totals[name] = totals.get(name, 0.0) + mean * len(targets)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return {
+        **{name: total / len(examples) for name, total in totals.items()},
+        "num_examples": len(examples),
+    }
