@@ -22,17 +22,22 @@ from pathlib import Path
 STOP_FILE = "TRELLIS_STOP_FILE"
 """Environment variable with the path of the file whose existence asks the run to stop."""
 
+LAUNCHED_IN = "TRELLIS_LAUNCH_DIRECTORY"
+"""Environment variable by which a simulation tells its workers where it was launched."""
+
 BUNDLE = Path(__file__).resolve().parents[2]
 """Directory that holds the packages this process runs: the bundle's root, or the checkout."""
 
-LAUNCH_DIRECTORY = Path.cwd()
+LAUNCH_DIRECTORY = Path(os.environ.get(LAUNCHED_IN) or Path.cwd())
 """Directory that relative paths of a run's configuration refer to (absolute).
 
 It is the working directory of the process before the change. With ``trellis run backend=flower``
-that is where the user called it; with a bare ``flwr run`` it is where the SuperLink was started.
+that is where the user called it; with a bare ``flwr run`` it is where the SuperLink was started,
+and on a SuperNode where that was started.
 """
 
 if Path(sys.argv[0]).name == "flwr-simulation":
+    os.environ[LAUNCHED_IN] = str(LAUNCH_DIRECTORY)  # for Ray's workers, which start in the bundle
     os.chdir(BUNDLE)
 
 

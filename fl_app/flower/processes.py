@@ -39,6 +39,7 @@ def environment(home: Path) -> dict[str, str]:
         that a task or model of the user's own is found there.
     """
     env = dict(os.environ)
+    env.pop(bundle.LAUNCHED_IN, None)  # what was true for this process is not for its children
     env[bundle.STOP_FILE] = str(home / STOP)
     env.update(
         FLWR_HOME=str(home),
