@@ -74,9 +74,9 @@ class SGD:
         lr: learning rate η.
         momentum: of the local optimiser, forgotten between rounds.
         weight_decay: L2 penalty added to the gradient.
-        max_grad_norm: gradients are clipped to this L2 norm (after unscaling, with AMP); None clips nothing.
+        max_grad_norm: gradients are clipped to this L2 norm; None clips nothing.
         device: `auto` is CUDA where there is one; otherwise a torch device.
-        amp: automatic mixed precision, on CUDA only.
+        amp: forward passes in bfloat16, on CUDA only. No loss is scaled, so gradients are true and may be clipped.
     """
 
     local_epochs: Annotated[int, Ge(1)] = 1
@@ -137,24 +137,17 @@ class SGD:
         device = model.flat.device
         amp = self.amp and device.type == "cuda"
         inputs, targets = job.examples.inputs.to(device), job.examples.targets.to(device)
-        optimizer = torch.optim.SGD(
-            [model.flat], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-        )
-        scaler = torch.amp.GradScaler(device.type, enabled=amp)
         correction = self.correction(job, model)
+        velocity = torch.zeros_like(start) if self.momentum else None
         losses: list[Tensor] = []
         for _ in range(self.local_epochs):
             for batch in torch.split(torch.randperm(len(targets)).to(device), self.batch_size):
                 model.gradient.zero_()
-                with torch.autocast(device.type, enabled=amp):
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                     loss = task.loss(model.module(inputs[batch]), targets[batch])
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                scaler.unscale_(optimizer)  # clipping and corrections need true gradients
+                loss.backward()  # type: ignore[no-untyped-call]
                 self.correct(model, start, correction, job)
-                if self.max_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_([model.flat], self.max_grad_norm)
-                scaler.step(optimizer)
-                scaler.update()
+                self._step(model, velocity)
                 losses.append(loss.detach())
         # One transfer at the end: reading each batch's loss would wait for a GPU at every step.
         values = torch.stack(losses).tolist()
@@ -165,6 +158,21 @@ class SGD:
                 f" (now {self.lr:g}) or set client.max_grad_norm"
             )
         return values, len(values)
+
+    def _step(self, model: ResidentModel, velocity: Tensor | None) -> None:
+        """One step, as `torch.optim.SGD` defines it, on the flat tensor.
+
+        torch's own optimisers import its compiler when the first is made: seconds, in every new process.
+        """
+        gradient, parameters = model.gradient, model.flat.data
+        if self.max_grad_norm is not None:
+            norm = torch.linalg.vector_norm(gradient)
+            gradient.mul_(torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0))
+        if self.weight_decay:
+            gradient.add_(parameters, alpha=self.weight_decay)
+        if velocity is not None:
+            gradient = velocity.mul_(self.momentum).add_(gradient)
+        parameters.add_(gradient, alpha=-self.lr)
 
     def correction(self, job: FitJob, model: ResidentModel) -> Tensor | None:
         """A constant (d,) term of the gradient, or None."""

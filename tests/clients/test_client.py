@@ -68,11 +68,17 @@ def update_in(reply: Message, who: int = 1, extra=()):
     return read_update(reply.content, Expected(dict.fromkeys([DELTA, *extra], layout), who, 3, 2))
 
 
-def test_training_is_what_a_plain_torch_loop_gives_bit_for_bit(tmp_path):
-    (reply,) = client(tmp_path).answer([request()])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"momentum": 0.5, "weight_decay": 0.01}],
+    ids=str,
+)
+def test_training_is_what_a_plain_torch_loop_gives_bit_for_bit(tmp_path, settings):
+    trainer = SGD(lr=0.1, batch_size=16, local_epochs=2, **settings)
+    (reply,) = client(tmp_path, trainer).answer([request()])
     update = update_in(reply)
     plain, examples = module(), data().train(1)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, foreach=False, **settings)
     torch.manual_seed(integer(11, "train", 3, 1))
     losses = []
     for _ in range(2):
