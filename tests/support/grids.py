@@ -15,7 +15,7 @@ from fl_app.engine.flwr_internals import set_message_id
 from strategies.mod import kinds_of, layouts_of
 from strategies.pipeline import encode
 from strategies.protocols import Stage
-from strategies.update import DELTA, Section, Update
+from strategies.update import DELTA, Layout, Section, Update
 from strategies.wire import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, unpack_model, write_update
 
 Node = Callable[[Message], Iterable[Message | tuple[float, Message]]]
@@ -100,6 +100,7 @@ def trellis_node(
     metrics: Mapping[str, float] | None = None,
 ) -> Node:
     """A node that sends updates and evaluates to `metrics`."""
+    layouts: dict[str, Layout] = {}
 
     def answer(message: Message) -> Iterator[Message]:
         config = message.content.config_records[CONFIG]
@@ -107,8 +108,8 @@ def trellis_node(
             yield Message(numbers(examples, **(metrics or {})), reply_to=message)
             return
         arrays = unpack_model(message.content.array_records[ARRAYS])
-        kinds = kinds_of(arrays, config["buffers"])
-        layouts = layouts_of(arrays, kinds)
+        if not layouts:  # the same model every round
+            layouts.update(layouts_of(arrays, kinds_of(arrays, config["buffers"])))
         client, number = config["client"], config["server-round"]
         sections = {
             name: Section(np.asarray(vector, np.float32), layouts.get(name, layouts[DELTA]))
