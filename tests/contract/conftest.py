@@ -1,0 +1,3 @@
+from tests.strategies.conftest import _server_identity
+
+__all__ = ["_server_identity"]

@@ -1,0 +1,208 @@
+"""The known answers of docs/architecture.md, section 3, as far as the present parts can give them.
+
+Parts that are not built yet (a rule over distances, central noise, masks) stand here as the few lines of their
+contract: they ask the claim for what such a part needs.
+"""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from strategies import presets
+from strategies.admission import Admission
+from strategies.collectors import Plain
+from strategies.combiners import Mean
+from strategies.contract import Claim, ContractError, Visibility, check
+from strategies.pipeline import Pipeline
+from strategies.samplers import Uniform
+from strategies.server_models import SGD, Scaffold
+from strategies.stages import Clip
+from strategies.update import CONTROL, DELTA
+
+BOTH = frozenset({DELTA, CONTROL})
+
+
+@dataclass(frozen=True)
+class Krum:
+    f: int = 1
+
+    def check(self, claim: Claim) -> Claim:
+        claim.need_visibility(
+            self,
+            Visibility.GROUP,
+            why="distances between updates cannot be seen in a sum of all",
+            instead="use combiner=mean, or a collector that shows sums of groups",
+        )
+        claim.need_groups(self, 2 * self.f + 3, f=self.f, rule="Krum")
+        claim.need_shared_support(self)
+        return claim.given(self, sensitivity=None)
+
+
+class CentralGaussian:
+    scale: float | None = None
+
+    def check(self, claim: Claim) -> Claim:
+        claim.need_nothing_in_clear(self)
+        self.scale = claim.need_sensitivity(self)
+        return claim
+
+
+@dataclass(frozen=True)
+class Masked:
+    groups: int | None = None
+    clear: frozenset[str] = frozenset()
+
+    label = "collector masked"
+
+    def check(self, claim: Claim) -> Claim:
+        seen = Visibility.SUM if self.groups is None else Visibility.GROUP
+        claim.need_client_half(self)
+        claim = claim.given(self, visibility=seen, groups=self.groups, clear=self.clear)
+        claim.need_nothing_in_clear(self)
+        return claim
+
+
+class TopK:
+    def check(self, claim: Claim) -> Claim:
+        claim.need_client_half(self)
+        return claim.given(self, support="per_client", bounds={})
+
+
+SAMPLER = Uniform(fraction=0.1, population=200)
+UNIFORM = Mean(weighting="uniform")
+
+
+def fold(*parts, sections: frozenset[str] = frozenset({DELTA})) -> Claim:
+    return check(parts, Claim(sections=sections))
+
+
+def clash(*parts, sections: frozenset[str] = frozenset({DELTA})) -> tuple[str, str]:
+    with pytest.raises(ContractError) as caught:
+        fold(*parts, sections=sections)
+    assert caught.value.why
+    assert caught.value.instead
+    return caught.value.first, caught.value.second
+
+
+def test_the_sensitivity_of_the_uniform_mean_is_c_over_the_planned_cohort():
+    assert fold(SAMPLER, Masked(), Clip(norm=0.5), UNIFORM).sensitivity == 0.5 / 20
+
+
+def test_every_section_must_be_clipped_for_a_sensitivity():
+    parts = (SAMPLER, Masked(), Clip(norm=3.0), UNIFORM)
+    assert fold(*parts, sections=BOTH).sensitivity is None
+    both = Clip(norm=3.0, sections=(DELTA, CONTROL))
+    clipped = fold(SAMPLER, Masked(), both, UNIFORM, sections=BOTH)
+    assert clipped.sensitivity == pytest.approx(3.0 * 2**0.5 / 20)
+
+
+@pytest.mark.parametrize(
+    ("parts", "first"),
+    [
+        ((SAMPLER, Masked(), UNIFORM), "Mean"),
+        ((SAMPLER, Masked(), Clip(), Mean()), "Mean"),
+        ((Uniform(), Masked(), Clip(), UNIFORM), "Mean"),
+        ((SAMPLER, Masked(), Clip(), TopK(), UNIFORM), "Mean"),
+    ],
+    ids=["nothing clipped", "weighted by examples", "no planned cohort", "a stage lost the bound"],
+)
+def test_central_noise_after_a_rule_without_sensitivity_is_refused(parts, first):
+    assert clash(*parts, CentralGaussian()) == (first, "CentralGaussian")
+
+
+def test_central_noise_is_scaled_to_the_sensitivity():
+    mechanism = CentralGaussian()
+    fold(SAMPLER, Masked(), Clip(norm=2.0), UNIFORM, mechanism)
+    assert mechanism.scale == 2.0 / 20
+
+
+def test_krum_has_no_sensitivity_so_noise_after_it_is_refused():
+    parts = (SAMPLER, Masked(groups=20), Clip(), Krum(f=2))
+    assert clash(*parts, CentralGaussian()) == ("Krum", "CentralGaussian")
+
+
+def test_robust_rules_work_on_single_updates_and_on_group_sums_and_never_on_one_sum():
+    fold(SAMPLER, Plain(), Krum(f=8))
+    fold(SAMPLER, Masked(groups=7), Krum(f=2))
+    assert clash(SAMPLER, Masked(), Krum()) == ("collector masked", "Krum")
+
+
+def test_krums_condition_is_on_groups_where_groups_are_all_that_is_seen():
+    assert clash(SAMPLER, Masked(groups=6), Krum(f=2)) == ("collector masked", "Krum")
+    assert clash(SAMPLER, Plain(), Krum(f=9)) == ("Uniform", "Krum")
+
+
+def test_coordinate_wise_rules_need_clients_to_speak_of_the_same_coordinates():
+    assert clash(SAMPLER, Plain(), TopK(), Krum()) == ("TopK", "Krum")
+    fold(SAMPLER, Plain(), TopK(), Mean())
+
+
+def test_under_masks_and_noise_nothing_travels_in_clear():
+    leaky = Masked(clear=frozenset({"num-examples"}))
+    assert clash(SAMPLER, leaky) == ("collector masked", "collector masked")
+    assert clash(SAMPLER, Plain(), Clip(), UNIFORM, CentralGaussian()) == (
+        "collector plain",
+        "CentralGaussian",
+    )
+
+
+def test_what_masks_have_hidden_no_later_part_can_see_again():
+    assert clash(SAMPLER, Masked(), Plain()) == ("collector masked", "collector plain")
+
+
+@pytest.mark.parametrize("part", [Clip(), TopK(), Masked()], ids=["clip", "top-k", "masks"])
+def test_vanilla_clients_have_no_half_of_any_part(part):
+    parts = (SAMPLER, Plain(vanilla=True), part)
+    assert clash(*parts) == ("collector plain", getattr(part, "label", type(part).__name__))
+
+
+def refused(**parts: object) -> tuple[str, str]:
+    with pytest.raises(ContractError) as caught:
+        Pipeline(**parts).check()
+    return caught.value.first, caught.value.second
+
+
+SCAFFOLD = {"optimizer": Scaffold(), "combiner": UNIFORM, "client_sections": BOTH}
+
+
+def test_scaffold_composes_with_its_own_clients_and_a_uniform_mean():
+    assert Pipeline(**SCAFFOLD).check().sections == BOTH
+    assert presets.scaffold(population=5).claim.weighting == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ({"client_sections": frozenset({DELTA})}, "the clients' trainer"),
+        ({"combiner": Mean()}, "Mean"),
+        ({"collector": Plain(vanilla=True)}, "collector plain"),
+    ],
+    ids=["clients without control", "weighted by examples", "vanilla clients"],
+)
+def test_scaffold_is_refused_with_anything_else(change, first):
+    assert refused(**{**SCAFFOLD, **change}) == (first, "SCAFFOLD's server")
+
+
+def test_scaffolds_clients_are_refused_by_a_server_that_does_not_read_their_control():
+    assert refused(**{**SCAFFOLD, "optimizer": SGD()}) == ("the clients' trainer", "server SGD")
+
+
+def test_a_quorum_above_the_cohort_is_refused():
+    admission = Admission(quorum=21)
+    assert refused(sampler=SAMPLER, admission=admission) == ("Uniform", "admission")
+    Pipeline(sampler=SAMPLER, admission=replace_quorum(admission, 20)).check()
+    Pipeline(sampler=Uniform(), admission=admission).check()
+
+
+def replace_quorum(admission: Admission, quorum: int) -> Admission:
+    return replace(admission, quorum=quorum)
+
+
+@pytest.mark.parametrize(
+    "name", ["fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+)
+def test_the_named_strategies_show_each_update_and_promise_no_sensitivity(name):
+    claim = getattr(presets, name)().claim
+    assert claim.visibility is Visibility.EACH
+    assert claim.sensitivity is None
+    assert not claim.client_half
