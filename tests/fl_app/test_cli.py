@@ -103,8 +103,11 @@ def test_a_wrong_override_ends_with_code_2_and_nothing_else_is_said(
     assert said in errors
 
 
-def test_a_refused_configuration_leaves_no_folder_behind(trellis, tmp_path: Path) -> None:
-    assert trellis("run", "rounds=0").returncode == 2
+def test_a_refused_configuration_leaves_no_folder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "rounds=0"]) == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,27 +224,41 @@ def test_a_terminal_without_letters_beyond_ascii_still_gets_its_list(trellis) ->
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_runs_nothing(
-    trellis, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = trellis("run", "strategy=fedadam", "--dry-run", "server=yogi", "run_name=${strategy}")
-    assert (done.returncode, done.stderr) == (0, "")
-    told = yaml.safe_load(done.stdout)
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["run", "strategy=fedadam", "--dry-run", "server=yogi", "run_name=${strategy}"]) == 0
+    )
+    output, errors = capfd.readouterr()
+    told = yaml.safe_load(output)
     assert (told["strategy"], told["server"]["_target_"]) == (
         "fedadam",
         "strategies.server_models.Yogi",
     )
-    assert told["run_name"] == "fedadam"
+    assert (told["run_name"], errors) == ("fedadam", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_class_in_the_working_directory_is_found(trellis, tmp_path: Path) -> None:
+def test_a_task_of_the_users_own_in_the_working_directory_runs(trellis, tmp_path: Path) -> None:
     (tmp_path / "my_module.py").write_text(
+        "from typing import Annotated\n"
+        "from annotated_types import Ge\n"
         "from clients.tasks import Digits\n"
         "class MyTask(Digits):\n"
-        "    def __init__(self, colour: str = 'red') -> None: super().__init__()\n"
+        "    def __init__(self, examples: Annotated[int, Ge(10)] = 50) -> None:\n"
+        "        super().__init__()\n"
+        "        self.examples = examples\n"
+        "    def train(self):\n"
+        "        return super().train().take(range(self.examples))\n"
     )
-    done = trellis("run", "task._target_=my_module.MyTask", "task.colour=blue", "--dry-run")
-    assert yaml.safe_load(done.stdout)["task"]["colour"] == "blue"
+    task = ["task._target_=my_module.MyTask", "task.partition=iid"]
+    done = trellis("run", *QUICK, *task, "task.examples=60", "runtime.workers=2")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
+    assert (summary["task"], summary["status"]) == ("mytask", "completed")
+    config = yaml.safe_load(Path(done.stdout.splitlines()[-1]).with_name("config.yaml").read_text())
+    assert config["task"]["examples"] == 60
 
 
 def test_a_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -> None:
@@ -280,16 +297,21 @@ def test_a_run_prints_a_line_a_round_and_the_path_of_its_summary_last(
     summary = json.loads(Path(lines[-1]).read_text())
     assert (summary["status"], summary["rounds_completed"]) == ("completed", 1)
     assert summary["strategy"] == "fedavg"
-    again = trellis("run", *QUICK, f"output_dir='{folder}'", "run_name=first")
-    assert (again.returncode, again.stdout.splitlines()[-1]) == (0, lines[-1])
 
 
-def test_another_configuration_may_not_take_up_a_run_and_the_difference_is_shown(trellis) -> None:
-    assert trellis("run", *QUICK, "run_name=first").returncode == 0
-    done = trellis("run", *QUICK, "run_name=first", "client.lr=0.2")
-    assert done.returncode == 2
-    assert "client.lr: 0.2 → 0.1" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_same_command_again_leaves_a_complete_run_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", *QUICK, f"output_dir={tmp_path}", "run_name=first"]
+    assert main(command) == 0
+    summary = Path(capsys.readouterr().out.splitlines()[-1])
+    before = summary.read_bytes()
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(summary)
+    assert summary.read_bytes() == before
+    # Another configuration may not take the run up, and is told how it differs.
+    assert main([*command, "client.lr=0.2"]) == 2
+    assert "client.lr: 0.2 → 0.1" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_a_run_cleanly(tmp_path: Path) -> None:
@@ -315,11 +337,12 @@ def test_ctrl_c_stops_a_run_cleanly(tmp_path: Path) -> None:
 def test_every_experiment_runs(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main([
-        "run", f"experiment={name}", "task=digits", "num_clients=10", "rounds=2", "runtime.workers=1",
-        f"output_dir={tmp_path}",
-    ])  # fmt: skip
-    assert code == 0
+    assert (
+        main(
+            ["run", f"experiment={name}", "rounds=2", "runtime.workers=1", f"output_dir={tmp_path}"]
+        )
+        == 0
+    )
     summary = json.loads(Path(capsys.readouterr().out.splitlines()[-1]).read_text())
     assert (summary["status"], summary["rounds_completed"]) == ("completed", 2)
 

@@ -263,4 +263,4 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
 
 def test_a_configuration_does_not_remember_the_one_before_it() -> None:
     compose(["client.lr=7", "client._target_=clients.trainers.Proximal"])
-    assert compose().client.arguments["lr"] == 0.05
+    assert compose().client.arguments["lr"] == 0.1
