@@ -215,3 +215,11 @@ def test_beginning_again_forgets_what_was(name):
     optimizer = OPTIMIZERS[name]()
     deltas = [[1.0, -3.0], [0.5, 0.25]]
     assert run(optimizer, deltas).tobytes() == run(optimizer, deltas).tobytes()
+
+
+def test_an_adaptive_optimiser_of_ones_own_must_say_how_its_second_moment_grows():
+    class Forgetful(Adam.__base__):
+        pass
+
+    with pytest.raises(TypeError, match="Forgetful does not say how the second moment grows"):
+        run(Forgetful(), [[1.0]])
