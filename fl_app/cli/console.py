@@ -170,7 +170,10 @@ class RichConsole:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=self._terminal, transient=True)
+        # Drawn at each round, not by a thread: workers are forked while the bar stands, a thread's locks with them.
+        self._progress = Progress(
+            *columns, console=self._terminal, transient=True, auto_refresh=False
+        )
         self._task = self._progress.add_task("rounds", total=None, start=False)
         self._heading = False
 
@@ -205,7 +208,7 @@ class RichConsole:
             style = "yellow" if troubled and "/" in name else "bold" if name == "accuracy" else ""
             line.append(("  " if position else "") + f"{text:>{widths[name]}}", style=style)
         self._terminal.print(line)
-        self._progress.update(self._task, total=total, completed=int(row["round"]))
+        self._progress.update(self._task, total=total, completed=int(row["round"]), refresh=True)
 
     def note(self, text: str) -> None:
         """The text, above the bar."""
