@@ -89,19 +89,18 @@ def unpack(array: Array, what: str = "array") -> NDArray[np.generic]:
     Only the bytes are believed, never the dtype and shape that the record states beside them.
 
     Raises:
-        Refused: `malformed`, when the bytes are not one whole C-ordered numeric `.npy` array.
+        Refused: `malformed`, when the bytes are not one whole `.npy` array; `dtype`, when not of native numbers.
     """
     data = array.data
     start, shape, fortran, dtype = _header(data, what)
     if not dtype.isnative:
         raise Refused("dtype", f"{what} holds {dtype}, which is not a plain native number")
-    if fortran and len(shape) > 1:
-        raise Refused("malformed", f"{what} is in Fortran order")
     count = math.prod(shape)
     if len(data) - start != count * dtype.itemsize:
         raise Refused("malformed", f"{what} of shape {shape} does not fill its {len(data)} bytes")
     try:
-        return np.frombuffer(data, dtype, count, start).reshape(shape)
+        flat = np.frombuffer(data, dtype, count, start)
+        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
     except ValueError as error:  # more axes than numpy has, or an empty array that is too wide
         raise Refused("malformed", f"{what} cannot have its shape: {error}") from error
 

@@ -222,6 +222,14 @@ def test_the_order_of_the_arrays_does_not_matter():
     np.testing.assert_array_equal(read(content).delta.vector, SENT["w"].ravel())
 
 
+def test_weights_in_fortran_order_are_those_that_they_are():
+    """scikit-learn's `coef_` is, and Flower keeps the order of what it packs."""
+    content = weights()
+    content[ARRAYS]["w"] = Array(np.asfortranarray(SENT["w"] + [[0, 1], [2, 3]], np.float32))
+    assert b"'fortran_order': True" in content[ARRAYS]["w"].data
+    np.testing.assert_array_equal(read(content).delta.vector, [0, 1, 2, 3])
+
+
 @pytest.mark.parametrize(
     ("before", "after", "change"),
     [
