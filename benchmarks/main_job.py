@@ -46,7 +46,9 @@ def line(name: str, summary: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs, prints, and draws on demand."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draw", action="store_true")
     draw = parser.parse_args().draw
     print(versions(), f"seeds {SEEDS}")
@@ -57,10 +59,16 @@ def main() -> None:
             print(line(f"engine, seed {summary['seed']}", summary))
         flower = run(folder / "flower", "backend=flower", "seed=0")
         print(line("Flower's simulation, seed 0", flower))
-        same = [row["accuracy"] for row in flower["history"]] == [row["accuracy"] for row in engine[0]["history"]]
+        same = [row["accuracy"] for row in flower["history"]] == [
+            row["accuracy"] for row in engine[0]["history"]
+        ]
         print(f"accuracy equal in every round on both back ends: {same}")
     if draw:
-        draw_curves(engine[0]["history"], FIGURES / "run.png", "FedAvg on MNIST, 10 clients, Dirichlet(0.5), seed 0")
+        draw_curves(
+            engine[0]["history"],
+            FIGURES / "run.png",
+            "FedAvg on MNIST, 10 clients, Dirichlet(0.5), seed 0",
+        )
 
 
 if __name__ == "__main__":

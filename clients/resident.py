@@ -124,7 +124,7 @@ class ResidentModel:
             buffer.data.copy_(torch.from_numpy(self._sent_buffers[name]))
 
     def sections(self) -> dict[str, Section]:
-        """What has changed since `load`: the section of the parameters and those of the buffers, where there are any."""
+        """What has changed since `load`: the parameters' section, and those of the buffers where there are any."""
         delta = self.flat.detach().cpu().numpy() - self._sent
         sections = {DELTA: Section(delta, self._layout)}
         for name, layout in ((BUFFERS, self._float_layout), (COUNTERS, self._count_layout)):

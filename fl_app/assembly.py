@@ -14,9 +14,9 @@ from clients.resident import ResidentModel, arrays_of, buffers_of
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
 from clients.trainers import SGD
-from fl_app.targets import build
+from fl_app.config.schema import Config
+from fl_app.config.targets import build
 from fl_app.identity import code_hash
-from fl_app.schema import Config
 from strategies.admission import Admission
 from strategies.collectors import Plain
 from strategies.pipeline import Pipeline

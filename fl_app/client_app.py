@@ -1,15 +1,12 @@
 """Flower's entry point on a client: composes the configuration, then calls the client."""
 
-from fl_app.flower.bundle import LAUNCH_DIRECTORY  # isort: skip  - first: it decides which code is imported
-
 from functools import lru_cache
-from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fl_app.assembly import Assembly
 from clients.client import Client
+from fl_app.assembly import Assembly
 from fl_app.compose import compose, parse_overrides
 from fl_app.run import client_state_dir
 

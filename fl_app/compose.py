@@ -2,7 +2,7 @@
 
 Hydra composes the groups of conf/. Every override is read, and every value set, one at a time: Hydra's own compose
 stops at the first fault, and a user wants to hear of all of them. The result is held against the schema and against
-the constructors that `_target_` names (`fl_app.checking`).
+the constructors that `_target_` names (`fl_app.config.checking`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from fl_app import catalogue
-from fl_app.checking import Checker, part_of
-from fl_app.faults import ConfigError, Fault, nearest, unknown_choice
-from fl_app.parameters import fields_of, parameters_of
-from fl_app.schema import Config
-from fl_app.targets import build, locate
+from fl_app.config import catalogue
+from fl_app.config.checking import Checker, part_of
+from fl_app.config.faults import ConfigError, Fault, nearest, unknown_choice
+from fl_app.config.parameters import fields_of, parameters_of
+from fl_app.config.schema import Config
+from fl_app.config.targets import build, locate
 
 __all__ = ["ConfigError", "build", "compose", "join_overrides", "override", "parse_overrides"]
 

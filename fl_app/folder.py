@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import yaml
 from filelock import FileLock, Timeout
 
-from fl_app.faults import ConfigError, Fault
-from fl_app.schema import Config
+from fl_app.config.faults import ConfigError, Fault
+from fl_app.config.schema import Config
 from fl_app.services.checkpoint import Checkpoints
 from fl_app.services.files import write_atomically
 from fl_app.services.summary import NAME, read_summary
@@ -61,7 +61,7 @@ class RunFolder:
         """The state to go on from; None to begin, with the configuration written down.
 
         Raises:
-            ConfigError: the folder holds another configuration's run, or there is nothing to resume where `resume=must`.
+            ConfigError: the folder holds another configuration's run, or `resume=must` finds nothing to resume.
         """
         state = self._earlier()
         if state is None:
@@ -87,7 +87,8 @@ class RunFolder:
         summary = read_summary(self.summary)
         if summary is not None and summary.get("config_hash") != self._config.identity_hash():
             raise self._refused(
-                "run_name", f"it holds a run of another configuration:{self._difference()}"
+                "run_name",
+                f"it holds a run of another configuration (asked for → there):{self._difference()}",
             )
         state = self.checkpoints.newest()
         if state is None and self._config.resume == "must":

@@ -20,17 +20,17 @@ from safetensors.numpy import save
 
 from fl_app.assembly import Assembly
 from fl_app.cli.console import Console
+from fl_app.config.faults import ConfigError, Fault
+from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config
+from fl_app.config.targets import build
 from fl_app.engine import EngineGrid, make_pool
-from fl_app.faults import ConfigError, Fault
 from fl_app.folder import RunFolder
-from fl_app.schema import DEFAULT_NUM_CLIENTS, Config
 from fl_app.services.curves import draw_curves
 from fl_app.services.files import write_atomically
 from fl_app.services.guard import divergence_guard
 from fl_app.services.logs import log_to
 from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
-from fl_app.targets import build
 from strategies.contract import ContractError
 from strategies.state import State, mapping_in
 

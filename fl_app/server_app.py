@@ -1,7 +1,5 @@
 """Flower's entry point on the server: composes the configuration, then runs."""
 
-from fl_app.flower.bundle import LAUNCH_DIRECTORY  # isort: skip  - first: it decides which code is imported
-
 import sys
 
 from flwr.app import Context
@@ -9,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose, parse_overrides
-from fl_app.faults import ConfigError
+from fl_app.config.faults import ConfigError
 from fl_app.run import serve
 
 app = ServerApp()

@@ -85,6 +85,7 @@ class Exchange:
         self._hello_timeout = hello_timeout
         self._nodes: Mapping[int, int] = {}
         self._failed_hellos: Counter[int] = Counter()
+        self._rivals: dict[int, int] = {}
         self._outstanding: dict[str, Request] = {}
         self._arrived: deque[Reply] = deque()
         self._incoming: Iterator[Message] = iter(())
@@ -206,7 +207,9 @@ class Exchange:
         given_up = {
             node for node, failures in self._failed_hellos.items() if failures >= _HELLO_ATTEMPTS
         }
-        fresh = sorted(online - set(self._nodes.values()) - given_up)
+        # A client that restarts comes as a new node while its old one still counts as there: it waits its turn.
+        waiting = {node for node, client in self._rivals.items() if client in self._nodes}
+        fresh = sorted(online - set(self._nodes.values()) - given_up - waiting)
         if self._hello is not None:
             self._identify(fresh)
             return
@@ -252,7 +255,7 @@ class Exchange:
                 "node %d is client %d of %d: it is left out", node, client, self._population
             )
         elif client in self._nodes:
-            self._failed_hellos[node] += 1
+            self._rivals[node] = client
             log.warning(
                 "node %d claims to be client %d, which another node already is", node, client
             )

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 
 from strategies.contract import Checked
 from strategies.state import State
 from strategies.update import Layout, Update
 from strategies.wire import Refused
 
-ConfigValue = bool | int | float | str | list[str]
-"""What a Flower `ConfigRecord` may hold, as far as it is used here."""
+ConfigValue = ConfigRecordValues
+"""What a Flower `ConfigRecord` may hold."""
 Settings = Mapping[str, bool | int | float | str]
 """What one part's server half sends down to its client half."""
 

@@ -116,7 +116,8 @@ class PipelineStrategy(Strategy):
         Raises:
             NoClientsError: `min_clients` clients did not come in time.
         """
-        model = self._begin(initial_arrays, train_config)
+        model = self._begin(initial_arrays)
+        self._take_up(train_config)
         exchange = self._open(grid)
         exchange.wait_for_clients(self._min_clients, timeout)
         result = Result(arrays=initial_arrays)
@@ -170,13 +171,8 @@ class PipelineStrategy(Strategy):
     def _open(self, grid: Grid) -> Exchange:
         return Exchange(grid, hello=self._hello, population=self._population)
 
-    def _begin(self, initial_arrays: ArrayRecord, train_config: ConfigRecord | None) -> ServerModel:
+    def _begin(self, initial_arrays: ArrayRecord) -> ServerModel:
         self.summary()
-        if train_config:
-            settings = {
-                k: v for k, v in train_config.items() if isinstance(v, bool | int | float | str)
-            }
-            self.pipeline.train_config = {**self.pipeline.train_config, **settings}
         self.model = ServerModel(
             unpack_model(initial_arrays),
             self.pipeline.optimizer,
@@ -186,6 +182,9 @@ class PipelineStrategy(Strategy):
         if self._restored is not None:
             self.model.load_state_dict(self._restored)
         return self.model
+
+    def _take_up(self, train_config: ConfigRecord | None) -> None:
+        self.pipeline.train_config = {**self.pipeline.train_config, **(train_config or {})}
 
     def _central(
         self, view: RoundView, evaluate_fn: EvaluateFn | None, last: bool
@@ -242,10 +241,13 @@ class PipelineStrategy(Strategy):
     ) -> Iterable[Message]:
         """One round's requests. The model is the strategy's own: `arrays` only starts it.
 
+        Settings in `config` go with this round's requests and, until they are set again, with those that follow.
+
         Raises:
             ValueError: the round is not the one that follows the model's version.
         """
-        model = self.model if self.model is not None else self._begin(arrays, config)
+        model = self.model if self.model is not None else self._begin(arrays)
+        self._take_up(config)
         if server_round != model.version + 1:
             raise ValueError(
                 f"round {model.version + 1} comes next, not {server_round}: use `start` to run rounds"

@@ -7,9 +7,9 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from fl_app import catalogue
 from fl_app.cli.main import Parser
-from fl_app.faults import nearest
+from fl_app.config import catalogue
+from fl_app.config.faults import nearest
 
 _EXAMPLES = """examples:
   trellis list               every group

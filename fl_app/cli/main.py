@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from fl_app.faults import ConfigError, nearest
+from fl_app.config.faults import ConfigError, nearest
 
 DONE, FAILED, REFUSED, GUARDED = 0, 1, 2, 3
 """Exit codes: done; failed, or stopped by hand; configuration, contract or command wrong; stopped by a guard."""

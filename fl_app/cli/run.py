@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fl_app.cli.main import DONE, FAILED, Parser
 
 if TYPE_CHECKING:
-    from fl_app.schema import Config
+    from fl_app.config.schema import Config
 
 _EXAMPLES = """examples:
   trellis run
@@ -93,8 +93,8 @@ def _on_engine(config: Config) -> int:
 
 def _on_flower(config: Config, overrides: Sequence[str]) -> int:
     from fl_app.compose import override
+    from fl_app.config.schema import DEFAULT_NUM_CLIENTS
     from fl_app.flower import FlowerError, run_flower
-    from fl_app.schema import DEFAULT_NUM_CLIENTS
 
     # The run's processes have working directories of their own.
     output_dir = override("output_dir", str(config.output_dir.expanduser().resolve()))

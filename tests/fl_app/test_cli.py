@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fl_app import catalogue
 from fl_app.cli.main import main
+from fl_app.config import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["experiment=quickstart", "rounds=1", "num_clients=2", "runtime.workers=1"]

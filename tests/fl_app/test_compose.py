@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fl_app import catalogue
 from fl_app.compose import ConfigError, build, compose, join_overrides, override, parse_overrides
+from fl_app.config import catalogue
 
 PARTS = """
 from __future__ import annotations

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fl_app import catalogue
 from fl_app.compose import build, compose, parse_overrides
+from fl_app.config import catalogue
 
 
 def files() -> list[Path]:

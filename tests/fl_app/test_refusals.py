@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fl_app import catalogue
 from fl_app.compose import ConfigError, compose
+from fl_app.config import catalogue
 
 
 def faults(*overrides: str) -> dict[str, str]:

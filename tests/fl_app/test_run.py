@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
-from fl_app.faults import ConfigError
+from fl_app.config.faults import ConfigError
 from fl_app.run import run_engine
 
 SMALL = ["task=digits", "num_clients=4", "runtime.workers=1"]

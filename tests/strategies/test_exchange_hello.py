@@ -84,12 +84,23 @@ def test_of_two_nodes_that_claim_one_client_the_first_keeps_it(caplog):
     assert "node 60 claims to be client 0, which another node already is" in caplog.text
 
 
-def test_a_client_may_move_to_another_node_once_the_first_has_left():
+def test_a_client_that_restarts_as_a_new_node_waits_until_its_old_one_is_gone():
     grid, exchange = greeted({50: hello_node(0), 60: hello_node(0)})
-    exchange.clients()
+    for _ in range(10):
+        assert exchange.clients() == [0]
+    assert [message.metadata.dst_node_id for message in grid.sent] == [50, 60]
     del grid.nodes[50]
     assert exchange.clients() == [0]
     assert exchange.node_of(0) == 60
+
+
+def test_of_two_nodes_that_wait_for_a_client_one_gets_it_and_the_other_waits_on():
+    grid, exchange = greeted({50: hello_node(0), 60: hello_node(0), 70: hello_node(0)})
+    for leaving, heir in ((50, 60), (60, 70)):
+        exchange.clients()
+        del grid.nodes[leaving]
+        assert exchange.clients() == [0]
+        assert exchange.node_of(0) == heir
 
 
 def test_a_client_past_the_population_is_left_out_for_good(caplog):

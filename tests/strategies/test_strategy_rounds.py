@@ -52,6 +52,17 @@ def test_requests_go_to_the_nodes_of_the_cohort():
     assert messages[0].content[CONFIG]["lr"] == 0.5
 
 
+def test_settings_may_change_from_round_to_round():
+    one, grid, arrays = strategy(), grid_of(1), pack_model(INITIAL)
+    seen = []
+    for number, config in enumerate([{"lr": 0.5, "sizes": [1, 2]}, {"lr": 0.25}, {}], 1):
+        messages = list(one.configure_train(number, arrays, ConfigRecord(config), grid))
+        sent = messages[0].content[CONFIG]
+        seen.append((sent["lr"], sent["sizes"]))
+        one.aggregate_train(number, grid.send_and_receive(messages, timeout=1))
+    assert seen == [(0.5, [1, 2]), (0.25, [1, 2]), (0.25, [1, 2])]
+
+
 def test_a_round_out_of_order_is_refused():
     one, grid = strategy(), grid_of()
     with pytest.raises(ValueError, match="round 1 comes next, not 2: use `start` to run rounds"):

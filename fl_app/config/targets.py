@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from fl_app.faults import ConfigError, Fault, nearest
-from fl_app.parameters import Parameter, convert, parameters_of, plain
-from fl_app.schema import TargetNode
+from fl_app.config.faults import ConfigError, Fault, nearest
+from fl_app.config.parameters import Parameter, convert, parameters_of, plain
+from fl_app.config.schema import TargetNode
 
 
 class TargetError(ValueError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MinLen, doc
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from fl_app.faults import shown
+from fl_app.config.faults import shown
 
 DEFAULT_NUM_CLIENTS = 10
 """Clients when `num_clients` is auto and no nodes are there to be counted."""

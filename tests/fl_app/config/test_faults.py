@@ -8,7 +8,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fl_app.faults import ABSENT, ConfigError, Fault, nearest, shown, unknown_choice, unknown_key
+from fl_app.config.faults import (
+    ABSENT,
+    ConfigError,
+    Fault,
+    nearest,
+    shown,
+    unknown_choice,
+    unknown_key,
+)
 
 KEYS = ["local_epochs", "batch_size", "lr", "momentum", "weight_decay", "max_grad_norm"]
 words = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=5, max_size=20)

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fl_app.schema import Config, Runtime, TargetNode, TaskNode
+from fl_app.config.schema import Config, Runtime, TargetNode, TaskNode
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def node(path: str, /, **arguments: Any) -> TargetNode:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fl_app.faults import ConfigError
-from fl_app.schema import TargetNode
-from fl_app.targets import TargetError, build, locate
+from fl_app.config.faults import ConfigError
+from fl_app.config.schema import TargetNode
+from fl_app.config.targets import TargetError, build, locate
 
 PARTS = """
 import math

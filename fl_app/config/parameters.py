@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, Valida
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
-from fl_app.faults import ABSENT, nearest, shown
+from fl_app.config.faults import ABSENT, nearest, shown
 
 _RULES = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))

@@ -7,8 +7,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from fl_app.faults import ABSENT, Fault, unknown_key
-from fl_app.parameters import (
+from fl_app.config.faults import ABSENT, Fault, unknown_key
+from fl_app.config.parameters import (
     InadmissibleError,
     Parameter,
     accepted,
@@ -17,8 +17,8 @@ from fl_app.parameters import (
     parameters_of,
     plain,
 )
-from fl_app.schema import Config, Part, TargetNode, TaskNode
-from fl_app.targets import TargetError, locate
+from fl_app.config.schema import Config, Part, TargetNode, TaskNode
+from fl_app.config.targets import TargetError, locate
 
 Namer = Callable[[str, str], str]
 """Gives the name of a part from its path and its target."""

@@ -14,8 +14,15 @@ from annotated_types import Ge, Gt, Le, Len, Lt, MaxLen, MinLen, MultipleOf, Pre
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.faults import ABSENT
-from fl_app.parameters import InadmissibleError, accepted, admit, convert, parameters_of, plain
+from fl_app.config.faults import ABSENT
+from fl_app.config.parameters import (
+    InadmissibleError,
+    accepted,
+    admit,
+    convert,
+    parameters_of,
+    plain,
+)
 
 if TYPE_CHECKING:
     from nowhere import Unknown
