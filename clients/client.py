@@ -19,9 +19,10 @@ from clients.resident import ResidentModel
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
 from clients.trainers import SGD, Fit, FitJob
+from strategies.attacks import Attack
 from strategies.pipeline import encode
 from strategies.protocols import Stage
-from strategies.seeds import integer
+from strategies.seeds import generator, integer
 from strategies.update import Update
 from strategies.wire import (
     ARRAYS,
@@ -57,6 +58,7 @@ class Client:
         store: what clients remember.
         seed: the run's.
         hashes: of this end's code and configuration, held against those of each request.
+        attack: what lying clients send, in experiments.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class Client:
         store: ClientStore,
         seed: int = 0,
         hashes: Mapping[str, str] | None = None,
+        attack: Attack | None = None,
     ) -> None:
         self._task, self._module, self._trainer = task, module, trainer
         self._make_data = data
         self._data: dict[int, FederatedData] = {}
         self._stages, self._store = tuple(stages), store
         self._seed, self._hashes = seed, dict(hashes or {})
+        self._attack = attack
         self._model: ResidentModel | None = None
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
@@ -155,6 +159,12 @@ class Client:
         )
         if fit.state:
             self._store.propose(job.client, _integer(config, "included"), round_number, fit.state)
+        if self._attack is not None and job.client in self._attack.attackers(
+            _integer(config, NUM_CLIENTS), self._seed
+        ):
+            update = self._attack.poison(
+                update, generator(self._seed, "attack", round_number, job.client)
+            )
         encoded = encode(update, self._stages, config, job.client)
         return Message(
             write_update(encoded, client=job.client, round_number=round_number), reply_to=message

@@ -70,8 +70,14 @@ class Assembly:
         """The transformations of an update, in the order in which clients apply them."""
         return [] if self.config.clip is None else [build(self.config.clip)]
 
-    def client(self, state_dir: Path) -> Client:
-        """The client half; `state_dir` is where logical clients remember what they must."""
+    def client(self, state_dir: Path, *, simulated: bool = False) -> Client:
+        """The client half.
+
+        Args:
+            state_dir: where logical clients remember what they must.
+            simulated: whether the clients are the engine's, some of which may be told to lie.
+        """
+        attack = build(self.config.attack) if simulated and self.config.attack is not None else None
         return Client(
             self.task,
             self.module(),
@@ -81,6 +87,7 @@ class Assembly:
             store=ClientStore(state_dir),
             seed=self.config.seed,
             hashes=self.hashes,
+            attack=attack,
         )
 
     def strategy(self, num_clients: int) -> PipelineStrategy:

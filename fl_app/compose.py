@@ -239,7 +239,8 @@ def _hydra_put_back() -> Iterator[None]:
 
 def _groups(request: _Request, conf: Path) -> tuple[DictConfig, dict[str, str | None]]:
     """The files of conf/ merged, and which file each group took."""
-    chosen = tuple(f"{group}={name}" for group, name in sorted(request.groups.items()))
+    # In quotes: Hydra reads a bare nan as a number.
+    chosen = tuple(f"{group}='{name}'" for group, name in sorted(request.groups.items()))
     files = tuple((file, file.stat().st_mtime_ns) for file in sorted(conf.rglob("*.yaml")))
     tree, choices = _merged(chosen, conf, files)
     return copy.deepcopy(tree), dict(choices)

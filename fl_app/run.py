@@ -79,8 +79,27 @@ def serve(config: Config, grid: Grid, console: Console) -> RunResult:
     Raises:
         ConfigError: as `run_engine`.
     """
+    refuse_attack(config)
     num_clients = _count_nodes(grid) if config.num_clients == "auto" else config.num_clients
     return _run(config, num_clients, console, lambda *_: nullcontext(grid), virtual=False)
+
+
+def refuse_attack(config: Config) -> None:
+    """Clients that lie are for the engine: no real device is told to.
+
+    Raises:
+        ConfigError: an attack is configured.
+    """
+    if config.attack is not None:
+        raise ConfigError(
+            [
+                Fault(
+                    "attack",
+                    "attacks run on the engine only: use backend=engine",
+                    config.attack.name,
+                )
+            ]
+        )
 
 
 def client_state_dir(config: Config) -> Path:
@@ -235,7 +254,7 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
     devices = build(config.runtime.devices, dropout=config.runtime.dropout)
 
     def factory() -> Any:
-        return assembly.client(client_state_dir(config)).answer
+        return assembly.client(client_state_dir(config), simulated=True).answer
 
     with closing(make_pool(factory, config.runtime.workers)) as pool:
         pool.start()  # now, so that its faults and its time are not the first round's

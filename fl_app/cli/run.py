@@ -95,7 +95,9 @@ def _on_flower(config: Config, overrides: Sequence[str]) -> int:
     from fl_app.compose import override
     from fl_app.config.schema import DEFAULT_NUM_CLIENTS
     from fl_app.flower import FlowerError, run_flower
+    from fl_app.run import refuse_attack
 
+    refuse_attack(config)
     # The run's processes have working directories of their own.
     output_dir = override("output_dir", str(config.output_dir.expanduser().resolve()))
     nodes = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients

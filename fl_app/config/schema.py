@@ -163,6 +163,7 @@ class Config(_Settings):
         model: the network.
         client: the local trainer.
         clip: the clipping of updates, None where they go as they are.
+        attack: what lying clients send, None where all are honest; on the engine only.
         combiner: the rule that makes one update of many.
         server: the server's optimiser.
         sampler: who is asked.
@@ -196,6 +197,7 @@ class Config(_Settings):
     ]
     client: Annotated[TargetNode, Part(needs=("fit",))]
     clip: Annotated[TargetNode | None, Part(needs=("encode", "decode"))] = None
+    attack: Annotated[TargetNode | None, Part(base="strategies.attacks.Attack")] = None
     combiner: Annotated[TargetNode, Part(needs=("begin",))]
     server: Annotated[TargetNode, Part(needs=("begin", "step"), offered=frozenset({"population"}))]
     sampler: Annotated[TargetNode, Part(needs=("draw",), offered=frozenset({"population"}))]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
-from fl_app.run import run_engine
+from fl_app.run import run_engine, serve
 
 SMALL = ["task=digits", "num_clients=4", "runtime.workers=1"]
 STRATEGIES = ["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
@@ -279,3 +279,25 @@ def test_a_terminated_run_leaves_no_worker_behind(tmp_path):
     ):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_clients_that_send_nan_are_refused_and_the_honest_ones_train(tmp_path):
+    chosen = ["rounds=3", "num_clients=5"]
+    _, summary, lines = run(tmp_path, *chosen, "attack=nan", "attack.fraction=0.4")
+    assert summary["rejections"] == {"not_finite": 6}
+    assert list(summary["strikes"].values()) == [3, 3]
+    assert [row["updates_rejected"] for row in summary["history"]] == [2, 2, 2]
+    assert summary["final"]["accuracy"] > 0.5
+    assert any("holds NaN" in line for line in lines)
+
+
+def test_an_attack_that_passes_the_door_harms_a_plain_mean(tmp_path):
+    honest = run(tmp_path, "rounds=3", "num_clients=5")[1]["final"]["accuracy"]
+    attacked = run(tmp_path, "rounds=3", "num_clients=5", "attack=scaling")[1]["final"]["accuracy"]
+    assert attacked < honest - 0.1
+
+
+def test_attacks_are_refused_on_real_devices():
+    config = compose([*SMALL, "attack=sign_flip"])
+    with pytest.raises(ConfigError, match="engine only"):
+        serve(config, None, PlainConsole(io.StringIO()))

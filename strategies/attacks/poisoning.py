@@ -1,0 +1,111 @@
+"""Model poisoning by clients that know nothing of one another.
+
+Sign flip and Gaussian noise are the baselines of Blanchard et al. 2017, "Machine Learning with Adversaries", §5;
+scaling is model replacement's boost (Bagdasaryan et al. 2020, "How To Backdoor Federated Learning", eq. 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+
+from strategies.seeds import generator
+from strategies.update import Section, Update, Vector
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A share of the clients, drawn once for the run, whose updates are replaced.
+
+    Attributes:
+        fraction: of all clients, rounded to whole ones.
+    """
+
+    fraction: Annotated[float, Ge(0), Le(1)] = 0.2
+
+    def attackers(self, num_clients: int, seed: int) -> frozenset[int]:
+        """Logical ids of those who lie, the same for the whole run."""
+        chosen = generator(seed, "attackers").permutation(num_clients)[
+            : round(self.fraction * num_clients)
+        ]
+        return frozenset(int(client) for client in chosen)
+
+    def poison(self, update: Update, rng: np.random.Generator) -> Update:
+        """What an attacker sends in place of its honest update: every section is replaced."""
+        sections = {
+            name: Section(
+                self.lie(section.vector, rng).astype(np.float32, copy=False), section.layout
+            )
+            for name, section in update.sections.items()
+        }
+        return replace(update, sections=sections)
+
+    def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
+        """The lie told for one honest (d,) float32 vector, which must not be changed."""
+        raise TypeError(f"{type(self).__name__} does not say what its attackers send")
+
+
+@dataclass(frozen=True)
+class SignFlip(Attack):
+    """−scale times the honest update.
+
+    Attributes:
+        scale: how much longer than the honest one.
+    """
+
+    scale: Annotated[float, Gt(0)] = 1.0
+
+    def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
+        """−scale·x."""
+        return vector * np.float32(-self.scale)
+
+
+@dataclass(frozen=True)
+class Gaussian(Attack):
+    """Noise in place of the update.
+
+    Attributes:
+        sigma: standard deviation of each element.
+    """
+
+    sigma: Annotated[float, Gt(0)] = 1.0
+
+    def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
+        """N(0, σ²·I)."""
+        return rng.standard_normal(vector.size, np.float32) * np.float32(self.sigma)
+
+
+@dataclass(frozen=True)
+class Scaling(Attack):
+    """The honest update, much longer.
+
+    Attributes:
+        factor: how many times.
+    """
+
+    factor: Annotated[float, Gt(0)] = 1000.0
+
+    def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
+        """factor·x."""
+        return vector * np.float32(self.factor)
+
+
+@dataclass(frozen=True)
+class Zero(Attack):
+    """Nothing at all, with the weight of an honest update."""
+
+    def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
+        """Zeros."""
+        return np.zeros_like(vector)
+
+
+@dataclass(frozen=True)
+class NotANumber(Attack):
+    """NaN in every element: what poisons a mean for good, unless the server looks."""
+
+    def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
+        """NaN."""
+        return np.full_like(vector, np.nan)
