@@ -1,22 +1,10 @@
-"""What the app, inside a Flower process, has to do and may know about how it was launched.
-
-Imported first by ``server_app.py`` and ``client_app.py``, because the import itself makes the
-process run the app's code from the bundle, whatever directory it started in: in a simulation the
-ServerApp and Ray's driver share one process (``flwr-simulation``) whose working directory is that
-of the SuperLink, which is wherever somebody ran ``flwr run`` when the SuperLink was started. Ray
-puts the driver's working directory in front of the import path of its workers, so with two
-checkouts the clients of one would run the code of the other. Ray starts after the apps are
-imported; changing to the bundle's root here makes the workers import the code that was sent with
-the run.
-
-The change is done at import, once per process and under the import lock, because the ServerApp is
-imported in a thread beside the one that imports the ClientApp.
-"""
+"""What the app, inside a Flower process, has to do and may know about how it was launched."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 STOP_FILE = "TRELLIS_STOP_FILE"
@@ -28,17 +16,34 @@ LAUNCHED_IN = "TRELLIS_LAUNCH_DIRECTORY"
 BUNDLE = Path(__file__).resolve().parents[2]
 """Directory that holds the packages this process runs: the bundle's root, or the checkout."""
 
-LAUNCH_DIRECTORY = Path(os.environ.get(LAUNCHED_IN) or Path.cwd())
-"""Directory that relative paths of a run's configuration refer to (absolute).
+_lock = threading.Lock()
 
-It is the working directory of the process before the change. With ``trellis run backend=flower``
-that is where the user called it; with a bare ``flwr run`` it is where the SuperLink was started,
-and on a SuperNode where that was started.
-"""
 
-if Path(sys.argv[0]).name == "flwr-simulation":
-    os.environ[LAUNCHED_IN] = str(LAUNCH_DIRECTORY)  # for Ray's workers, which start in the bundle
-    os.chdir(BUNDLE)
+def enter_bundle() -> None:
+    """Make a simulation's workers run the code that was sent with the run.
+
+    To be called when ``server_app`` and ``client_app`` are imported. In a simulation the ServerApp
+    and Ray's driver share one process (``flwr-simulation``) whose working directory is that of the
+    SuperLink, which is wherever somebody ran ``flwr run`` when the SuperLink was started. Ray puts
+    the driver's working directory in front of the import path of its workers, so with two
+    checkouts the clients of one would run the code of the other. Ray starts after the ClientApp is
+    imported: going to the bundle's root by then is early enough. Other processes stay where they
+    are, and a second call does nothing.
+    """
+    with _lock:  # the two apps are imported by two threads
+        if Path(sys.argv[0]).name == "flwr-simulation" and Path.cwd() != BUNDLE:
+            os.environ[LAUNCHED_IN] = str(Path.cwd())
+            os.chdir(BUNDLE)
+
+
+def launch_directory() -> Path:
+    """The directory that relative paths of a run's configuration refer to (absolute).
+
+    With ``trellis run backend=flower`` it is where the user called that; with a bare ``flwr run``
+    where the SuperLink was started, and on a SuperNode where that was started. A simulation leaves
+    it (:func:`enter_bundle`), so there a relative path must not be resolved in any other way.
+    """
+    return Path(os.environ.get(LAUNCHED_IN) or Path.cwd())
 
 
 def stop_requested() -> bool:

@@ -12,18 +12,21 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.config import parse_config_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_app.engine import DeviceModel, EngineGrid, InProcessPool
 from fl_app.flower import Deployment, FlowerError, SuperLink, bundle, link, tether
 from fl_app.flower import __main__ as command
+from fl_app.flower.grid import InterruptibleGrid
 from fl_app.flower.processes import Port, Program, environment
 from fl_app.flower.stream import Transcript, run_command, run_config
 from tests.support.tiny_app import write_tiny_app
@@ -302,8 +305,10 @@ class TestBundle:
             textwrap.dedent(f"""
                 import json, os, sys
                 sys.path.insert(0, {str(CHECKOUT)!r})
-                from fl_app.flower.bundle import LAUNCH_DIRECTORY
-                print(json.dumps({{"launch": str(LAUNCH_DIRECTORY), "now": os.getcwd()}}))
+                from fl_app.flower.bundle import enter_bundle, launch_directory
+                enter_bundle()
+                enter_bundle()
+                print(json.dumps({{"launch": str(launch_directory()), "now": os.getcwd()}}))
             """)
         )
         out = subprocess.run(
@@ -318,6 +323,13 @@ class TestBundle:
         found = self.run("flwr-simulation", tmp_path)
         assert found == {"launch": str(tmp_path), "now": str(CHECKOUT)}
 
+    def test_a_worker_of_a_simulation_knows_it_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(bundle.LAUNCHED_IN, "/where/it/was/launched")
+        found = self.run("default_worker.py", tmp_path)
+        assert found == {"launch": "/where/it/was/launched", "now": str(tmp_path)}
+
     def test_any_other_process_stays_where_it_is(self, tmp_path: Path) -> None:
         found = self.run("flwr-serverapp", tmp_path)
         assert found == {"launch": str(tmp_path), "now": str(tmp_path)}
@@ -331,6 +343,36 @@ class TestBundle:
         assert not bundle.stop_requested()
         (tmp_path / "stop").touch()
         assert bundle.stop_requested()
+
+
+class TestInterruptibleGrid:
+    def test_it_is_the_other_grid_until_the_run_is_asked_to_stop(self) -> None:
+        def answer(messages: Sequence[Message]) -> list[Message]:
+            return [Message(RecordDict(), reply_to=message) for message in messages]
+
+        asked: list[bool] = []
+        engine = EngineGrid(
+            InProcessPool(lambda: answer),
+            num_clients=2,
+            devices=DeviceModel(),
+            seed=0,
+            work=lambda client: 1.0,
+        )
+        grid = InterruptibleGrid(engine, stop=lambda: bool(asked))
+        grid.set_run(engine.run)
+        assert grid.run is engine.run
+        nodes = list(grid.get_node_ids())
+        assert nodes == list(engine.get_node_ids())
+        config = RecordDict({"config": ConfigRecord({"client": 0, "server-round": 1})})
+        message = grid.create_message(config, "query", nodes[0], "1")
+        assert len(list(grid.send_and_receive([message]))) == 1
+
+        (sent,) = grid.push_messages([grid.create_message(config, "query", nodes[0], "1")])
+        asked.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            grid.pull_messages([sent])
+        with pytest.raises(KeyboardInterrupt):
+            grid.get_node_ids()
 
 
 class TestWhereThereIsNoApp:
