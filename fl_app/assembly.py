@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -70,11 +69,10 @@ class Assembly:
         """The transformations of an update, in the order in which clients apply them."""
         return [] if self.config.clip is None else [build(self.config.clip)]
 
-    def client(self, state_dir: Path, *, simulated: bool = False) -> Client:
+    def client(self, *, simulated: bool = False) -> Client:
         """The client half.
 
         Args:
-            state_dir: where logical clients remember what they must.
             simulated: whether the clients are the engine's, some of which may be told to lie.
         """
         attack = build(self.config.attack) if simulated and self.config.attack is not None else None
@@ -84,7 +82,7 @@ class Assembly:
             self.data,
             self.trainer,
             stages=self.stages(),
-            store=ClientStore(state_dir),
+            store=ClientStore(self.config.client_state_dir),
             seed=self.config.seed,
             hashes=self.hashes,
             attack=attack,

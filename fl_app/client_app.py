@@ -8,7 +8,9 @@ from flwr.clientapp import ClientApp
 from clients.client import Client
 from fl_app.assembly import Assembly
 from fl_app.compose import compose, parse_overrides
-from fl_app.run import client_state_dir
+from fl_app.flower.bundle import enter_bundle, launch_directory
+
+enter_bundle()
 
 app = ClientApp()
 """Named by pyproject.toml."""
@@ -17,8 +19,8 @@ app = ClientApp()
 @lru_cache(maxsize=1)
 def _client(overrides: str) -> Client:
     """One client a process: its model stays resident from message to message."""
-    config = compose(parse_overrides(overrides))
-    return Assembly(config).client(client_state_dir(config))
+    config = compose(parse_overrides(overrides)).within(launch_directory())
+    return Assembly(config).client()
 
 
 def _ours(context: Context) -> Client:

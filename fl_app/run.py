@@ -102,11 +102,6 @@ def refuse_attack(config: Config) -> None:
         )
 
 
-def client_state_dir(config: Config) -> Path:
-    """Where logical clients keep what they must remember."""
-    return config.run_dir / "clients"
-
-
 def _run(
     config: Config, num_clients: int, console: Console, open_grid: OpenGrid, *, virtual: bool
 ) -> RunResult:
@@ -254,7 +249,7 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
     devices = build(config.runtime.devices, dropout=config.runtime.dropout)
 
     def factory() -> Any:
-        return assembly.client(client_state_dir(config), simulated=True).answer
+        return assembly.client(simulated=True).answer
 
     with closing(make_pool(factory, config.runtime.workers)) as pool:
         pool.start()  # now, so that its faults and its time are not the first round's

@@ -8,7 +8,11 @@ from flwr.serverapp import Grid, ServerApp
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose, parse_overrides
 from fl_app.config.faults import ConfigError
+from fl_app.flower.bundle import enter_bundle, launch_directory
+from fl_app.flower.grid import InterruptibleGrid
 from fl_app.run import serve
+
+enter_bundle()
 
 app = ServerApp()
 """Named by pyproject.toml."""
@@ -19,7 +23,8 @@ def main(grid: Grid, context: Context) -> None:
     """Runs what the run-config's `overrides` say; a failure is raised, so that Flower knows of it."""
     try:
         config = compose(parse_overrides(str(context.run_config["overrides"])))
-        result = serve(config, grid, PlainConsole(sys.stdout))
+        config = config.within(launch_directory())
+        result = serve(config, InterruptibleGrid(grid), PlainConsole(sys.stdout))
     except ConfigError as error:
         print(error, flush=True)
         raise

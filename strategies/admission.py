@@ -15,15 +15,19 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from strategies.contract import Claim, ContractError, name_of
+from strategies.ranges import Ranged
 from strategies.state import State, integer_in, mapping_in
-from strategies.update import Update
+from strategies.update import MAXIMUM_SECTIONS, Update
 from strategies.wire import Refused
 
 log = logging.getLogger(__name__)
 
+COUNTER_LIMIT = 2.0**24
+"""The largest increase of an integer buffer in one round: further than float32 counts."""
+
 
 @dataclass
-class Admission:
+class Admission(Ranged):
     """Limits on one update, and what happens when too few pass.
 
     Attributes:
@@ -68,15 +72,14 @@ class Admission:
             if not section.vector.size:
                 continue
             # Two passes without a temporary: a NaN makes both extremes NaN.
-            largest = max(
-                -float(np.min(section.vector)), float(np.max(section.vector)), key=_nan_first
-            )
+            extremes = -float(np.min(section.vector)), float(np.max(section.vector))
+            largest = max(extremes, key=_nan_first)
+            limit = COUNTER_LIMIT if name in MAXIMUM_SECTIONS else self.max_value
             if not np.isfinite(largest):
                 raise Refused("not_finite", f"section {name!r} holds NaN or an infinity")
-            if largest > self.max_value:
+            if largest > limit:
                 raise Refused(
-                    "too_large",
-                    f"section {name!r} reaches {largest:.3g}, past {self.max_value:.3g}",
+                    "too_large", f"section {name!r} reaches {largest:.3g}, past {limit:.3g}"
                 )
 
     def record(self, client: int, refusal: Refused) -> None:

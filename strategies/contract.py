@@ -130,7 +130,8 @@ class Claim:
                 self.source("sensitivity", "weighting"),
                 name_of(part),
                 "one client can move the combined vector by any amount, so no noise hides it",
-                "clip every section, and use combiner=mean with combiner.weighting=uniform",
+                "clip every section, and use combiner=mean with combiner.weighting=uniform and"
+                " combiner.denominator=cohort",
             )
         return self.sensitivity
 

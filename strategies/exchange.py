@@ -23,6 +23,9 @@ HELLO: Final = "query.hello"
 """The message type by which a node is asked for its logical id."""
 _HELLO_ATTEMPTS: Final = 3
 
+_UNREADABLE: Final = (AttributeError, LookupError, TypeError, ValueError)
+"""What Flower raises on the records of a hostile peer as it reads them."""
+
 
 class Clock(Protocol):
     """Time as the grid has it: the wall's, or an engine's own."""
@@ -146,12 +149,12 @@ class Exchange:
             if not self._outstanding or self.now() >= deadline:
                 return None
             # Taken one by one: an engine runs client code as its iterator advances, so that replies need not pile up.
-            self._incoming = iter(self._grid.pull_messages(list(self._outstanding)))
+            self._incoming = self._pull(list(self._outstanding))
             message = next(self._incoming, None)
-            if message is None:
-                self._clock.sleep(deadline - self.now())
-            else:
+            if message is not None:
                 self._arrive(message)
+            elif not self._arrived:
+                self._clock.sleep(deadline - self.now())
         return self._arrived.popleft()
 
     def forget(self) -> None:
@@ -176,6 +179,18 @@ class Exchange:
         taken = set(ids)
         own = (message.metadata.message_id for message in messages)
         return [message_id if message_id in taken else None for message_id in own]
+
+    def _pull(self, ids: list[str]) -> Iterator[Message]:
+        """Replies that are there. One that Flower can't inflate is an error of its client, and of no other's."""
+        try:
+            yield from self._grid.pull_messages(ids)
+        except _UNREADABLE as error:
+            if len(ids) > 1:
+                for message_id in ids:
+                    yield from self._pull([message_id])
+            elif (request := self._outstanding.pop(ids[0], None)) is not None:
+                reason = f"the reply cannot be read: {type(error).__name__}: {error!s:.100}"
+                self._arrived.append(Reply(request, None, reason))
 
     def _arrive(self, message: Message) -> None:
         request = self._outstanding.pop(message.metadata.reply_to_message_id, None)

@@ -15,6 +15,7 @@ from strategies.collectors import Plain
 from strategies.combiners import Mean
 from strategies.contract import Checked, Claim, ContractError, check, name_of
 from strategies.protocols import (
+    Accumulator,
     ClientContext,
     Collector,
     Combiner,
@@ -27,7 +28,7 @@ from strategies.protocols import (
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
 from strategies.state import State, mapping_in
-from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Update
+from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Update
 from strategies.wire import ARRAYS, pack, pack_model
 
 
@@ -45,6 +46,7 @@ class Pipeline:
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
         train_config: settings that every client gets with every request.
         included: for each client the last round whose update the model holds.
+        planned: the cohort's size that `check` found to be fixed, None where it is not.
     """
 
     collector: Collector = field(default_factory=Plain)
@@ -56,9 +58,13 @@ class Pipeline:
     client_sections: frozenset[str] = frozenset({DELTA})
     train_config: Mapping[str, ConfigValue] = field(default_factory=dict)
     included: dict[int, int] = field(default_factory=dict)
+    planned: int | None = field(default=None, init=False)
 
-    def check(self) -> Claim:
+    def check(self, model_sections: frozenset[str] = frozenset()) -> Claim:
         """Folds the contract through all parts.
+
+        Args:
+            model_sections: those of the model's own kinds, once the model is there: buffers travel too.
 
         Returns:
             What holds of the aggregate.
@@ -73,7 +79,10 @@ class Pipeline:
             )
         claim = check(
             self._order(),
-            Claim(sections=self.client_sections, set_by={"sections": "the clients' trainer"}),
+            Claim(
+                sections=self.client_sections | model_sections,
+                set_by={"sections": "the clients' trainer"},
+            ),
         )
         # The wire refuses a section that was not asked for: without this every reply of the run would be refused.
         unread = sorted(claim.sections - MODEL_SECTIONS - set(self.optimizer.sections))
@@ -84,7 +93,12 @@ class Pipeline:
                 f"clients send a section {', '.join(unread)} that no part of the server reads",
                 "use the server optimiser that reads it (server=scaffold for control), or another client",
             )
+        self.planned = claim.cohort
         return claim
+
+    def begin(self, layouts: Mapping[str, Layout], asked: int) -> Accumulator:
+        """The combiner at the start of a round. A cohort that the contract fixes counts, not who is there to ask."""
+        return self.combiner.begin(layouts, asked if self.planned is None else self.planned)
 
     def _order(self) -> Iterable[Checked]:
         # The collector decides whether clients run their halves at all, so it speaks before the stages do.

@@ -161,7 +161,7 @@ class Combiner(Checked, Protocol):
     """Updates to one."""
 
     def begin(self, layouts: Mapping[str, Layout], cohort: int) -> Accumulator:
-        """A fresh accumulator for a round that planned on `cohort` clients."""
+        """A fresh accumulator for a round that planned on `cohort` clients, however many there were to ask."""
         ...
 
 

@@ -25,7 +25,7 @@ from strategies.protocols import ConfigValue, Reply, Request, Session
 from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
 from strategies.state import State, mapping_in
-from strategies.update import Update
+from strategies.update import MODEL_SECTIONS, Update
 from strategies.wire import ARRAYS, CONFIG, Refused, pack_model, read_metrics, unpack_model
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,8 @@ class PipelineStrategy(Strategy):
 
         Raises:
             NoClientsError: `min_clients` clients did not come in time.
+            RuntimeError: this object has run before.
+            ContractError: the model has buffers that a part of the pipeline can't work with.
         """
         model = self._begin(initial_arrays)
         self._take_up(train_config)
@@ -172,6 +174,8 @@ class PipelineStrategy(Strategy):
         return Exchange(grid, hello=self._hello, population=self._population)
 
     def _begin(self, initial_arrays: ArrayRecord) -> ServerModel:
+        if self.model is not None:
+            raise RuntimeError("a strategy object runs once: make another for another run")
         self.summary()
         self.model = ServerModel(
             unpack_model(initial_arrays),
@@ -179,6 +183,8 @@ class PipelineStrategy(Strategy):
             travel=self._travel,
             buffers=self._buffers,
         )
+        # Only the model tells whether buffers travel, which no clip bounds and no mask hides.
+        self.claim = self.pipeline.check(MODEL_SECTIONS & self.model.layouts.keys())
         if self._restored is not None:
             self.model.load_state_dict(self._restored)
         return self.model
@@ -268,7 +274,7 @@ class PipelineStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new model out of one round's replies; (None, None) when fewer than the quorum are good."""
         model, session = self._ready(self.model), self._ready(self._session)
-        accumulator = self.pipeline.combiner.begin(model.layouts, len(self._asked))
+        accumulator = self.pipeline.begin(model.layouts, len(self._asked))
         sums: dict[str, tuple[float, float]] = {}
         good = 0
         for request, reply in self._replies(replies):

@@ -129,12 +129,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Update:
-    """What one client, or a sum over several, adds to one version of the model.
+    """What one client, or several together, would change in one version of the model.
 
     Attributes:
         sections: by name; always holds `DELTA`, the change of the parameters (never raw weights).
         weight: what the client declares, in examples. Rules that weight uniformly ignore it.
-        members: logical ids of the clients whose contributions are in it: one, or several for a sum.
+        members: logical ids of the clients whose contributions are in it. With several, the vectors are their mean
+            and the weight is the sum of theirs.
         version: the model version that the clients started from.
         metrics: numbers that travelled in clear beside the vectors (training loss); empty under masks and DP.
     """

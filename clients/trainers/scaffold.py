@@ -26,6 +26,7 @@ class Scaffold(SGD):
     sections: ClassVar[frozenset[str]] = frozenset({DELTA, CONTROL})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.momentum or self.max_grad_norm is not None:
             raise ValueError(
                 "client=scaffold needs momentum=0 and max_grad_norm=null: its control variate is a mean gradient"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clients.resident import Arrays, ResidentModel
 from clients.tasks import Examples, Task
+from strategies.ranges import Ranged
 from strategies.update import DELTA, Section
 
 Settings = Mapping[str, object]
@@ -65,7 +66,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(Ranged):
     """Minibatch SGD over a client's own data.
 
     Attributes:

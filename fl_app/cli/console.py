@@ -117,7 +117,9 @@ class PlainConsole:
         self._out = sys.stdout if stream is None else stream
 
     def _print(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        # One write: Flower queues what a ServerApp writes piece by piece, and other programs' lines fall between.
+        self._out.write(text + "\n")
+        self._out.flush()
 
     def begin(self, title: str, rounds: int, facts: Mapping[str, Any]) -> None:
         """Title and facts on one line."""

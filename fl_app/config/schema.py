@@ -263,6 +263,15 @@ class Config(_Settings):
         """The run's own folder, absolute; a relative `output_dir` counts from the working directory."""
         return self.output_dir.expanduser().resolve() / self.folder_name
 
+    @property
+    def client_state_dir(self) -> Path:
+        """Where logical clients keep what they must remember, absolute."""
+        return self.run_dir / "clients"
+
+    def within(self, directory: Path) -> Config:
+        """The same configuration with a relative `output_dir` counted from `directory`."""
+        return self.model_copy(update={"output_dir": directory / self.output_dir.expanduser()})
+
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {

@@ -12,12 +12,13 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from strategies.ranges import Ranged
 from strategies.seeds import generator
 from strategies.update import Section, Update, Vector
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(Ranged):
     """A share of the clients, drawn once for the run, whose updates are replaced.
 
     Attributes:

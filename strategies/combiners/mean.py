@@ -16,39 +16,59 @@ import numpy as np
 
 from strategies.combiners.summation import CompensatedSum
 from strategies.contract import Claim
+from strategies.ranges import Ranged
 from strategies.update import MAXIMUM_SECTIONS, Layout, Section, Update
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Ranged):
     """The mean over clients.
 
     Attributes:
         weighting: `examples` weights by the number of examples that a client declares, `uniform` equally.
+        denominator: `replies` divides by the weight of those who replied; `cohort` by the number of clients planned,
+            however many reply, which a sensitivity needs and uniform weights allow.
+
+    Raises:
+        ValueError: the cohort is no denominator of weights by examples.
     """
 
     weighting: Literal["examples", "uniform"] = "examples"
+    denominator: Literal["replies", "cohort"] = "replies"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.denominator == "cohort" and self.weighting != "uniform":
+            raise ValueError(
+                "denominator = 'cohort' counts clients: it needs weighting = 'uniform'"
+            )
 
     def check(self, claim: Claim) -> Claim:
-        """Takes any visibility. Has a sensitivity of C / cohort when uniform and every section is bounded."""
+        """Takes any visibility. Has a sensitivity of C / cohort with that denominator and every section bounded."""
         bound = claim.l2_bound()
-        bounded = self.weighting == "uniform" and bound is not None and claim.cohort is not None
+        bounded = self.denominator == "cohort" and bound is not None and claim.cohort is not None
         sensitivity = bound / claim.cohort if bounded and bound and claim.cohort else None
         return claim.given(self, weighting=self.weighting, sensitivity=sensitivity)
 
     def begin(self, layouts: Mapping[str, Layout], cohort: int) -> MeanAccumulator:
-        """A fresh accumulator; `cohort` does not matter to a mean over those who replied."""
-        return MeanAccumulator(layouts, self.weighting)
+        """A fresh accumulator; `cohort` matters only where it is the denominator."""
+        return MeanAccumulator(
+            layouts, self.weighting, cohort if self.denominator == "cohort" else None
+        )
 
 
 class MeanAccumulator:
     """Adds updates as they come; the result does not depend on their order."""
 
     def __init__(
-        self, layouts: Mapping[str, Layout], weighting: Literal["examples", "uniform"]
+        self,
+        layouts: Mapping[str, Layout],
+        weighting: Literal["examples", "uniform"],
+        cohort: int | None = None,
     ) -> None:
         self._layouts = dict(layouts)
         self._weighting = weighting
+        self._cohort = cohort
         self._sums = {
             name: CompensatedSum(lay.size)
             for name, lay in layouts.items()
@@ -81,7 +101,7 @@ class MeanAccumulator:
         if not self._members:
             return None
         # fsum rounds once, whatever the order; weights need not be whole numbers.
-        weight = fsum(self._weights)
+        weight = fsum(self._weights) if self._cohort is None else float(self._cohort)
         vectors = {
             name: total.mean(weight).astype(np.float32) for name, total in self._sums.items()
         }

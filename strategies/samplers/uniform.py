@@ -9,11 +9,12 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from strategies.contract import Claim
+from strategies.ranges import Ranged
 from strategies.seeds import generator
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Ranged):
     """Asks max(minimum, ⌊fraction · n⌉) of the n clients that are there.
 
     Attributes:

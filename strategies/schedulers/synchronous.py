@@ -98,13 +98,10 @@ class Synchronous:
         attempts = admission.max_attempts if admission.on_shortfall == "repeat" else 1
         job = pipeline.job(model)
         for attempt in range(attempts):
-            there = exchange.clients()
-            cohort = (
-                pipeline.sampler.draw(
-                    there, seed=self.seed, round_number=job.round, attempt=attempt
-                )
-                if there
-                else []
+            # Nodes that are all gone for a while cost time, not rounds.
+            there = exchange.wait_for_clients(admission.quorum, self.timeout)
+            cohort = pipeline.sampler.draw(
+                there, seed=self.seed, round_number=job.round, attempt=attempt
             )
             asked = replace(job, config={**job.config, "attempt": attempt})
             aggregate, good = self._attempt(pipeline, asked, cohort, exchange, tally)
@@ -121,7 +118,7 @@ class Synchronous:
     ) -> tuple[Update | None, int]:
         """Asks one cohort: the combined update and how many clients are in it."""
         tally.sampled += len(cohort)
-        accumulator = pipeline.combiner.begin(job.layouts, len(cohort))
+        accumulator = pipeline.begin(job.layouts, len(cohort))
         good = 0
         for update in self._collect(
             pipeline, pipeline.collector.open(job, cohort), exchange, tally

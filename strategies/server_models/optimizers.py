@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
 from strategies.contract import Claim, name_of
+from strategies.ranges import Ranged
 from strategies.state import State, array_in
 from strategies.update import Update, Vector
 
@@ -57,7 +58,7 @@ class ServerOptimizer(Protocol):
 
 
 @dataclass
-class OptimizerBase:
+class OptimizerBase(Ranged):
     """What the optimisers share: named float64 vectors of state, all of the parameters' size."""
 
     _slots: dict[str, NDArray[np.float64]] = field(

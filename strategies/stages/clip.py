@@ -15,11 +15,12 @@ from annotated_types import Gt, MinLen
 
 from strategies.contract import Claim
 from strategies.protocols import ClientContext, Settings
+from strategies.ranges import Ranged
 from strategies.update import DELTA, Section, Update, Vector
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Ranged):
     """Scales each named section to an L2 norm of at most `norm`.
 
     Attributes:

@@ -100,7 +100,7 @@ def test_the_small_digits_are_learnt_in_a_few_epochs(model, least):
 def test_the_cnn_reaches_97_percent_on_mnist():
     torch.manual_seed(0)
     task = Mnist()
-    model = Cnn(task.input_shape, task.num_classes)
+    model = Cnn(task.input_shape, task.num_classes, width=16)
     for lr in (0.1, 0.05, 0.01):
         accuracy = fit(model, task, lr=lr, epochs=3)
     assert accuracy >= 0.97

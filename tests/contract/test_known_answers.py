@@ -69,7 +69,7 @@ class TopK:
 
 
 SAMPLER = Uniform(fraction=0.1, population=200)
-UNIFORM = Mean(weighting="uniform")
+UNIFORM = Mean(weighting="uniform", denominator="cohort")
 
 
 def fold(*parts, sections: frozenset[str] = frozenset({DELTA})) -> Claim:

@@ -253,3 +253,26 @@ def test_a_grid_without_a_clock_is_polled_in_real_time():
     before = exchange.now()
     assert exchange.receive(before + 10) is None  # nothing was asked
     assert exchange.now() - before < 5
+
+
+class Inflating(ScriptedGrid):
+    """Reads what peers sent as it is pulled, as Flower does, and meets node 2's reply among the others."""
+
+    def pull_messages(self, message_ids):
+        kept = list(self._mail)
+        messages = super().pull_messages(message_ids)
+        if any(message.metadata.src_node_id == 2 for message in messages):
+            self._mail = kept
+            raise AttributeError("'NoneType' object has no attribute 'vals'")
+        return messages
+
+
+def test_a_reply_that_flower_cannot_inflate_is_its_clients_error_and_no_others():
+    grid = Inflating({node: after(0.0) for node in (1, 2, 3)})
+    exchange = Exchange(grid)
+    exchange.send(request(client) for client in exchange.clients())
+    replies = [exchange.receive(10.0) for _ in range(3)]
+    errors = {reply.request.client: reply.error for reply in replies}
+    assert errors.pop(1).startswith("the reply cannot be read: AttributeError")
+    assert errors == {0: None, 2: None}
+    assert exchange.receive(10.0) is None

@@ -291,7 +291,7 @@ def test_a_summary_names_the_parts(caplog):
     with caplog.at_level(logging.INFO, logger="strategies"):
         strategy(pipeline=Pipeline(stages=[Clip()], admission=Admission(quorum=2))).summary()
     assert "stages clip" in caplog.text
-    assert "Mean(weighting='examples')" in caplog.text
+    assert "Mean(weighting='examples', denominator='replies')" in caplog.text
 
 
 def test_vanilla_clients_train_the_same_model_as_those_that_send_updates():

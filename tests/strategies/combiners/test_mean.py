@@ -176,21 +176,28 @@ def test_a_thousand_rounds_do_not_drift_where_float32_does():
 
 def test_a_uniform_mean_of_clipped_updates_has_the_sensitivity_c_over_the_cohort():
     claim = Claim(cohort=50, bounds={DELTA: 2.0}, set_by={"cohort": "Uniform"})
-    assert Mean(weighting="uniform").check(claim).sensitivity == 2.0 / 50
+    assert Mean(weighting="uniform", denominator="cohort").check(claim).sensitivity == 2.0 / 50
 
 
 @pytest.mark.parametrize(
     ("mean", "claim"),
     [
         (Mean(), Claim(cohort=50, bounds={DELTA: 2.0})),
-        (Mean(weighting="uniform"), Claim(cohort=50)),
-        (Mean(weighting="uniform"), Claim(bounds={DELTA: 2.0})),
+        (Mean(weighting="uniform"), Claim(cohort=50, bounds={DELTA: 2.0})),
+        (Mean(weighting="uniform", denominator="cohort"), Claim(cohort=50)),
+        (Mean(weighting="uniform", denominator="cohort"), Claim(bounds={DELTA: 2.0})),
         (
-            Mean(weighting="uniform"),
+            Mean(weighting="uniform", denominator="cohort"),
             Claim(cohort=50, bounds={DELTA: 2.0}, sections=frozenset({DELTA, "control"})),
         ),
     ],
-    ids=["by examples", "not clipped", "no planned cohort", "one section not clipped"],
+    ids=[
+        "by examples",
+        "over replies",
+        "not clipped",
+        "no planned cohort",
+        "one section not clipped",
+    ],
 )
 def test_any_other_mean_has_no_sensitivity(mean, claim):
     assert mean.check(claim).sensitivity is None
@@ -200,7 +207,9 @@ def test_the_joint_sensitivity_of_two_clipped_sections_is_their_root_sum_of_squa
     claim = Claim(
         cohort=10, bounds={DELTA: 3.0, "control": 4.0}, sections=frozenset({DELTA, "control"})
     )
-    assert Mean(weighting="uniform").check(claim).sensitivity == pytest.approx(5.0 / 10)
+    assert Mean(weighting="uniform", denominator="cohort").check(
+        claim
+    ).sensitivity == pytest.approx(5.0 / 10)
 
 
 def test_a_mean_leaves_its_updates_as_they_were():
@@ -208,3 +217,16 @@ def test_a_mean_leaves_its_updates_as_they_were():
     one.sections[DELTA].vector.flags.writeable = False
     combine(Mean(), [one, update([3, 4], client=1)])
     np.testing.assert_array_equal(one.delta.vector, [1, 2])
+
+
+def test_a_cohort_for_denominator_does_not_depend_on_who_replies():
+    mean = Mean(weighting="uniform", denominator="cohort")
+    accumulator = mean.begin(layouts_of(update([0.0])), 10)
+    for client in range(4):
+        accumulator.add(update([5.0], client=client))
+    np.testing.assert_array_equal(accumulator.result().delta.vector, [2.0])
+
+
+def test_the_cohort_is_no_denominator_of_weights_by_examples():
+    with pytest.raises(ValueError, match="uniform"):
+        Mean(denominator="cohort")

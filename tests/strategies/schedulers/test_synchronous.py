@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from strategies.admission import Admission
 from strategies.collectors import Plain
 from strategies.combiners import Mean
-from strategies.exchange import Exchange
+from strategies.exchange import Exchange, NoClientsError
 from strategies.pipeline import Pipeline
 from strategies.protocols import Request
 from strategies.samplers import Uniform
@@ -167,9 +167,9 @@ def test_after_a_void_round_the_next_one_goes_on():
     assert settings(grid, "version") == [0, 0, 0, 1]
 
 
-def test_a_round_in_which_nobody_is_there_is_void():
-    (view,), *_ = run({})
-    assert (view.void, view.sampled) == (True, 0)
+def test_a_round_waits_for_clients_and_says_when_nobody_comes():
+    with pytest.raises(NoClientsError, match="0 of 1 clients"):
+        run({})
 
 
 def test_clients_are_told_in_which_round_they_were_last_included():
