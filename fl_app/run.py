@@ -159,7 +159,12 @@ class _Run:
             folder.summary, header, admission, memory.sample, virtual, on_row=self._show
         )
         folder.checkpoints.state = self.state_dict
-        self.strategy.hooks += [self.summary, folder.checkpoints, divergence_guard]
+        self.strategy.hooks += [
+            self.summary.record,
+            folder.checkpoints,
+            self.summary.publish,
+            divergence_guard,
+        ]
 
     def conduct(self, open_grid: OpenGrid, earlier: State | None) -> RunResult:
         """Trains until the last round, a guard's or the user's word, or a failure, and writes down which it was."""
@@ -177,11 +182,17 @@ class _Run:
                 status, reason = "stopped", self.strategy.stopped.reason
         except KeyboardInterrupt:
             status, reason = "stopped", INTERRUPTED
+        except ConfigError:
+            raise
         except Exception as error:  # whatever it is, the summary says that the run failed, and why
             log.exception("the run failed")
             status, reason = "failed", f"{type(error).__name__}: {error}"
-        self._leave()
-        self.summary.write(status, reason)
+        try:
+            self._leave(whole=status == "completed" or self.strategy.stopped is not None)
+            self.summary.write(status, reason)
+        except OSError as error:  # a full disk: what is there is whole, if older
+            status, reason = "failed", reason or f"the run's folder can't be written: {error}"
+            self.console.note(f"the summary is that of an earlier round: {error}")
         return RunResult(status, reason, self.folder.summary)
 
     def state_dict(self) -> State:
@@ -189,7 +200,7 @@ class _Run:
         return {
             "strategy": self.strategy.state_dict(),
             "run_id": str(self.summary.header["run_id"]),
-            "history": json.dumps(self.summary.history, allow_nan=False),
+            "history": json.dumps(self.summary.rows, allow_nan=False),
             "wall_seconds": self.summary.wall_seconds,
         }
 
@@ -230,10 +241,14 @@ class _Run:
     def _show(self, row: Row) -> None:
         self.console.round(row, self.config.rounds)
 
-    def _leave(self) -> None:
-        """The model and the picture, as far as the run got."""
-        if self.strategy.model is not None:
-            tensors = self.strategy.model.arrays()
+    def _leave(self, *, whole: bool) -> None:
+        """The model and the picture, as far as the run got; `whole` says that no step was cut short."""
+        model = self.strategy.model
+        last = None if whole else self.folder.checkpoints.newest()
+        if model is not None and last is not None:
+            model.load_state_dict(mapping_in(mapping_in(last, "strategy"), "model"))
+        if model is not None and (whole or last is not None):
+            tensors = model.arrays()
             write_atomically(self.folder.path / "model.safetensors", save(tensors))
         if self.summary.history:
             title = f"{self.config.strategy} on {self.config.task.name}, {self.num_clients} clients"

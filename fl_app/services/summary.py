@@ -43,13 +43,24 @@ class Summary:
     on_row: Callable[[Row], None] = lambda row: None
     history: list[Row] = field(default_factory=list)
     earlier_seconds: float = 0.0
+    _pending: list[Row] = field(default_factory=list, init=False)
     _began: float = field(default_factory=time.monotonic, init=False)
 
-    def __call__(self, view: RoundView) -> None:
-        """Adds a round's row and writes the file."""
-        self.history.append(self._row(view))
+    def record(self, view: RoundView) -> None:
+        """Makes a round's row, for the checkpoint that follows; it is not told of before that is on the disk."""
+        self._pending = [self._row(view)]
+
+    def publish(self, view: RoundView) -> None:
+        """Tells of the row: a round that the file has is never one that a resumed run would not have."""
+        self.history = self.rows
+        self._pending = []
         self.write("running", "")
         self.on_row(self.history[-1])
+
+    @property
+    def rows(self) -> list[Row]:
+        """The history with the row that is not told of yet."""
+        return self.history + self._pending
 
     @property
     def wall_seconds(self) -> float:
