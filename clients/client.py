@@ -96,7 +96,10 @@ class Client:
             except (ValueError, RuntimeError, LookupError, TypeError, Refused) as error:
                 replies[index] = _failure(message, error)
         for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
-            replies[index] = self._reply(messages[index], job, fit)
+            try:
+                replies[index] = self._reply(messages[index], job, fit)
+            except Exception as error:  # a full disk, say: this client's misfortune alone
+                replies[index] = _failure(messages[index], error)
         return [replies[index] for index in range(len(messages))]
 
     def hello(self, message: Message, client: int) -> Message:

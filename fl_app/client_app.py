@@ -19,7 +19,7 @@ app = ClientApp()
 @lru_cache(maxsize=1)
 def _client(overrides: str) -> Client:
     """One client a process: its model stays resident from message to message."""
-    config = compose(parse_overrides(overrides)).within(launch_directory())
+    config = compose([*parse_overrides(overrides), "backend=flower"]).within(launch_directory())
     return Assembly(config).client()
 
 

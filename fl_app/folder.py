@@ -57,28 +57,25 @@ class RunFolder:
         finally:
             lock.release()
 
-    def earlier(self) -> State | None:
+    def earlier(self, num_clients: int) -> State | None:
         """The state to go on from; None to begin, with the configuration written down.
 
         Raises:
-            ConfigError: the folder holds another configuration's run, or `resume=must` finds nothing to resume.
+            ConfigError: the folder holds a run of another configuration or number of clients, or `resume=must` finds
+                nothing to resume.
         """
-        state = self._earlier()
+        state = self._earlier(num_clients)
         if state is None:
             write_atomically(self.path / "config.yaml", self._config.to_yaml().encode())
         return state
 
-    def is_complete(self) -> bool:
-        """Whether the run has every round that is asked for."""
+    def completed(self) -> int:
+        """How many rounds a run has that ended as it should; 0 for any other."""
         summary = read_summary(self.summary) or {}
         done = summary.get("rounds_completed")
-        return (
-            summary.get("status") == "completed"
-            and isinstance(done, int)
-            and done >= self._config.rounds
-        )
+        return done if summary.get("status") == "completed" and isinstance(done, int) else 0
 
-    def _earlier(self) -> State | None:
+    def _earlier(self, num_clients: int) -> State | None:
         if self._config.resume == "never":
             for name in ("checkpoints", "clients"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -93,6 +90,15 @@ class RunFolder:
         state = self.checkpoints.newest()
         if state is None and self._config.resume == "must":
             raise self._refused("resume", "there is no whole checkpoint to resume from")
+        begun = None if state is None else (state.get("config_hash"), state.get("num_clients"))
+        if begun is not None and begun[0] != self._config.identity_hash():
+            raise self._refused("run_name", "its checkpoint is of another configuration")
+        if begun is not None and begun[1] != num_clients:
+            raise self._refused(
+                "num_clients",
+                f"it was begun with {begun[1]} clients and there are {num_clients}: "
+                "data are cut otherwise; name another run_name, or set resume=never",
+            )
         return state
 
     def _difference(self) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from flwr.serverapp import Grid
 from safetensors.numpy import save
 
@@ -33,6 +34,7 @@ from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
 from strategies.contract import ContractError
 from strategies.state import State, mapping_in
+from strategies.strategy import PipelineStrategy
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,28 @@ def serve(config: Config, grid: Grid, console: Console) -> RunResult:
     return _run(config, num_clients, console, lambda *_: nullcontext(grid), virtual=False)
 
 
+def composed(assembly: Assembly, num_clients: int) -> PipelineStrategy:
+    """The server half of a configuration, its contract checked.
+
+    Raises:
+        ConfigError: parts of the pipeline may not be composed.
+    """
+    try:
+        return assembly.strategy(num_clients)
+    except ContractError as error:
+        raise ConfigError([Fault(error.second, str(error))]) from error
+
+
+def check_for_flower(config: Config, num_clients: int) -> None:
+    """Refuses here what a ServerApp would refuse, before Flower is started for it.
+
+    Raises:
+        ConfigError: an attack is configured, or parts may not be composed.
+    """
+    refuse_attack(config)
+    composed(Assembly(config), num_clients)
+
+
 def refuse_attack(config: Config) -> None:
     """Clients that lie are for the engine: no real device is told to.
 
@@ -107,10 +131,12 @@ def _run(
 ) -> RunResult:
     folder = RunFolder(config)
     with folder.opened(), log_to(folder.path / "run.log", console.note):
-        earlier = folder.earlier()
-        if earlier is not None and folder.is_complete():
+        earlier = folder.earlier(num_clients)
+        done = folder.completed()
+        if earlier is not None and done >= config.rounds:
             console.note(
-                f"this run has its {config.rounds} rounds: more rounds= go on, resume=never starts anew"
+                f"nothing to do: {done} of {config.rounds} rounds are there; more rounds= go on, "
+                f"resume=never starts anew, another run_name= leaves it"
             )
             result = RunResult("completed", "", folder.summary)
         else:
@@ -142,10 +168,8 @@ class _Run:
             folder,
         )
         self.assembly = Assembly(config)
-        try:
-            self.strategy = self.assembly.strategy(num_clients)
-        except ContractError as error:
-            raise ConfigError([Fault(error.second, str(error))]) from error
+        self.strategy = composed(self.assembly, num_clients)
+        self._clock = 0.0
         header = {
             "run_id": uuid.uuid4().hex[:12],
             "strategy": config.strategy,
@@ -160,10 +184,10 @@ class _Run:
         )
         folder.checkpoints.state = self.state_dict
         self.strategy.hooks += [
+            divergence_guard,  # first: what it stops is neither saved nor told of
             self.summary.record,
             folder.checkpoints,
             self.summary.publish,
-            divergence_guard,
         ]
 
     def conduct(self, open_grid: OpenGrid, earlier: State | None) -> RunResult:
@@ -175,8 +199,7 @@ class _Run:
         try:
             self._announce(earlier is not None)
             self.summary.write("running", "")
-            begin = self.summary.history[-1]["virtual_seconds"] if self.summary.history else 0.0
-            with open_grid(self.assembly, self.num_clients, begin or 0.0) as grid:
+            with open_grid(self.assembly, self.num_clients, self._clock) as grid:
                 self._train(grid)
             if self.strategy.stopped is not None:
                 status, reason = "stopped", self.strategy.stopped.reason
@@ -188,7 +211,7 @@ class _Run:
             log.exception("the run failed")
             status, reason = "failed", f"{type(error).__name__}: {error}"
         try:
-            self._leave(whole=status == "completed" or self.strategy.stopped is not None)
+            self._leave(whole=status == "completed")
             self.summary.write(status, reason)
         except OSError as error:  # a full disk: what is there is whole, if older
             status, reason = "failed", reason or f"the run's folder can't be written: {error}"
@@ -200,14 +223,21 @@ class _Run:
         return {
             "strategy": self.strategy.state_dict(),
             "run_id": str(self.summary.header["run_id"]),
-            "history": json.dumps(self.summary.rows, allow_nan=False),
+            # An array, since a file's header has its limits.
+            "history": np.frombuffer(json.dumps(self.summary.rows).encode(), np.uint8),
+            "clock": self.strategy.clock,
+            "num_clients": self.num_clients,
+            "config_hash": self.config.identity_hash(),
             "wall_seconds": self.summary.wall_seconds,
         }
 
     def load_state_dict(self, state: State) -> None:
         """Goes on where a checkpoint was written."""
         self.strategy.load_state_dict(mapping_in(state, "strategy"))
-        history: list[Row] = json.loads(str(state["history"]))
+        stored = state["history"]
+        assert isinstance(stored, np.ndarray)
+        history: list[Row] = json.loads(stored.tobytes())
+        self._clock = float(str(state["clock"]))
         self.summary.history = history
         self.summary.earlier_seconds = float(str(state["wall_seconds"]))
         self.summary.header = {**self.summary.header, "run_id": str(state["run_id"])}

@@ -22,7 +22,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Runs what the run-config's `overrides` say; a failure is raised, so that Flower knows of it."""
     try:
-        config = compose(parse_overrides(str(context.run_config["overrides"])))
+        config = compose([*parse_overrides(str(context.run_config["overrides"])), "backend=flower"])
         config = config.within(launch_directory())
         result = serve(config, InterruptibleGrid(grid), PlainConsole(sys.stdout))
     except ConfigError as error:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 COUNTER_LIMIT = 2.0**24
 """The largest increase of an integer buffer in one round: further than float32 counts."""
 
+FAILURES = frozenset({"client_error", "timeout"})
+"""Reasons that are a client's misfortune: nothing came that could be refused."""
+
 
 @dataclass
 class Admission(Ranged):
@@ -86,7 +89,8 @@ class Admission(Ranged):
         """Counts a refusal and strikes the client."""
         self.refusals[refusal.reason] += 1
         self.strikes[client] += 1
-        log.warning("client %d refused (%s): %s", client, refusal.reason, refusal.detail)
+        done = "failed" if refusal.reason in FAILURES else f"refused ({refusal.reason})"
+        log.warning("client %d %s: %s", client, done, shown(refusal.detail))
 
     def state_dict(self) -> State:
         """Counts of refusals and strikes."""
@@ -100,6 +104,12 @@ class Admission(Ranged):
         refusals, strikes = mapping_in(state, "refusals"), mapping_in(state, "strikes")
         self.refusals = Counter({reason: integer_in(refusals, reason) for reason in refusals})
         self.strikes = Counter({int(client): integer_in(strikes, client) for client in strikes})
+
+
+def shown(text: str, limit: int = 200) -> str:
+    """A peer's text as it may stand in a log: one line, printable, and not long."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text[: 2 * limit])
+    return line if len(line) <= limit else f"{line[:limit]}…"
 
 
 def _nan_first(value: float) -> float:

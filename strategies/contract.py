@@ -48,9 +48,11 @@ class Claim:
         cohort: clients planned a round, None where the scheme does not fix it.
         sampling: how a cohort comes about; only `poisson` and `fixed` are the server's own draw.
         weighting: what a client's influence depends on.
+        denominator: what a mean divides by: the weight of those who replied, or the cohort planned.
         sections: names of the vectors that an update holds.
         bounds: L2 bound of one client's contribution, by section; a section that is absent has none.
-        sensitivity: L2 change of the combined vector when one client is added or removed, None where unbounded.
+        sensitivity: L2 change of the combined vector when one client is added or removed (with `fixed` sampling:
+            replaced), None where unbounded.
         private: the mechanism that made the updates private before they were combined, None where none did.
         support: whether all clients speak of the same coordinates.
         clear: what travels unprotected beside the vectors.
@@ -63,6 +65,7 @@ class Claim:
     cohort: int | None = None
     sampling: Literal["poisson", "fixed", "uncontrolled"] = "uncontrolled"
     weighting: Literal["uniform", "examples"] = "uniform"
+    denominator: Literal["replies", "cohort"] = "replies"
     sections: frozenset[str] = frozenset({DELTA})
     bounds: Mapping[str, float] = field(default_factory=dict)
     sensitivity: float | None = None

@@ -242,7 +242,7 @@ class Exchange:
         asked = {message_id: node for message_id, node in pushed if message_id}
         deadline = self.now() + self._hello_timeout
         while asked and self.now() < deadline:
-            for message in self._grid.pull_messages(list(asked)):
+            for message in self._introductions(list(asked)):
                 asked_node = asked.pop(message.metadata.reply_to_message_id, None)
                 if asked_node is not None:
                     self._introduce(asked_node, message)
@@ -251,6 +251,14 @@ class Exchange:
         for node in asked.values():
             self._failed_hellos[node] += 1
             log.warning("node %d did not answer a hello within %g s", node, self._hello_timeout)
+
+    def _introductions(self, ids: Iterable[str]) -> Iterator[Message]:
+        """Answers to hellos, pulled one by one: one that can't be read is as good as none."""
+        for message_id in ids:
+            try:
+                yield from self._grid.pull_messages([message_id])
+            except _UNREADABLE as error:
+                log.warning("a hello's answer cannot be read: %s", type(error).__name__)
 
     def _introduce(self, node: int, message: Message) -> None:
         if message.has_error():

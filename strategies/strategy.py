@@ -120,7 +120,7 @@ class PipelineStrategy(Strategy):
         """
         model = self._begin(initial_arrays)
         self._take_up(train_config)
-        exchange = self._open(grid)
+        exchange = self._exchange = self._open(grid)
         exchange.wait_for_clients(self._min_clients, timeout)
         result = Result(arrays=initial_arrays)
         if evaluate_fn is not None and model.version == 0:
@@ -153,6 +153,11 @@ class PipelineStrategy(Strategy):
             parts.combiner,
             parts.optimizer,
         )
+
+    @property
+    def clock(self) -> float:
+        """The exchange's clock now, in seconds; 0 before there is one."""
+        return 0.0 if self._exchange is None else self._exchange.now()
 
     def state_dict(self) -> State:
         """Everything that must last through a restart: the model with its optimiser, and the pipeline's state.
@@ -236,7 +241,8 @@ class PipelineStrategy(Strategy):
         )
 
     def _stop(self, view: RoundView) -> bool:
-        wishes = [hook(view) for hook in self.hooks]
+        # Lazily: a hook that ends the run ends this round's hooks as well.
+        wishes = (hook(view) for hook in self.hooks)
         self.stopped = next((wish for wish in wishes if wish is not None), None)
         return self.stopped is not None
 

@@ -38,6 +38,7 @@ _NUMBER: Final = re.compile(r"[<>=|]?[fiub]\d{1,2}")
 """Type descriptions of plain numbers: no other ever reaches `np.dtype`, which knows many a surprise."""
 
 _METRIC_LIMIT: Final = 64
+_NAME: Final = re.compile(r"[\w.-]{1,64}")
 
 
 class Refused(Exception):  # noqa: N818 - an outcome that is counted, not a programming error
@@ -323,6 +324,10 @@ def read_metrics(content: RecordDict) -> tuple[float, dict[str, float]]:
     if len(records[0]) > _METRIC_LIMIT:
         raise Refused(
             "malformed", f"{len(records[0])} metrics came, {_METRIC_LIMIT} are read at most"
+        )
+    if not all(_NAME.fullmatch(name) for name in records[0]):
+        raise Refused(
+            "malformed", "a metric's name is not 1 to 64 letters, digits, dots and dashes"
         )
     try:
         scalars = {

@@ -5,7 +5,6 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
@@ -222,21 +221,3 @@ def test_scaffold_runs_in_an_app_of_ones_own_that_returns_its_control():
         rtol=1e-4,
         atol=1e-6,
     )
-
-
-@pytest.mark.slow
-def test_a_vanilla_app_runs_in_flowers_own_simulation():
-    from flwr.simulation import run_simulation
-
-    found = {}
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        strategy = strategies.fedadam(lr=0.1)
-        found["result"] = strategy.start(grid, ArrayRecord(make_model().state_dict()), num_rounds=3)
-
-    run_simulation(server, vanilla_app(), num_supernodes=NODES)
-    assert accuracy(found["result"].arrays) > 0.4
-    assert sorted(found["result"].train_metrics_clientapp) == []
-    assert sorted(found["result"].evaluate_metrics_clientapp) == [1, 2, 3]

@@ -95,12 +95,12 @@ def _on_flower(config: Config, overrides: Sequence[str]) -> int:
     from fl_app.compose import override
     from fl_app.config.schema import DEFAULT_NUM_CLIENTS
     from fl_app.flower import FlowerError, run_flower
-    from fl_app.run import refuse_attack
+    from fl_app.run import check_for_flower
 
-    refuse_attack(config)
     # The run's processes have working directories of their own.
     output_dir = override("output_dir", str(config.output_dir.expanduser().resolve()))
     nodes = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
+    check_for_flower(config, nodes)
     project = Path(__file__).resolve().parents[2]
     try:
         return run_flower(

@@ -22,7 +22,6 @@ _BESIDE_IDENTITY = (
     "output_dir",
     "resume",
     "run_name",
-    "backend",
     "experiment",
     "runtime.workers",
 )
@@ -130,13 +129,15 @@ class Admission(_Settings):
         max_examples: the most that one client may claim; more is refused.
         quorum: good updates that make a round.
         on_shortfall: `repeat` the round with another cohort, or `skip` it and keep the model.
-        max_attempts: at one round, before the run fails.
+        max_attempts: at one round, before it is void.
+        max_value: the largest magnitude of any element of an update.
     """
 
     max_examples: Count = 1_000_000
     quorum: Count = 1
     on_shortfall: Literal["repeat", "skip"] = "repeat"
     max_attempts: Count = 3
+    max_value: Positive = 1e10
 
 
 class Runtime(_Settings):
@@ -270,7 +271,8 @@ class Config(_Settings):
 
     def within(self, directory: Path) -> Config:
         """The same configuration with a relative `output_dir` counted from `directory`."""
-        return self.model_copy(update={"output_dir": directory / self.output_dir.expanduser()})
+        output_dir = directory / self.output_dir.expanduser()
+        return self.model_copy(update={"output_dir": output_dir})
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,11 +44,23 @@ class Mean(Ranged):
             )
 
     def check(self, claim: Claim) -> Claim:
-        """Takes any visibility. Has a sensitivity of C / cohort with that denominator and every section bounded."""
+        """Takes any visibility. A sensitivity needs the cohort for denominator and a bound on every section.
+
+        It is C / cohort for one client more or less, and 2C / cohort where a cohort of fixed size can only replace
+        one. Sections reduced by their maximum have none.
+        """
         bound = claim.l2_bound()
         bounded = self.denominator == "cohort" and bound is not None and claim.cohort is not None
-        sensitivity = bound / claim.cohort if bounded and bound and claim.cohort else None
-        return claim.given(self, weighting=self.weighting, sensitivity=sensitivity)
+        changed = 2 if claim.sampling == "fixed" else 1
+        sensitivity = changed * bound / claim.cohort if bounded and bound and claim.cohort else None
+        if claim.sections & MAXIMUM_SECTIONS:
+            sensitivity = None
+        return claim.given(
+            self,
+            weighting=self.weighting,
+            denominator=self.denominator,
+            sensitivity=sensitivity,
+        )
 
     def begin(self, layouts: Mapping[str, Layout], cohort: int) -> MeanAccumulator:
         """A fresh accumulator; `cohort` matters only where it is the denominator."""

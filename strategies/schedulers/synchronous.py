@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from strategies.admission import FAILURES
 from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.metrics import add_metrics, mean_metrics
@@ -37,7 +38,7 @@ class _Tally:
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def refused(self, refusal: Refused) -> None:
-        if refusal.reason in ("client_error", "timeout"):
+        if refusal.reason in FAILURES:
             self.failed += 1
         else:
             self.rejected += 1

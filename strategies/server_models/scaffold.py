@@ -49,6 +49,13 @@ class Scaffold(OptimizerBase):
                 "its control variate is the uniform mean over clients, and weights by examples bias it",
                 "use combiner.weighting=uniform",
             )
+        if claim.denominator != "replies":
+            raise ContractError(
+                claim.source("denominator"),
+                self.label,
+                "c moves by the mean over those who replied, and a fixed denominator makes it smaller",
+                "use combiner.denominator=replies",
+            )
         return claim
 
     def step(self, parameters: NDArray[np.float64], aggregate: Update) -> None:

@@ -17,7 +17,7 @@ from strategies.pipeline import Pipeline
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, Scaffold
 from strategies.stages import Clip
-from strategies.update import CONTROL, DELTA
+from strategies.update import CONTROL, COUNTERS, DELTA
 
 BOTH = frozenset({DELTA, CONTROL})
 
@@ -84,8 +84,25 @@ def clash(*parts, sections: frozenset[str] = frozenset({DELTA})) -> tuple[str, s
     return caught.value.first, caught.value.second
 
 
+class Poisson:
+    """Each client with its own coin: one more or less changes the cohort by one."""
+
+    def check(self, claim: Claim) -> Claim:
+        return claim.given(self, sampling="poisson", cohort=20)
+
+
 def test_the_sensitivity_of_the_uniform_mean_is_c_over_the_planned_cohort():
-    assert fold(SAMPLER, Masked(), Clip(norm=0.5), UNIFORM).sensitivity == 0.5 / 20
+    assert fold(Poisson(), Masked(), Clip(norm=0.5), UNIFORM).sensitivity == 0.5 / 20
+
+
+def test_a_cohort_of_fixed_size_can_only_replace_a_client_which_costs_twice_as_much():
+    assert fold(SAMPLER, Masked(), Clip(norm=0.5), UNIFORM).sensitivity == 2 * 0.5 / 20
+
+
+def test_a_section_that_is_reduced_by_its_maximum_has_no_sensitivity_clipped_or_not():
+    both = Clip(norm=0.5, sections=(DELTA, COUNTERS))
+    sections = frozenset({DELTA, COUNTERS})
+    assert fold(Poisson(), Masked(), both, UNIFORM, sections=sections).sensitivity is None
 
 
 def test_every_section_must_be_clipped_for_a_sensitivity():
@@ -93,7 +110,7 @@ def test_every_section_must_be_clipped_for_a_sensitivity():
     assert fold(*parts, sections=BOTH).sensitivity is None
     both = Clip(norm=3.0, sections=(DELTA, CONTROL))
     clipped = fold(SAMPLER, Masked(), both, UNIFORM, sections=BOTH)
-    assert clipped.sensitivity == pytest.approx(3.0 * 2**0.5 / 20)
+    assert clipped.sensitivity == pytest.approx(2 * 3.0 * 2**0.5 / 20)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +130,7 @@ def test_central_noise_after_a_rule_without_sensitivity_is_refused(parts, first)
 def test_central_noise_is_scaled_to_the_sensitivity():
     mechanism = CentralGaussian()
     fold(SAMPLER, Masked(), Clip(norm=2.0), UNIFORM, mechanism)
-    assert mechanism.scale == 2.0 / 20
+    assert mechanism.scale == 2 * 2.0 / 20
 
 
 def test_krum_has_no_sensitivity_so_noise_after_it_is_refused():
@@ -162,7 +179,7 @@ def refused(**parts: object) -> tuple[str, str]:
     return caught.value.first, caught.value.second
 
 
-SCAFFOLD = {"optimizer": Scaffold(), "combiner": UNIFORM, "client_sections": BOTH}
+SCAFFOLD = {"optimizer": Scaffold(), "combiner": Mean(weighting="uniform"), "client_sections": BOTH}
 
 
 def test_scaffold_composes_with_its_own_clients_and_a_uniform_mean():
@@ -175,9 +192,10 @@ def test_scaffold_composes_with_its_own_clients_and_a_uniform_mean():
     [
         ({"client_sections": frozenset({DELTA})}, "the clients' trainer"),
         ({"combiner": Mean()}, "Mean"),
+        ({"combiner": UNIFORM}, "Mean"),
         ({"collector": Plain(vanilla=True)}, "collector plain"),
     ],
-    ids=["clients without control", "weighted by examples", "vanilla clients"],
+    ids=["clients without control", "weighted by examples", "fixed denominator", "vanilla clients"],
 )
 def test_scaffold_is_refused_with_anything_else(change, first):
     assert refused(**{**SCAFFOLD, **change}) == (first, "SCAFFOLD's server")

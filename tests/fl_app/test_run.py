@@ -326,3 +326,32 @@ def test_a_disk_that_fills_up_fails_the_run_and_leaves_whole_files(tmp_path):
     assert summary["status"] == "failed"
     assert not list(tmp_path.glob("*/checkpoints/*.safetensors"))
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_run_begun_with_another_number_of_clients_is_refused(tmp_path):
+    run(tmp_path, "rounds=1", "num_clients=4", "run_name=mine")
+    with pytest.raises(ConfigError, match="num_clients"):
+        run(tmp_path, "rounds=2", "num_clients=3", "run_name=mine")
+
+
+def test_a_guarded_run_stays_guarded_and_keeps_its_last_good_model(tmp_path):
+    chosen = ["rounds=9", "server.lr=1e36", "admission.max_examples=1000"]
+    first, _, _ = run(tmp_path, *chosen)
+    again, summary, _ = run(tmp_path, *chosen)
+    assert (first.exit_code, again.exit_code, summary["status"]) == (3, 3, "stopped")
+    assert all(row["loss"] is not None for row in summary["history"])
+
+
+def test_resumption_keeps_the_virtual_clock_through_federated_evaluation(tmp_path):
+    chosen = ["evaluate.federated_every=1"]
+    whole = run(tmp_path / "whole", "rounds=3", *chosen)[1]
+    run(tmp_path / "parts", "rounds=1", *chosen)
+    assert rows(run(tmp_path / "parts", "rounds=3", *chosen)[1]) == rows(whole)
+
+
+def test_a_flower_run_is_checked_before_flower_is_started():
+    for clash in ("server=scaffold", "attack=zero"):
+        done = trellis("run", "backend=flower", clash)
+        text, _ = done.communicate(timeout=60)
+        assert done.returncode == 2
+        assert "configuration refused" in text

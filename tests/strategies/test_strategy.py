@@ -164,7 +164,7 @@ def test_a_hook_sees_every_round_and_may_end_the_run():
     def budget(view: RoundView) -> Stop | None:
         return Stop("the budget is spent") if view.round == 3 else None
 
-    one = strategy(hooks=[budget, watch])
+    one = strategy(hooks=[watch, budget])
     result = one.start(
         grid_of(),
         pack_model(INITIAL),

@@ -76,7 +76,9 @@ def test_an_update_is_read_as_it_was_written(travel):
 @given(
     vector=npst.arrays(np.float32, st.integers(0, 300), elements=st.floats(width=32)),
     weight=st.floats(1, 1e12) | st.integers(1, 2**40),
-    metrics=st.dictionaries(st.text(max_size=5), st.floats(), max_size=4),
+    metrics=st.dictionaries(
+        st.from_regex(r"[a-zA-Z0-9_.-]{1,9}", fullmatch=True), st.floats(), max_size=4
+    ),
 )
 def test_every_float_survives_the_wire_bit_for_bit(travel, vector, weight, metrics):
     metrics.pop(NUM_EXAMPLES, None)

@@ -108,7 +108,6 @@ def test_the_hash_of_this_configuration_has_not_changed() -> None:
         {"output_dir": Path("/elsewhere")},
         {"resume": "never"},
         {"run_name": "mine"},
-        {"backend": "flower"},
         {"experiment": "quickstart"},
         {"runtime": Runtime(workers=2, devices=node("devices", speed_sigma=0.0))},
     ],
@@ -186,3 +185,7 @@ def test_a_configuration_cannot_be_changed_nor_extended() -> None:
 
 def test_a_configuration_survives_a_process_boundary() -> None:
     assert pickle.loads(pickle.dumps(config())) == config()
+
+
+def test_another_backend_is_another_run():
+    assert config(backend="flower").identity_hash() != config().identity_hash()
