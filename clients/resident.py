@@ -64,6 +64,9 @@ class ResidentModel:
                 )
         self._layout = Layout.of({n: a for n, a in arrays.items() if n in parameters})
         self._buffers = {n: buffers[n] for n in arrays if n in buffers}
+        # What does not travel must not go from one client to the next either.
+        self._home = {n: b.detach().clone() for n, b in buffers.items() if n not in arrays}
+        self._buffers_at_home = {n: buffers[n] for n in self._home}
         self._float_layout = Layout.of(
             {n: arrays[n] for n, b in self._buffers.items() if b.is_floating_point()}
         )
@@ -122,6 +125,8 @@ class ResidentModel:
         self._sent_buffers = {name: np.array(arrays[name]) for name in self._buffers}
         for name, buffer in self._buffers.items():
             buffer.data.copy_(torch.from_numpy(self._sent_buffers[name]))
+        for name, buffer in self._buffers_at_home.items():
+            buffer.data.copy_(self._home[name])
 
     def sections(self) -> dict[str, Section]:
         """What has changed since `load`: the parameters' section, and those of the buffers where there are any."""

@@ -19,6 +19,9 @@ from safetensors.numpy import save_file
 
 log = logging.getLogger(__name__)
 
+_PROPOSALS = 3
+"""Proposals kept beside the state that holds."""
+
 State = Mapping[str, NDArray[np.float32]]
 
 
@@ -56,10 +59,21 @@ class ClientStore:
         return state
 
     def propose(self, client: int, included: int, round_number: int, state: State) -> None:
-        """Writes the state that holds if the server takes this round's update, beside the one that holds now."""
-        kept = self._read(client).get(included, {})
-        tensors = {f"{included}/{name}": vector for name, vector in kept.items()}
-        tensors |= {f"{round_number}/{name}": vector for name, vector in state.items()}
+        """Writes the state that holds if the server takes this round's update, beside the one that holds now.
+
+        Proposals of other rounds stay too, a few of them: a reply may come late and be the one that is taken.
+        """
+        states = self._read(client)
+        proposed = sorted((number for number in states if number > included), reverse=True)
+        kept = {
+            number: states[number]
+            for number in (included, *proposed[:_PROPOSALS])
+            if number in states
+        }
+        kept[round_number] = dict(state)
+        tensors = {
+            f"{number}/{name}": v for number, held in kept.items() for name, v in held.items()
+        }
         self._root.mkdir(parents=True, exist_ok=True)
         path = self._path(client)
         temporary = path.with_suffix(f".{os.getpid()}.part")

@@ -170,6 +170,7 @@ class _Run:
         self.assembly = Assembly(config)
         self.strategy = composed(self.assembly, num_clients)
         self._clock = 0.0
+        self._memory = memory
         header = {
             "run_id": uuid.uuid4().hex[:12],
             "strategy": config.strategy,
@@ -200,6 +201,7 @@ class _Run:
             self._announce(earlier is not None)
             self.summary.write("running", "")
             with open_grid(self.assembly, self.num_clients, self._clock) as grid:
+                self._memory.start()
                 self._train(grid)
             if self.strategy.stopped is not None:
                 status, reason = "stopped", self.strategy.stopped.reason

@@ -24,8 +24,11 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         self.sample()
-        self._thread.start()
         return self
+
+    def start(self) -> None:
+        """Begins to watch from a thread. Once workers are forked: a process with threads should not be."""
+        self._thread.start()
 
     def __exit__(
         self,
@@ -34,7 +37,8 @@ class PeakMemory:
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self.sample()
 
     def sample(self) -> int:

@@ -127,3 +127,15 @@ def test_a_later_load_of_another_shape_is_refused():
     resident = ResidentModel(module, arrays_of(module))
     with pytest.raises(ValueError, match="missing or has changed"):
         resident.load({"0.weight": np.zeros((4, 3), np.float32)})
+
+
+def test_buffers_that_do_not_travel_do_not_go_from_client_to_client():
+    module = normed()
+    arrays = {n: a for n, a in arrays_of(module).items() if n.endswith(("weight", "bias"))}
+    resident = ResidentModel(module, arrays)
+    resident.load(arrays)
+    module.train()
+    module(torch.randn(6, 3))
+    assert module[1].running_mean.abs().sum() > 0
+    resident.load(arrays)
+    assert module[1].running_mean.eq(0).all()

@@ -77,3 +77,19 @@ def test_nothing_is_left_beside_the_state(tmp_path):
             1, included=number - 1, round_number=number, state={"control": vector(number)}
         )
     assert [path.name for path in tmp_path.iterdir()] == ["client-1.safetensors"]
+
+
+def test_a_late_proposal_of_an_earlier_round_does_not_displace_a_later_one(tmp_path):
+    store = ClientStore(tmp_path)
+    store.propose(0, included=1, round_number=3, state={"control": vector(3)})
+    store.propose(0, included=1, round_number=2, state={"control": vector(2)})
+    assert value_of(store.load(0, included=3)) == 3
+    assert value_of(store.load(0, included=2)) == 2
+
+
+def test_a_client_that_is_never_included_keeps_a_few_proposals_only(tmp_path):
+    store = ClientStore(tmp_path)
+    for number in range(1, 30):
+        store.propose(0, included=0, round_number=number, state={"control": vector(number)})
+    assert value_of(store.load(0, included=29)) == 29
+    assert store.load(0, included=20) == {}
