@@ -223,7 +223,8 @@ class Config(_Settings):
         """The resolved configuration as YAML, keys in the order of the schema."""
         import yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return text
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this run: dotted paths to plain values, without where and for how long it runs."""
