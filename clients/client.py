@@ -15,7 +15,7 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 from torch import nn
 
-from clients.resident import ResidentModel
+from clients.resident import Arrays, ResidentModel
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
 from clients.trainers import SGD, Fit, FitJob
@@ -30,6 +30,8 @@ from strategies.wire import (
     METRICS,
     NUM_EXAMPLES,
     Refused,
+    record_in,
+    records_in,
     unpack,
     unpack_model,
     write_update,
@@ -86,11 +88,13 @@ class Client:
         """One reply per request, in order; each request's config says which client is meant."""
         replies: dict[int, Message] = {}
         jobs: list[tuple[int, FitJob]] = []
+        models: dict[int, Arrays] = {}
         for index, message in enumerate(messages):
             try:
-                self._compare(message)
+                config = _config(message)
+                self._compare(config)
                 if message.metadata.message_type.startswith("train"):
-                    jobs.append((index, self._job(message)))
+                    jobs.append((index, self._job(message, config, models)))
                 else:
                     replies[index] = Message(self._evaluate(message), reply_to=message)
             except (ValueError, RuntimeError, LookupError, TypeError, Refused) as error:
@@ -105,13 +109,12 @@ class Client:
     def hello(self, message: Message, client: int) -> Message:
         """The reply to the query by which the server learns which logical client a node is."""
         try:
-            self._compare(message)
-        except MismatchError as error:
+            self._compare(_config(message))
+        except (MismatchError, LookupError) as error:
             return _failure(message, error)
         return Message(RecordDict({CONFIG: ConfigRecord({"client": client})}), reply_to=message)
 
-    def _compare(self, message: Message) -> None:
-        config = message.content.config_records[CONFIG]
+    def _compare(self, config: ConfigRecord) -> None:
         for key, name in ((CODE_HASH, "code"), (CONFIG_HASH, "configuration")):
             theirs, ours = config.get(key), self._hashes.get(key)
             if theirs is not None and ours is not None and theirs != ours:
@@ -126,14 +129,17 @@ class Client:
             self._data[count] = self._make_data(count)
         return self._data[count]
 
-    def _job(self, message: Message) -> FitJob:
-        config = message.content.config_records[CONFIG]
+    def _job(self, message: Message, config: ConfigRecord, models: dict[int, Arrays]) -> FitJob:
+        """What a request asks for; requests that share a model's record share its arrays in `models`."""
         client = _integer(config, "client")
         data = self._federated(config)
-        records = message.content.array_records
+        records = records_in(message.content, ArrayRecord)
+        arrays = models.get(id(records[ARRAYS]))
+        if arrays is None:
+            arrays = models[id(records[ARRAYS])] = unpack_model(records[ARRAYS])
         return FitJob(
             client=client,
-            arrays=unpack_model(records[ARRAYS]),
+            arrays=arrays,
             broadcast={
                 name: _flat(record, name) for name, record in records.items() if name != ARRAYS
             },
@@ -151,7 +157,7 @@ class Client:
     def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
         if isinstance(fit, Exception):
             return _failure(message, fit)
-        config = message.content.config_records[CONFIG]
+        config = _config(message)
         round_number = _integer(config, "server-round")
         update = Update(
             fit.sections,
@@ -174,9 +180,9 @@ class Client:
         )
 
     def _evaluate(self, message: Message) -> RecordDict:
-        config = message.content.config_records[CONFIG]
+        config = _config(message)
         examples = self._federated(config).test(_integer(config, "client"))
-        arrays = unpack_model(message.content.array_records[ARRAYS])
+        arrays = unpack_model(records_in(message.content, ArrayRecord)[ARRAYS])
         metrics: dict[str, float] = {"num_examples": 0.0}
         if len(examples):
             model = self._resident(arrays)
@@ -206,6 +212,13 @@ def _failure(message: Message, error: Exception) -> Message:
     log.warning("a %s request failed: %s", message.metadata.message_type, error)
     reason = f"{type(error).__name__}: {error}"
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _config(message: Message) -> ConfigRecord:
+    record = record_in(message.content, CONFIG, ConfigRecord)
+    if record is None:
+        raise LookupError(f"the request has no ConfigRecord {CONFIG!r}")
+    return record
 
 
 def _integer(config: ConfigRecord, key: str) -> int:

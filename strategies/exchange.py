@@ -15,7 +15,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies.protocols import ConfigValue, Reply, Request
-from strategies.wire import CONFIG, count_bytes
+from strategies.sizes import count_bytes
+from strategies.wire import CONFIG, record_in
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +266,7 @@ class Exchange:
             self._failed_hellos[node] += 1
             log.warning("node %d did not give its logical id: %s", node, message.error.reason)
             return
-        record = message.content.config_records.get(CONFIG)
+        record = record_in(message.content, CONFIG, ConfigRecord)
         client = None if record is None else record.get("client")
         if not isinstance(client, int) or isinstance(client, bool) or client < 0:
             self._failed_hellos[node] += 1

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -39,6 +39,8 @@ _NUMBER: Final = re.compile(r"[<>=|]?[fiub]\d{1,2}")
 
 _METRIC_LIMIT: Final = 64
 _NAME: Final = re.compile(r"[\w.-]{1,64}")
+
+_Record = TypeVar("_Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 class Refused(Exception):  # noqa: N818 - an outcome that is counted, not a programming error
@@ -74,14 +76,22 @@ class Expected:
 def pack(array: NDArray[np.generic]) -> Array:
     """An array as Flower's `Array`, copied once (Flower's own conversion copies three times)."""
     array = np.asarray(array, order="C")
-    header = BytesIO()
-    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
+    header, dtype = _npy_header(array.dtype, array.shape)
     return Array(
-        dtype=str(array.dtype),
-        shape=tuple(array.shape),
+        dtype=dtype,
+        shape=array.shape,
         stype="numpy.ndarray",
-        data=b"".join((header.getvalue(), array.data if array.size else b"")),
+        data=b"".join((header, array.data if array.size else b"")),
     )
+
+
+@lru_cache(maxsize=1024)  # the same few for every message
+def _npy_header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> tuple[bytes, str]:
+    """The header of the .npy format 1.0 of a C-contiguous array, and the name of its type."""
+    header = BytesIO()
+    described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(header, described)
+    return header.getvalue(), str(dtype)
 
 
 def unpack(array: Array, what: str = "array") -> NDArray[np.generic]:
@@ -148,17 +158,6 @@ def _described(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]
         raise Refused("dtype", f"holds {descr!r}, which numpy does not know") from error
 
 
-def count_bytes(content: RecordDict) -> int:
-    """Bytes that the records of one message take on the wire: array data with their names, other records serialised."""
-    total = sum(
-        len(name) + len(array.data)
-        for rec in content.array_records.values()
-        for name, array in rec.items()
-    )
-    small = (*content.config_records.values(), *content.metric_records.values())
-    return total + sum(len(record.deflate()) for record in small)
-
-
 def pack_model(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
     """Named arrays as a record, in order."""
     record = ArrayRecord()
@@ -176,25 +175,38 @@ def unpack_model(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
     return {name: unpack(array, f"array {name!r}") for name, array in record.items()}
 
 
+def record_in(content: RecordDict, name: str, kind: type[_Record]) -> _Record | None:
+    """The record of this name and kind; None where there is none. Flower's own views of a message copy all of it."""
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
+
+
+def records_in(content: RecordDict, kind: type[_Record]) -> dict[str, _Record]:
+    """All records of a kind by name."""
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
 def write_update(update: Update, *, client: int, round_number: int) -> RecordDict:
     """The reply that carries one client's update (shape of each section (d,), float32, 4 bytes an element)."""
     vectors = ArrayRecord()
     for name, section in update.sections.items():
         vectors[name] = pack(section.vector)
+    digests = [section.layout.digest for section in update.sections.values()]
+    receipt = _receipt(round_number, update.version).copy()
+    receipt["client"], receipt["layouts"] = client, digests
     return RecordDict(
         {
             UPDATE: vectors,
             METRICS: MetricRecord({NUM_EXAMPLES: update.weight, **update.metrics}),
-            RECEIPT: ConfigRecord(
-                {
-                    "client": client,
-                    "round": round_number,
-                    "version": update.version,
-                    "layouts": [section.layout.digest for section in update.sections.values()],
-                }
-            ),
+            RECEIPT: receipt,
         }
     )
+
+
+@lru_cache(maxsize=8)  # Flower checks every value that a record is given, and a cohort's receipts are alike
+def _receipt(round_number: int, version: int) -> ConfigRecord:
+    """What the receipts of a cohort have in common."""
+    return ConfigRecord({"round": round_number, "version": version})
 
 
 def read_update(content: RecordDict, expected: Expected) -> Update:
@@ -203,8 +215,8 @@ def read_update(content: RecordDict, expected: Expected) -> Update:
     Raises:
         Refused: `missing`, `round`, `version`, `impostor`, `malformed`, `dtype`, `shape` or `num_examples`.
     """
-    receipt = content.config_records.get(RECEIPT)
-    vectors = content.array_records.get(UPDATE)
+    receipt = record_in(content, RECEIPT, ConfigRecord)
+    vectors = record_in(content, UPDATE, ArrayRecord)
     if receipt is None or vectors is None:
         raise Refused(
             "missing",
@@ -259,7 +271,7 @@ def read_weights(
     beyond = sorted(set(expected.sections) - set(kinds.values()))
     if beyond:
         raise Refused("missing", f"weights alone do not make sections {beyond}")
-    records = list(content.array_records.values())
+    records = list(records_in(content, ArrayRecord).values())
     if len(records) != 1:
         raise Refused(
             "missing", f"a vanilla reply holds one ArrayRecord, this one holds {len(records)}"
@@ -318,7 +330,7 @@ def read_metrics(content: RecordDict) -> tuple[float, dict[str, float]]:
     Raises:
         Refused: `missing`, `malformed` or `num_examples`.
     """
-    records = list(content.metric_records.values())
+    records = list(records_in(content, MetricRecord).values())
     if len(records) != 1:
         raise Refused("missing", f"a reply holds one MetricRecord, this one holds {len(records)}")
     if len(records[0]) > _METRIC_LIMIT:

@@ -69,9 +69,10 @@ def snapshot(request: Message) -> Message:
 
     Array records are shared, not copied: the model that a whole cohort is sent stays one object.
     """
-    content = RecordDict()
+    content = request.content.copy()
     for name, record in request.content.items():
-        content[name] = record if isinstance(record, ArrayRecord) else record.copy()
+        if not isinstance(record, ArrayRecord):
+            content[name] = record.copy()
     return request_message(copied(request.metadata), content)
 
 

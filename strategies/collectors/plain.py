@@ -60,6 +60,17 @@ class PlainSession:
         self._cohort = tuple(cohort)
         self._waiting = set(cohort)
         self._sent = unpack_model(job.records[ARRAYS]) if vanilla else None
+        # Flower checks every value that a record is given: what all clients are told alike is checked once.
+        self._content = RecordDict({**job.records})
+        self._config = ConfigRecord(
+            {
+                **job.config,
+                "server-round": job.round,
+                "version": job.version,
+                "phase": 0,
+                "phases": 1,
+            }
+        )
 
     @property
     def done(self) -> bool:
@@ -69,7 +80,7 @@ class PlainSession:
     def start(self) -> list[Request]:
         """One request a client; they share the records of the model."""
         return [
-            Request(client, "train", self._content(client), self._job.round)
+            Request(client, "train", self._content_for(client), self._job.round)
             for client in self._cohort
         ]
 
@@ -98,16 +109,10 @@ class PlainSession:
             (client, Refused("timeout", "no reply before the round's deadline")) for client in late
         ]
 
-    def _content(self, client: int) -> RecordDict:
-        config = ConfigRecord(
-            {
-                **self._job.config,
-                "server-round": self._job.round,
-                "version": self._job.version,
-                "client": client,
-                "included": self._job.included.get(client, 0),
-                "phase": 0,
-                "phases": 1,
-            }
-        )
-        return RecordDict({**self._job.records, CONFIG: config})
+    def _content_for(self, client: int) -> RecordDict:
+        config = self._config.copy()
+        config["client"] = client
+        config["included"] = self._job.included.get(client, 0)
+        content = self._content.copy()
+        content[CONFIG] = config
+        return content

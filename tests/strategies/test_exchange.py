@@ -8,7 +8,8 @@ from flwr.common.constant import ErrorCode
 
 from strategies.exchange import Exchange, NoClientsError, WallClock
 from strategies.protocols import Request
-from strategies.wire import CONFIG, count_bytes
+from strategies.sizes import count_bytes
+from strategies.wire import CONFIG
 from tests.support.grids import ScriptedGrid, numbers
 
 

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from strategies.wire import Refused, count_bytes, pack, pack_model, unpack, unpack_model
+from strategies.sizes import count_bytes
+from strategies.wire import Refused, pack, pack_model, unpack, unpack_model
 
 DTYPES = [
     *(np.dtype(f"f{size}") for size in (2, 4, 8)),
