@@ -19,6 +19,7 @@ from clients.resident import Arrays, ResidentModel
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
 from clients.trainers import SGD, Fit, FitJob
+from clients.trainers.together import fit_together
 from strategies.attacks import Attack
 from strategies.pipeline import encode
 from strategies.protocols import Stage
@@ -61,6 +62,7 @@ class Client:
         seed: the run's.
         hashes: of this end's code and configuration, held against those of each request.
         attack: what lying clients send, in experiments.
+        together: whether the clients of one call are trained at once (`clients.trainers.together`).
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Client:
         seed: int = 0,
         hashes: Mapping[str, str] | None = None,
         attack: Attack | None = None,
+        together: bool = False,
     ) -> None:
         self._task, self._module, self._trainer = task, module, trainer
         self._make_data = data
@@ -82,6 +85,7 @@ class Client:
         self._stages, self._store = tuple(stages), store
         self._seed, self._hashes = seed, dict(hashes or {})
         self._attack = attack
+        self._together = together
         self._model: ResidentModel | None = None
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
@@ -200,6 +204,11 @@ class Client:
             model = self._resident(jobs[0].arrays)
         except (ValueError, RuntimeError) as error:
             return [error] * len(jobs)
+        if self._together and len(jobs) > 1:
+            try:
+                return fit_together(self._trainer, jobs, model, self._task)
+            except Exception as error:  # torch raises what it likes for what it can't stack
+                log.warning("clients are trained one by one after all: %s", error)
         return self._trainer.fit(jobs, model, self._task)
 
     def _resident(self, arrays: Mapping[str, NDArray[np.generic]]) -> ResidentModel:

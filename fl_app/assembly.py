@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -13,6 +14,7 @@ from clients.resident import ResidentModel, arrays_of, buffers_of
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
 from clients.trainers import SGD
+from fl_app.batching import Batching, plan_batching
 from fl_app.config.schema import Config
 from fl_app.config.targets import build
 from fl_app.identity import code_hash
@@ -65,6 +67,12 @@ class Assembly:
             )
         return module
 
+    @cached_property
+    def batching(self) -> Batching:
+        """How many of the engine's clients are trained at once."""
+        setting = self.config.runtime.batch_clients
+        return plan_batching(setting, self.trainer, self.module(), self.task)
+
     def stages(self) -> list[Stage]:
         """The transformations of an update, in the order in which clients apply them."""
         return [] if self.config.clip is None else [build(self.config.clip)]
@@ -86,6 +94,7 @@ class Assembly:
             seed=self.config.seed,
             hashes=self.hashes,
             attack=attack,
+            together=simulated and self.batching.size > 1,
         )
 
     def strategy(self, num_clients: int) -> PipelineStrategy:

@@ -170,6 +170,7 @@ class _Run:
         self.assembly = Assembly(config)
         self.strategy = composed(self.assembly, num_clients)
         self._clock = 0.0
+        self._virtual = virtual
         self._memory = memory
         header = {
             "run_id": uuid.uuid4().hex[:12],
@@ -263,6 +264,7 @@ class _Run:
             "clients": self.num_clients,
             "partition": config.task.federation.arguments.get("partition", "the task's own"),
             "model": config.model.name,
+            **({"training": self.assembly.batching} if self._virtual else {}),
             "folder": self.folder.path,
         }
         self.console.begin(config.strategy, config.rounds, facts)
@@ -295,6 +297,10 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
     epochs = getattr(assembly.trainer, "local_epochs", 1)
     devices = build(config.runtime.devices, dropout=config.runtime.dropout)
 
+    log.info(
+        "clients are trained %s", assembly.batching
+    )  # before the fork, so that it is decided once
+
     def factory() -> Any:
         return assembly.client(simulated=True).answer
 
@@ -306,6 +312,7 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
             devices=devices,
             seed=config.seed,
             work=lambda client: float(data.sizes[client]) * epochs,
+            together=assembly.batching.size,
             start=begin,
         )
 

@@ -7,6 +7,7 @@ here are serialised after all, so the figure is always `len(record.deflate())`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -37,29 +38,36 @@ def record_bytes(record: ConfigRecord | MetricRecord) -> int:
     """
     body = 0
     for key, value in record.items():
-        held = _value_bytes(value)
-        if held is None:
+        size = _item_bytes(key, tuple(value) if isinstance(value, list) else value)
+        if size is None:
             return len(record.deflate())
-        named = _framed(len(key.encode())) if key else 0  # an empty text is protobuf's default, and left out
-        body += _framed(named + _framed(held))
+        body += size
     # The header of an object: its type, the ids of its children (none), and the length of its body.
     return len(f"{type(record).__name__}  {body}") + 1 + body
 
 
+@lru_cache(maxsize=4096, typed=True)  # a cohort's records are alike; 1, 1.0 and True are not
+def _item_bytes(key: str, value: object) -> int | None:
+    """Bytes of one item with its tag, None for values that are better left to Flower; a list comes as a tuple."""
+    held = _value_bytes(value)
+    if held is None:
+        return None
+    # An empty text is protobuf's default, and left out.
+    return _framed((_framed(len(key.encode())) if key else 0) + _framed(held))
+
+
 def _value_bytes(value: object) -> int | None:
-    """Bytes of a value's message with its tag, None for kinds that are better left to Flower."""
-    kind = type(value)
-    if kind is str:
-        return _framed(len(value.encode()))  # type: ignore[attr-defined]
-    if kind is bool:
+    if isinstance(value, str):
+        return _framed(len(value.encode()))
+    if isinstance(value, bool):
         return 2
-    if kind is int and -_INT64 <= value < _INT64:  # type: ignore[operator]
-        return 1 + _varint_bytes(2 * value if value >= 0 else -2 * value - 1)  # type: ignore[operator]
-    if kind is float:
+    if isinstance(value, int) and -_INT64 <= value < _INT64:
+        return 1 + _varint_bytes(2 * value if value >= 0 else -2 * value - 1)
+    if isinstance(value, float):
         return 9
-    if kind is list and all(type(item) is str for item in value):  # type: ignore[attr-defined]
-        held = sum(_framed(len(item.encode())) for item in value)  # type: ignore[attr-defined]
-        return 1 + _framed(held)  # a list's field number takes a tag of two bytes
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        # A list's field number takes a tag of two bytes.
+        return 1 + _framed(sum(_framed(len(item.encode())) for item in value))
     return None
 
 

@@ -203,7 +203,9 @@ def write_update(update: Update, *, client: int, round_number: int) -> RecordDic
     )
 
 
-@lru_cache(maxsize=8)  # Flower checks every value that a record is given, and a cohort's receipts are alike
+@lru_cache(
+    maxsize=8
+)  # Flower checks every value that a record is given, and a cohort's receipts are alike
 def _receipt(round_number: int, version: int) -> ConfigRecord:
     """What the receipts of a cohort have in common."""
     return ConfigRecord({"round": round_number, "version": version})

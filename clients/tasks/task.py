@@ -75,14 +75,26 @@ class Task(ABC):
     def test(self) -> Examples:
         """The central test examples; none of them is among the training examples."""
 
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch, a scalar with a gradient; cross-entropy unless overridden.
+    def losses(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each example, (batch,) with a gradient; cross-entropy unless overridden.
 
         Args:
             output: (batch, num_classes) float, the model's logits.
             targets: (batch,) long.
         """
-        return F.cross_entropy(output, targets)
+        return F.cross_entropy(output, targets, reduction="none")
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Loss of a batch, a scalar with a gradient: the mean of `losses`.
+
+        A task whose loss is no mean over examples overrides this one. Its clients are then trained one by one, never
+        several at once.
+
+        Args:
+            output: (batch, num_classes) float, the model's logits.
+            targets: (batch,) long.
+        """
+        return self.losses(output, targets).mean()
 
     def metrics(self, output: Tensor, targets: Tensor) -> dict[str, float]:
         """Means over a batch by name, not including the loss; accuracy unless overridden.
@@ -121,7 +133,7 @@ def check_task(task: Task) -> None:
             f"{name}.train() holds inputs of shape {shape}, "
             f"but its input_shape is {tuple(task.input_shape)}"
         )
-    if type(task).loss is Task.loss:
+    if type(task).loss is Task.loss and type(task).losses is Task.losses:
         low, high = int(examples.targets.min()), int(examples.targets.max())
         if low < 0 or high >= task.num_classes:
             raise ValueError(

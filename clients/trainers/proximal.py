@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from clients.resident import ResidentModel
 from clients.trainers.sgd import SGD, FitJob
 from strategies.presets import PROXIMAL_MU
+from strategies.update import Layout
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,13 @@ class Proximal(SGD):
 
     mu: Annotated[float, Ge(0)] = 0.01
 
+    def correction(self, job: FitJob, layout: Layout) -> Tensor:
+        """Μ, (1,)."""
+        sent = job.settings.get(PROXIMAL_MU, self.mu)
+        return torch.tensor([float(sent) if isinstance(sent, int | float) else self.mu])
+
     def correct(
-        self, model: ResidentModel, start: Tensor, correction: Tensor | None, job: FitJob
+        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor
     ) -> None:
         """Adds μ(w − w_t), the proximal term's gradient."""
-        sent = job.settings.get(PROXIMAL_MU, self.mu)
-        mu = float(sent) if isinstance(sent, int | float) else self.mu
-        model.gradient.add_(model.flat.detach() - start, alpha=mu)
+        gradient.addcmul_(parameters - start, correction)

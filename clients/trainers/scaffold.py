@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients.resident import ResidentModel
 from clients.trainers.sgd import SGD, FitJob
-from strategies.update import CONTROL, DELTA, Section
+from strategies.update import CONTROL, DELTA, Layout, Section
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,16 @@ class Scaffold(SGD):
                 "client=scaffold needs momentum=0 and max_grad_norm=null: its control variate is a mean gradient"
             )
 
-    def correction(self, job: FitJob, model: ResidentModel) -> Tensor:
+    def correction(self, job: FitJob, layout: Layout) -> Tensor:
         """C − cᵢ, (d,)."""
-        difference = _control(job.broadcast, model.layout.size) - _control(
-            job.state, model.layout.size
-        )
-        return torch.from_numpy(difference).to(model.flat.device)
+        size = layout.size
+        return torch.from_numpy(_control(job.broadcast, size) - _control(job.state, size))
 
     def correct(
-        self, model: ResidentModel, start: Tensor, correction: Tensor | None, job: FitJob
+        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor
     ) -> None:
         """Adds c − cᵢ."""
-        if correction is not None:
-            model.gradient.add_(correction)
+        gradient.add_(correction)
 
     def conclude(
         self, job: FitJob, delta: Section, steps: int

@@ -16,7 +16,7 @@ from torch import Tensor
 from clients.resident import Arrays, ResidentModel
 from clients.tasks import Examples, Task
 from strategies.ranges import Ranged
-from strategies.update import DELTA, Section
+from strategies.update import DELTA, Layout, Section
 
 Settings = Mapping[str, object]
 
@@ -101,7 +101,10 @@ class SGD(Ranged):
     def fit(
         self, jobs: Sequence[FitJob], model: ResidentModel, task: Task
     ) -> list[Fit | Exception]:
-        """Trains each job in turn on the resident model; one that fails gives its exception, and the next goes on."""
+        """Trains each job in turn on the resident model; one that fails gives its exception, and the next goes on.
+
+        A trainer that can also train all of them at once has `fit_together` (`clients.trainers.together`).
+        """
         results: list[Fit | Exception] = []
         for job in jobs:
             try:
@@ -121,53 +124,73 @@ class SGD(Ranged):
         start = model.flat.detach().clone()
         with torch.random.fork_rng(devices=[]):
             _seed(model.flat.device, job.seed)
-            losses, steps = self._descend(job, model, task, start)
-        sections = model.sections()
-        extra, state = self.conclude(job, sections[DELTA], steps)
-        return Fit(
-            {**sections, **extra},
-            len(job.examples),
-            {"train_loss": math.fsum(losses) / steps},
-            state,
-        )
+            losses = self._descend(job, model, task, start)
+        return self.concluded(job, model.sections(), losses)
 
-    def _descend(
-        self, job: FitJob, model: ResidentModel, task: Task, start: Tensor
-    ) -> tuple[list[float], int]:
-        """The local steps; returns each batch's loss and how many there were."""
+    def concluded(
+        self, job: FitJob, sections: Mapping[str, Section], losses: Sequence[float]
+    ) -> Fit:
+        """The result of a job, given its model's change and the loss at each step.
+
+        Raises:
+            TrainingDivergedError: a loss is not finite.
+        """
+        if not all(map(math.isfinite, losses)):
+            step = next(index for index, value in enumerate(losses, 1) if not math.isfinite(value))
+            raise TrainingDivergedError(
+                f"the loss of client {job.client} is {losses[step - 1]} at local step {step}: lower client.lr"
+                f" (now {self.lr:g}) or set client.max_grad_norm"
+            )
+        extra, state = self.conclude(job, sections[DELTA], len(losses))
+        metrics = {"train_loss": math.fsum(losses) / len(losses)}
+        return Fit({**sections, **extra}, len(job.examples), metrics, state)
+
+    def _descend(self, job: FitJob, model: ResidentModel, task: Task, start: Tensor) -> list[float]:
+        """The local steps; returns each batch's loss."""
         device = model.flat.device
         amp = self.amp and device.type == "cuda"
         inputs, targets = job.examples.inputs.to(device), job.examples.targets.to(device)
-        correction = self.correction(job, model)
+        correction = self.correction(job, model.layout)
+        if correction is not None:
+            correction = correction.to(device)
+        parameters, gradient = model.flat.data, model.gradient
         velocity = torch.zeros_like(start) if self.momentum else None
         losses: list[Tensor] = []
         for _ in range(self.local_epochs):
             for batch in torch.split(torch.randperm(len(targets)).to(device), self.batch_size):
-                model.gradient.zero_()
+                gradient.zero_()
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                     loss = task.loss(model.module(inputs[batch]), targets[batch])
                 loss.backward()  # type: ignore[no-untyped-call]
-                self.correct(model, start, correction, job)
-                self._step(model, velocity)
+                self.step(parameters, gradient, start, correction, velocity)
                 losses.append(loss.detach())
         # One transfer at the end: reading each batch's loss would wait for a GPU at every step.
-        values = torch.stack(losses).tolist()
-        if not all(map(math.isfinite, values)):
-            step = next(index for index, value in enumerate(values, 1) if not math.isfinite(value))
-            raise TrainingDivergedError(
-                f"the loss of client {job.client} is {values[step - 1]} at local step {step}: lower client.lr"
-                f" (now {self.lr:g}) or set client.max_grad_norm"
-            )
-        return values, len(values)
+        values: list[float] = torch.stack(losses).tolist()
+        return values
 
-    def _step(self, model: ResidentModel, velocity: Tensor | None) -> None:
-        """One step, as `torch.optim.SGD` defines it, on the flat tensor.
+    def step(
+        self,
+        parameters: Tensor,
+        gradient: Tensor,
+        start: Tensor,
+        correction: Tensor | None,
+        velocity: Tensor | None,
+    ) -> None:
+        """One step in place, as `torch.optim.SGD` defines it, of one client (d,) or of several at once (k, d).
 
         torch's own optimisers import its compiler when the first is made: seconds, in every new process.
+
+        Args:
+            parameters: (…, d), changed.
+            gradient: (…, d), used up.
+            start: the model as it was sent, (…, d) or (1, d).
+            correction: what `correction` gave, (…, d) or (…, 1), or None.
+            velocity: (…, d), changed; None without momentum.
         """
-        gradient, parameters = model.gradient, model.flat.data
+        if correction is not None:
+            self.correct(gradient, parameters, start, correction)
         if self.max_grad_norm is not None:
-            norm = torch.linalg.vector_norm(gradient)
+            norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
             gradient.mul_(torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0))
         if self.weight_decay:
             gradient.add_(parameters, alpha=self.weight_decay)
@@ -175,14 +198,15 @@ class SGD(Ranged):
             gradient = velocity.mul_(self.momentum).add_(gradient)
         parameters.add_(gradient, alpha=-self.lr)
 
-    def correction(self, job: FitJob, model: ResidentModel) -> Tensor | None:
-        """A constant (d,) term of the gradient, or None."""
+    def correction(self, job: FitJob, layout: Layout) -> Tensor | None:
+        """What of a job changes its gradients: a (d,) or (1,) float32 tensor for `correct`, or None."""
         return None
 
     def correct(
-        self, model: ResidentModel, start: Tensor, correction: Tensor | None, job: FitJob
+        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor
     ) -> None:
-        """Changes the gradient in place before a step; `start` is the model as it was sent, (d,)."""
+        """Changes the gradient in place before a step; shapes as in `step`."""
+        raise NotImplementedError(f"{type(self).__name__} gives a correction, and has no correct()")
 
     def conclude(
         self, job: FitJob, delta: Section, steps: int

@@ -145,11 +145,14 @@ class Runtime(_Settings):
 
     Attributes:
         workers: processes that train clients; auto for one a CPU. The result is the same for any number.
+        batch_clients: clients of the engine that are trained at once; `auto` where it is faster, `off` for one by one.
+            Results of the two differ by rounding.
         dropout: probability, per client and round, that the client is gone at a uniformly drawn phase.
         devices: how fast they are, in virtual seconds (`fl_app.engine.DeviceModel`, which is given `dropout` too).
     """
 
     workers: Count | Literal["auto"] = "auto"
+    batch_clients: Count | Literal["auto", "off"] = "auto"
     dropout: Fraction = 0.0
     devices: Annotated[TargetNode, Part(needs=("duration",), offered=frozenset({"dropout"}))]
 

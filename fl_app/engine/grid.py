@@ -80,6 +80,7 @@ class EngineGrid(Grid):
         work: logical client → examples that one `train` request processes (train examples × local epochs).
         run_id: Flower's id of the run.
         max_chunk: requests given to client code at once, at most.
+        together: requests that client code gains from being given at once; 1 where it goes through them one by one.
         start: virtual time at the beginning, in seconds.
 
     Attributes:
@@ -97,6 +98,7 @@ class EngineGrid(Grid):
         work: Callable[[int], float],
         run_id: int = 1,
         max_chunk: int = 32,
+        together: int = 1,
         start: float = 0.0,
     ) -> None:
         self.clock = VirtualClock(start)
@@ -106,6 +108,7 @@ class EngineGrid(Grid):
         self._seed = seed
         self._work = work
         self._max_chunk = max_chunk
+        self._together = together
         self._count = 0
         self._parcels: dict[str, _Parcel] = {}
         self._pending: list[tuple[float, int, str, _Parcel]] = []
@@ -250,7 +253,7 @@ class EngineGrid(Grid):
         batch = self._next_batch()
         try:
             requests = [parcel.request for *_, parcel in batch if parcel.request is not None]
-            size = min(self._max_chunk, math.ceil(len(requests) / _CHUNKS_PER_BATCH))
+            size = self._chunk_size(len(requests))
             chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
             answers = [reply for chunk in self._pool.answer(chunks) for reply in chunk]
         except BaseException:
@@ -259,6 +262,12 @@ class EngineGrid(Grid):
             raise
         for (*_, parcel), reply in zip(batch, answers, strict=True):
             parcel.reply, parcel.request = reply, None
+
+    def _chunk_size(self, requests: int) -> int:
+        """Depends on nothing but the number of requests, so that no result depends on the number of workers."""
+        if self._together > 1:
+            return math.ceil(requests / math.ceil(requests / self._together))  # all about equal
+        return min(self._max_chunk, math.ceil(requests / _CHUNKS_PER_BATCH))
 
     def _next_batch(self) -> list[tuple[float, int, str, _Parcel]]:
         batch: list[tuple[float, int, str, _Parcel]] = []

@@ -1,0 +1,75 @@
+"""Whether clients should be trained together: what forbids it, and what makes it pointless.
+
+The answer depends on the trainer, the model and the task alone, never on a clock: the same run gives the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from clients.resident import ResidentModel, arrays_of
+from clients.tasks import Task
+from clients.trainers.sgd import SGD, FitJob
+from clients.trainers.together import fit_together
+
+MOST_PARAMETERS: Final = 1 << 16
+MOST_OPERATIONS: Final = 32_000_000
+"""Of one step, forward and backward. Past either, a step is bound by arithmetic and memory rather than by calls, and
+stacking clients gains nothing: multilayer perceptrons break even at about 80,000 parameters, convolutional networks at
+about 70 million operations (`python benchmarks/batching.py`)."""
+
+_LOOP: Final = ("fit", "fit_one", "_descend")
+
+
+def obstacle(trainer: object, module: nn.Module, task: Task) -> str | None:
+    """Why these clients can't be trained together; None where two of them just were, on two examples each."""
+    if not isinstance(trainer, SGD):
+        return f"{type(trainer).__name__} is not built on clients.trainers.SGD"
+    own = [name for name in _LOOP if getattr(type(trainer), name) is not getattr(SGD, name)]
+    if own:
+        return f"{type(trainer).__name__} has a training loop of its own ({own[0]})"
+    if type(task).loss is not Task.loss:
+        return f"{type(task).__name__} has a `loss` of its own: only `losses`, one for each example, can be stacked"
+    if next(module.buffers(), None) is not None:
+        return f"{type(module).__name__} has buffers, which training may change"
+    if trainer.amp and trainer.torch_device.startswith("cuda"):
+        return "client.amp is on"
+    return _tried(trainer, module, task)
+
+
+def drawback(trainer: SGD, module: nn.Module, task: Task) -> str | None:
+    """Why training together would not be faster; None where it is."""
+    size = sum(parameter.numel() for parameter in module.parameters())
+    if size > MOST_PARAMETERS:
+        return f"{size:,} parameters are more than the {MOST_PARAMETERS:,} up to which it is faster"
+    example = task.train().inputs[:1].to(next(module.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(example)
+    operations = 3 * counter.get_total_flops() * trainer.batch_size
+    if operations > MOST_OPERATIONS:
+        return (
+            f"{operations / 1e6:.0f} million operations a step are more than the"
+            f" {MOST_OPERATIONS / 1e6:.0f} million up to which it is faster"
+        )
+    return None
+
+
+def _tried(trainer: SGD, module: nn.Module, task: Task) -> str | None:
+    arrays = arrays_of(module)
+    examples = task.train().take([0, 0])
+    jobs = [FitJob(client, arrays, {}, examples, client, {}, {}) for client in range(2)]
+    model = ResidentModel(module, arrays, trainer.torch_device)
+    try:
+        failures: Sequence[object] = fit_together(trainer, jobs, model, task)
+    except Exception as error:  # torch raises what it likes for what it can't stack
+        if "random" in str(error):
+            return "the model draws random numbers as it trains (dropout)"
+        reason = str(error).splitlines()[0] if str(error) else ""
+        return f"torch can't stack this model: {type(error).__name__}: {reason[:160]}"
+    failed = next((fit for fit in failures if isinstance(fit, Exception)), None)
+    return None if failed is None else f"a trial failed: {failed}"
