@@ -25,6 +25,7 @@ from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config
 from fl_app.config.targets import build
 from fl_app.engine import EngineGrid, make_pool
+from fl_app.engine.allocator import keep_freed_memory
 from fl_app.folder import RunFolder
 from fl_app.services.curves import draw_curves
 from fl_app.services.files import write_atomically

@@ -1,0 +1,36 @@
+"""Freed memory is kept: the second of two equal allocations faults in no page."""
+
+import subprocess
+import sys
+
+import pytest
+
+_PROBE = """
+import resource, sys
+import torch
+from fl_app.engine.allocator import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(5_000_000) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+def probe(word: str) -> tuple[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, word], capture_output=True, text=True, check=True
+    )
+    kept, faults = done.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_that_was_freed_is_not_faulted_in_again():
+    kept, few = probe("keep")
+    _, many = probe("leave")
+    assert kept == "True"
+    assert few < many / 10
