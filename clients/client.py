@@ -23,6 +23,7 @@ from clients.trainers.together import fit_together
 from strategies.attacks import Attack
 from strategies.pipeline import encode
 from strategies.protocols import Stage
+from strategies.records import record_in, records_in
 from strategies.seeds import generator, integer
 from strategies.update import Update
 from strategies.wire import (
@@ -31,8 +32,6 @@ from strategies.wire import (
     METRICS,
     NUM_EXAMPLES,
     Refused,
-    record_in,
-    records_in,
     unpack,
     unpack_model,
     write_update,

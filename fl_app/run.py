@@ -298,9 +298,8 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
     epochs = getattr(assembly.trainer, "local_epochs", 1)
     devices = build(config.runtime.devices, dropout=config.runtime.dropout)
 
-    log.info(
-        "clients are trained %s", assembly.batching
-    )  # before the fork, so that it is decided once
+    keep_freed_memory()  # the workers, which are forked, do likewise
+    log.info("clients are trained %s", assembly.batching)  # decided here, once, and forked too
 
     def factory() -> Any:
         return assembly.client(simulated=True).answer

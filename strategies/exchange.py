@@ -15,8 +15,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies.protocols import ConfigValue, Reply, Request
+from strategies.records import record_in
 from strategies.sizes import count_bytes
-from strategies.wire import CONFIG, record_in
+from strategies.wire import CONFIG
 
 log = logging.getLogger(__name__)
 

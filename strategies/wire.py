@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from strategies.records import bundle, extended, record_in, records_in
 from strategies.update import Layout, Section, Update, Vector
 
 ARRAYS: Final = "arrays"
@@ -37,10 +38,11 @@ _PREAMBLE: Final = npy.magic(1, 0)
 _NUMBER: Final = re.compile(r"[<>=|]?[fiub]\d{1,2}")
 """Type descriptions of plain numbers: no other ever reaches `np.dtype`, which knows many a surprise."""
 
+_NO_ARRAYS: Final = ArrayRecord()
+_NO_RECEIPT: Final = ConfigRecord()
+
 _METRIC_LIMIT: Final = 64
 _NAME: Final = re.compile(r"[\w.-]{1,64}")
-
-_Record = TypeVar("_Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 class Refused(Exception):  # noqa: N818 - an outcome that is counted, not a programming error
@@ -175,40 +177,22 @@ def unpack_model(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
     return {name: unpack(array, f"array {name!r}") for name, array in record.items()}
 
 
-def record_in(content: RecordDict, name: str, kind: type[_Record]) -> _Record | None:
-    """The record of this name and kind; None where there is none. Flower's own views of a message copy all of it."""
-    record = content.get(name)
-    return record if isinstance(record, kind) else None
-
-
-def records_in(content: RecordDict, kind: type[_Record]) -> dict[str, _Record]:
-    """All records of a kind by name."""
-    return {name: record for name, record in content.items() if isinstance(record, kind)}
-
-
 def write_update(update: Update, *, client: int, round_number: int) -> RecordDict:
     """The reply that carries one client's update (shape of each section (d,), float32, 4 bytes an element)."""
-    vectors = ArrayRecord()
-    for name, section in update.sections.items():
-        vectors[name] = pack(section.vector)
-    digests = [section.layout.digest for section in update.sections.values()]
-    receipt = _receipt(round_number, update.version).copy()
-    receipt["client"], receipt["layouts"] = client, digests
-    return RecordDict(
+    vectors = {name: pack(section.vector) for name, section in update.sections.items()}
+    receipt: dict[str, object] = {
+        "client": client,
+        "round": round_number,
+        "version": update.version,
+        "layouts": [section.layout.digest for section in update.sections.values()],
+    }
+    return bundle(
         {
-            UPDATE: vectors,
+            UPDATE: extended(_NO_ARRAYS, vectors),
             METRICS: MetricRecord({NUM_EXAMPLES: update.weight, **update.metrics}),
-            RECEIPT: receipt,
+            RECEIPT: extended(_NO_RECEIPT, receipt),
         }
     )
-
-
-@lru_cache(
-    maxsize=8
-)  # Flower checks every value that a record is given, and a cohort's receipts are alike
-def _receipt(round_number: int, version: int) -> ConfigRecord:
-    """What the receipts of a cohort have in common."""
-    return ConfigRecord({"round": round_number, "version": version})
 
 
 def read_update(content: RecordDict, expected: Expected) -> Update:

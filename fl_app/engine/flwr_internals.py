@@ -15,6 +15,8 @@ from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from strategies.records import bundle
+
 __all__ = ["ErrorCode", "Run"]  # passed on; everything else here is defined below
 
 MetadataFields = tuple[int, str, int, int, str, str, float, float, str, int | None, int | None]
@@ -69,10 +71,12 @@ def snapshot(request: Message) -> Message:
 
     Array records are shared, not copied: the model that a whole cohort is sent stays one object.
     """
-    content = request.content.copy()
-    for name, record in request.content.items():
-        if not isinstance(record, ArrayRecord):
-            content[name] = record.copy()
+    content = bundle(
+        {
+            name: record if isinstance(record, ArrayRecord) else record.copy()
+            for name, record in request.content.items()
+        }
+    )
     return request_message(copied(request.metadata), content)
 
 

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from strategies.contract import Claim, Visibility
 from strategies.protocols import Job, Reply, Request
+from strategies.records import bundle, extended
 from strategies.update import Update
 from strategies.wire import (
     ARRAYS,
@@ -61,7 +62,6 @@ class PlainSession:
         self._waiting = set(cohort)
         self._sent = unpack_model(job.records[ARRAYS]) if vanilla else None
         # Flower checks every value that a record is given: what all clients are told alike is checked once.
-        self._content = RecordDict({**job.records})
         self._config = ConfigRecord(
             {
                 **job.config,
@@ -80,7 +80,7 @@ class PlainSession:
     def start(self) -> list[Request]:
         """One request a client; they share the records of the model."""
         return [
-            Request(client, "train", self._content_for(client), self._job.round)
+            Request(client, "train", self._content(client), self._job.round)
             for client in self._cohort
         ]
 
@@ -109,10 +109,6 @@ class PlainSession:
             (client, Refused("timeout", "no reply before the round's deadline")) for client in late
         ]
 
-    def _content_for(self, client: int) -> RecordDict:
-        config = self._config.copy()
-        config["client"] = client
-        config["included"] = self._job.included.get(client, 0)
-        content = self._content.copy()
-        content[CONFIG] = config
-        return content
+    def _content(self, client: int) -> RecordDict:
+        own = {"client": client, "included": self._job.included.get(client, 0)}
+        return bundle({**self._job.records, CONFIG: extended(self._config, own)})
