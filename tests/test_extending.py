@@ -1,0 +1,64 @@
+"""docs/extending.md as it stands: each file written outside the repository, each command run there."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENT = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+FILES = {
+    name: text
+    for name, text in re.findall(
+        r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", DOCUMENT, flags=re.DOTALL
+    )
+}
+COMMANDS = re.findall(r"^trellis run .*$", DOCUMENT, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def outside(tmp_path):
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_there_is_one_of_each_kind():
+    assert set(FILES) == {
+        "spirals.py",
+        "median.py",
+        "scaled_sign.py",
+        "sign_sgd.py",
+        "conf/strategy/careful.yaml",
+        "careful.py",
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_part_takes_fewer_than_forty_lines(name):
+    assert len(FILES[name].splitlines()) < 40
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[2][:40])
+def test_every_command_runs_and_its_model_learns(outside, command):
+    words = shlex.split(command)[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "fl_app.cli", *words, "runtime.workers=1"],
+        cwd=outside,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
+    assert summary["final"]["accuracy"] > 0.8
+    assert summary["totals"]["upload_bytes"] > 0
+    assert not summary["rejections"]
