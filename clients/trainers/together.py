@@ -36,7 +36,7 @@ def fit_together(
     jobs = [jobs[index] for index in plan.order]
     device = model.flat.device
     stack = StackedModel(model, len(jobs))
-    start = stack.rows(torch.from_numpy(_starts(jobs, model)).to(device))
+    start = stack.rows(_starts(jobs, model).to(device)).expand_as(stack.parameters)
     stack.parameters.copy_(start)
     correction = _corrections(trainer, jobs, stack, model)
     losses = _descend(trainer, jobs, stack, task, plan, start, correction)
@@ -136,13 +136,13 @@ def _descend(
     return losses.cpu()
 
 
-def _starts(jobs: Sequence[FitJob], model: ResidentModel) -> np.ndarray:
-    """What each client was sent, (C, d) float32."""
-    starts = np.empty((len(jobs), model.layout.size), np.float32)
-    flat = {id(job.arrays): model.layout.flatten(job.arrays) for job in jobs}
-    for start, job in zip(starts, jobs, strict=True):
-        start[:] = flat[id(job.arrays)]
-    return starts
+def _starts(jobs: Sequence[FitJob], model: ResidentModel) -> Tensor:
+    """What the clients were sent: (C, d) float32, or (1, d) where that is the same for all, as in a round it is."""
+    distinct = {id(job.arrays): job.arrays for job in jobs}
+    flat = {key: torch.from_numpy(model.layout.flatten(value)) for key, value in distinct.items()}
+    return torch.stack(
+        list(flat.values()) if len(flat) == 1 else [flat[id(j.arrays)] for j in jobs]
+    )
 
 
 def _corrections(
