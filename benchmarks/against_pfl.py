@@ -39,11 +39,10 @@ Figures = tuple[float, float, float]
 """Clients a second in the median round, seconds of the command, peak bytes."""
 
 
-def ours(job: str, processes: int, folder: Path) -> Figures:
-    """A run on the engine."""
+def overrides_of(job: str) -> list[str]:
+    """The job as a configuration of ours."""
     spec = JOBS[job]
-    summary, done = trellis(
-        folder,
+    return [
         "task._target_=jobs.RandomImages",
         f"task.examples={spec['clients'] * spec['examples']}",
         f"task.shape={spec['shape']}",
@@ -57,11 +56,16 @@ def ours(job: str, processes: int, folder: Path) -> Figures:
         "client.lr=0.01",
         "evaluate.every=0",
         f"rounds={spec['rounds']}",
-        f"runtime.workers={processes}",
-        "resume=never",
+    ]
+
+
+def ours(job: str, processes: int, folder: Path) -> Figures:
+    """A run on the engine."""
+    summary, done = trellis(
+        folder, *overrides_of(job), f"runtime.workers={processes}", "resume=never"
     )
     seconds = median(row["seconds"] for row in summary["history"][WARM_UP:])
-    return spec["cohort"] / seconds, done.seconds, done.peak_bytes
+    return JOBS[job]["cohort"] / seconds, done.seconds, done.peak_bytes
 
 
 def theirs(job: str, processes: int, environment: Path) -> Figures:

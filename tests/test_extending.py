@@ -12,12 +12,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
-FILES = {
-    name: text
-    for name, text in re.findall(
-        r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", DOCUMENT, flags=re.DOTALL
-    )
-}
+FILES: dict[str, str] = dict(
+    re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+)
 COMMANDS = re.findall(r"^trellis run .*$", DOCUMENT, flags=re.MULTILINE)
 
 
