@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,7 +56,7 @@ class Docstrings(Task):
 
     Args:
         packages: two or more installed packages, in any order; labels count them in sorted order.
-        max_per_package: how many docstrings of each package at most.
+        max_per_package: how many docstrings of each package at most; a tenth of them of one module.
         min_words: docstrings with fewer are left out.
         max_length: tokens of an input; longer texts are cut.
         vocab_size: at most so many ids. The words are counted on the training texts.
@@ -131,11 +132,15 @@ def read_docstrings(
     found: list[Docstring] = []
     for package in packages:
         mine: list[Docstring] = []
+        of_module: Counter[str] = Counter()
         for item in _docstrings(package, names):
             if len(mine) == max_per_package:
                 break
-            if item.text.count(" ") + 1 >= min_words and item.text not in seen:
+            is_long = item.text.count(" ") + 1 >= min_words
+            has_room = of_module[item.module] < max(1, max_per_package // 10)
+            if is_long and has_room and item.text not in seen:
                 seen.add(item.text)
+                of_module[item.module] += 1
                 mine.append(item)
         if not mine:
             raise DataError(

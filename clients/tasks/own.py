@@ -6,7 +6,7 @@ may not know them (a vocabulary of clients' words, say) makes the task with cons
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,40 +155,48 @@ class OwnData(Task):
         return scaled(train), scaled(held_out)
 
 
-def class_labels(values: Sequence[object], place: str) -> list[Label]:
+def class_labels(
+    values: Sequence[object], place: str, row_name: Callable[[int], str] = "row {}".format
+) -> list[Label]:
     """Class labels from what a file holds: whole numbers where all are, else words.
 
     Args:
         values: texts, or what JSON has.
         place: the file and the column, for messages.
+        row_name: what the user calls a row, from its number.
 
     Raises:
-        DataError: numbers with a fraction, empty labels, or words and numbers mixed.
+        DataError: numbers with a fraction, missing labels, or words and numbers mixed; names the row.
     """
-    numbers: list[Label] = []
-    for value in values:
+    for row, value in enumerate(values):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError(
-                f"{place}: a label is missing in one of {len(values)} rows: fill it in or drop the row"
+                f"{place}, {row_name(row)}: the label is missing: fill it in or drop the row"
             )
-        if isinstance(value, str | int):
-            try:
-                numbers.append(int(value))
-            except ValueError:
-                break
-        elif isinstance(value, float) and value.is_integer():
-            numbers.append(int(value))
-        else:
-            break
-    if len(numbers) == len(values):
-        return numbers
-    texts = [value for value in values if isinstance(value, str)]
+    numbers = [_whole(value) for value in values]
+    if None not in numbers:
+        return [number for number in numbers if number is not None]
+    texts = [value.strip() for value in values if isinstance(value, str)]
     if len(texts) < len(values) or all(map(_is_number, texts)):
-        odd = next(value for value in values if not isinstance(value, str) or _has_fraction(value))
+        row = numbers.index(None)
         raise DataError(
-            f"{place}: {odd!r} among the labels: classes are words, or whole numbers, and not both"
+            f"{place}, {row_name(row)}: {values[row]!r} among the labels: "
+            "classes are words, or whole numbers, and not both"
         )
-    return [text.strip() for text in texts]
+    return list(texts)
+
+
+def _whole(value: object) -> int | None:
+    """A whole number; None for what is none. Texts are read as one would write them."""
+    if isinstance(value, int):
+        return int(value)
+    try:
+        if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+            return int(value)
+        number = float(value) if isinstance(value, str | float) else np.nan
+    except ValueError:
+        return None
+    return int(number) if float(number).is_integer() else None
 
 
 def _is_number(text: str) -> bool:
@@ -197,7 +205,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _has_fraction(text: str) -> bool:
-    return _is_number(text) and not text.strip().lstrip("+-").isdigit()

@@ -106,22 +106,26 @@ class _TableTask(OwnData):
     ) -> None:
         if text is not None and features is not None:
             raise ValueError("task.text and task.features: give one of them, not both")
-        if text is None and features is None:
-            features = [name for name in table.columns if name not in (target, client)]
-            if not features:
-                raise DataError(
-                    f"{table.path} has no column beside {target!r}: nothing to learn from"
-                )
+        for name, setting in ((target, "task.target"), (client, "task.client")):
+            if name is not None:
+                table.column(name, setting)
+        names = features or [name for name in table.columns if name not in (target, client)]
+        if text is None and not names:
+            raise DataError(f"{table.path} has no column beside {target!r}: nothing to learn from")
 
         def rows(one: Table, owners: str | None) -> Rows:
-            return Rows(
-                one.texts(text)
-                if text is not None
-                else np.stack([one.numbers(name) for name in features or ()], axis=1),
-                class_labels(one.column(target, "task.target"), f"{one.path}, column {target!r}"),
-                str(one.path),
-                None if owners is None else list(map(str, one.column(owners, "task.client"))),
+            labels = class_labels(
+                one.column(target, "task.target"),
+                f"{one.path}, column {target!r}",
+                lambda row: f"line {one.lines[row]}",
             )
+            inputs: np.ndarray | list[str]
+            if text is not None:
+                inputs = one.texts(text)
+            else:
+                inputs = np.stack([one.numbers(name) for name in names], axis=1)
+            whose = None if owners is None else list(map(str, one.column(owners, "task.client")))
+            return Rows(inputs, labels, str(one.path), whose)
 
         self.settle(
             rows(table, client),
