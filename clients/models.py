@@ -63,17 +63,23 @@ class Mlp(nn.Module):
     Args:
         input_shape: shape of one input.
         num_classes: number of logits.
+        vocab_size: of a task with tokens, which is refused: an id is no quantity.
         hidden: units of each hidden layer, from the input to the output.
+
+    Raises:
+        ValueError: the inputs are tokens.
     """
 
     def __init__(
         self,
         input_shape: Sequence[int],
         num_classes: int,
+        vocab_size: int | None = None,
         *,
         hidden: Sequence[Annotated[int, Ge(1)]] = (64,),
     ) -> None:
         super().__init__()
+        _refuse_tokens(vocab_size)
         units = [prod(input_shape), *hidden, num_classes]
         self.layers = nn.ModuleList(nn.Linear(fan_in, out) for fan_in, out in pairwise(units))
 
@@ -91,10 +97,17 @@ class Linear(nn.Module):
     Args:
         input_shape: shape of one input.
         num_classes: number of logits.
+        vocab_size: of a task with tokens, which is refused: an id is no quantity.
+
+    Raises:
+        ValueError: the inputs are tokens.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, vocab_size: int | None = None
+    ) -> None:
         super().__init__()
+        _refuse_tokens(vocab_size)
         self.head = nn.Linear(prod(input_shape), num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -153,3 +166,8 @@ class Gru(nn.Module):
         mean = (states * mask.unsqueeze(2)).sum(dim=1) / lengths.unsqueeze(1)
         logits: Tensor = self.head(mean)
         return logits
+
+
+def _refuse_tokens(vocab_size: int | None) -> None:
+    if vocab_size is not None:
+        raise ValueError("takes numbers, and this task's inputs are tokens: use Gru (model=gru)")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 
 from clients.places import DataError, Place, require_folder
 from clients.tasks.text import MEND, load_tokenizer
+
+_MOST_KEPT = 100_000
+"""Features that a process remembers: 150 MB for 384 units."""
 
 
 class PretrainedClassifier(nn.Module):
@@ -32,7 +34,6 @@ class PretrainedClassifier(nn.Module):
         padding_id: the id that fills a row up behind its last token.
         pretrained: a folder with config.json, model.safetensors and the tokenizer's files, or a hub name.
         frozen: whether the encoder stays as it is. Otherwise all of it is trained, and travels.
-        features_kept: features of so many texts stay in memory, where the encoder is frozen.
 
     Raises:
         DataError: there is no such folder, or what is in it cannot be loaded.
@@ -49,7 +50,6 @@ class PretrainedClassifier(nn.Module):
         *,
         pretrained: Place,
         frozen: bool = True,
-        features_kept: Annotated[int, Ge(0)] = 100_000,
     ) -> None:
         super().__init__()
         if vocab_size is None or len(input_shape) != 1:
@@ -57,12 +57,12 @@ class PretrainedClassifier(nn.Module):
                 f"a pretrained language model takes rows of tokens, and this task's inputs of shape "
                 f"{tuple(input_shape)} are none: use a task with text"
             )
-        encoder = _shared_encoder(pretrained) if frozen else load_encoder(pretrained)
+        self._features = _shared(pretrained, padding_id) if frozen else None
+        encoder = self._features.encoder if self._features else load_encoder(pretrained)
         _check_tokens(encoder, pretrained, vocab_size, input_shape[0])
         self.padding_id = padding_id
         self.head = nn.Linear(encoder.config.hidden_size, num_classes)
-        self.encoder = encoder if not frozen else None
-        self._features = _Features(encoder, padding_id, features_kept) if frozen else None
+        self.encoder = None if frozen else encoder
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, (batch, num_classes), of tokens, (batch, length) long; padding stands at the end."""
@@ -76,33 +76,51 @@ class PretrainedClassifier(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self._features is not None:
-            self._features.encoder._apply(fn)  # type: ignore[no-untyped-call]
+            self._features.move(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Features:
-    """The features of texts under a frozen encoder; those of the first `kept` are remembered."""
+    """The features of texts under a frozen encoder; those of the first 100,000 are remembered."""
 
-    def __init__(self, encoder: nn.Module, padding_id: int, kept: int) -> None:
+    def __init__(self, encoder: Any, padding_id: int) -> None:
         self.encoder = encoder
-        self._padding_id, self._room = padding_id, kept
+        self._padding_id = padding_id
         self._known: dict[bytes, Tensor] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """(batch, length) long to (batch, hidden) float32 on the same device."""
+        """(batch, length) long to (batch, hidden) float on the same device."""
         return torch.stack([self._of(row) for row in inputs])
+
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Changes device or dtype as `nn.Module._apply` does."""
+        before = self._kind
+        self.encoder._apply(fn)
+        if self._kind != before:
+            self._known.clear()
+
+    @property
+    def _kind(self) -> tuple[torch.device, torch.dtype]:
+        first: Tensor = next(self.encoder.parameters())
+        return first.device, first.dtype
 
     def _of(self, row: Tensor) -> Tensor:
         key = row.cpu().numpy().tobytes()
         found = self._known.get(key)
-        if found is None or found.device != row.device:
+        if found is None:
             length = max(1, int((row != self._padding_id).sum()))
             text = row[:length].unsqueeze(0)
             with torch.no_grad():
                 found = _mean(self.encoder, text, torch.ones_like(text))[0]
-            if len(self._known) < self._room:
+            if len(self._known) < _MOST_KEPT:
                 self._known[key] = found
         return found
+
+
+@lru_cache(maxsize=1)
+def _shared(place: Place, padding_id: int) -> _Features:
+    """One frozen encoder for all models of a process, since nothing changes it."""
+    return _Features(load_encoder(place).eval().requires_grad_(False), padding_id)
 
 
 def _mean(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
@@ -110,13 +128,6 @@ def _mean(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
     states: Tensor = encoder(input_ids=inputs, attention_mask=mask).last_hidden_state
     weights = mask.unsqueeze(2).to(states.dtype)
     return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-
-
-@lru_cache(maxsize=1)
-def _shared_encoder(place: Place) -> Any:
-    """One frozen encoder for all models of a process, since nothing changes it."""
-    encoder = load_encoder(place).eval()
-    return encoder.requires_grad_(False)
 
 
 def load_encoder(place: Place) -> Any:

@@ -119,11 +119,11 @@ class _TableTask(OwnData):
                 f"{one.path}, column {target!r}",
                 lambda row: f"line {one.lines[row]}",
             )
-            inputs: np.ndarray | list[str]
-            if text is not None:
-                inputs = one.texts(text)
-            else:
-                inputs = np.stack([one.numbers(name) for name in names], axis=1)
+            inputs = (
+                one.texts(text)
+                if text is not None
+                else np.stack([one.numbers(name) for name in names], axis=1)
+            )
             whose = None if owners is None else list(map(str, one.column(owners, "task.client")))
             return Rows(inputs, labels, str(one.path), whose)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clients import pretrained
 from clients.fetch import MINILM, fetch, is_whole
-from clients.models import Gru
+from clients.models import Gru, Linear, Mlp
 from clients.places import DataError
 from clients.pretrained import PretrainedClassifier
 from clients.resident import ResidentModel, arrays_of
@@ -34,6 +35,12 @@ def rows(folder) -> torch.Tensor:
 
 def classifier(folder, **settings) -> PretrainedClassifier:
     return PretrainedClassifier((10,), 3, VOCABULARY, 0, pretrained=str(folder), **settings).eval()
+
+
+@pytest.fixture(autouse=True)
+def nothing_known():
+    """Each test begins without features from another."""
+    pretrained._shared.cache_clear()
 
 
 def longer(rows: torch.Tensor, by: int) -> torch.Tensor:
@@ -85,6 +92,12 @@ class TestGru:
             Gru(shape, 3, vocab_size)
 
 
+@pytest.mark.parametrize("model", [Mlp, Linear])
+def test_models_for_numbers_refuse_tokens(model):
+    with pytest.raises(ValueError, match=r"this task's inputs are tokens: use Gru \(model=gru\)"):
+        model((8,), 3, 50)
+
+
 class TestPretrained:
     def test_only_the_head_is_trained_sent_and_saved(self, folder):
         model = classifier(folder)
@@ -106,6 +119,7 @@ class TestPretrained:
     def test_padding_the_batch_and_the_mode_change_nothing(self, folder, rows):
         model = classifier(folder)
         together = model._features(rows)
+        pretrained._shared.cache_clear()
         fresh = classifier(folder).train()
         for row in range(len(rows)):
             alone = fresh._features(longer(rows[row : row + 1], 5))
@@ -123,8 +137,17 @@ class TestPretrained:
         assert calls == [(False, False)] * 4
         assert model.head.weight.grad.abs().sum() > 0
 
-    def test_as_many_features_are_kept_as_is_said(self, folder, rows):
-        model = classifier(folder, features_kept=1)
+    def test_models_of_one_process_share_what_is_known(self, folder, rows):
+        first, second = classifier(folder), classifier(folder)
+        first(rows)
+        second.to("cpu")
+        assert len(second._features._known) == len(rows)
+        assert first._features is second._features
+        assert not torch.equal(first(rows), second(rows))
+
+    def test_memory_is_bounded(self, folder, rows, monkeypatch):
+        monkeypatch.setattr("clients.pretrained._MOST_KEPT", 1)
+        model = classifier(folder)
         assert torch.equal(model(rows), model(rows))
         assert len(model._features._known) == 1
 
@@ -144,6 +167,7 @@ class TestPretrained:
         model = classifier(folder).to(torch.float64)
         assert next(model._features.encoder.parameters()).dtype == torch.float64
         assert model(rows).dtype == torch.float64
+        assert len(model._features._known) == len(rows)
         model.to(torch.float32)
 
     @pytest.mark.parametrize(

@@ -44,9 +44,8 @@ def test_every_choice_composes_and_builds(group: str) -> None:
             build(config.clip)
         if config.model.name == "minilm":  # a test of its own builds one
             continue
-        shape = (12,) if config.model.name == "gru" else (1, 28, 28)
-        tokens = {"vocab_size": 50, "padding_id": 0}
-        build(config.model, input_shape=shape, num_classes=10, **tokens)
+        shape, vocab_size = ((12,), 50) if config.model.name == "gru" else ((1, 28, 28), None)
+        build(config.model, input_shape=shape, num_classes=10, vocab_size=vocab_size, padding_id=0)
 
 
 def test_presets_of_strategies_choose_groups_and_set_no_values() -> None:
