@@ -3,7 +3,7 @@
 # ARGS="strategy=fedadam rounds=5" goes to the run.
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-deployment test test-all lint format install clean
+.PHONY: help run models demo-deployment test test-all lint format install clean
 .DELETE_ON_ERROR:
 
 ARGS ?=
@@ -21,6 +21,9 @@ help: ## Show this list
 
 run: $(INSTALLED) ## Run the main job: Flower's simulation, 10 clients, real MNIST images
 	$(BIN)/python -m fl_app.flower --supernodes 10 $(ARGS)
+
+models: $(INSTALLED) ## Fetch the pretrained language model, 83 MB, into models/
+	$(BIN)/python -m clients.fetch
 
 demo-deployment: $(INSTALLED) ## Run 3 rounds on a real SuperLink and two SuperNodes on loopback
 	$(BIN)/python -m fl_app.flower --deployment --supernodes 2 \

@@ -1,4 +1,4 @@
-"""Small models for vectors and images.
+"""Small models for vectors, images and text.
 
 None of them keeps running statistics: a federated mean of them has no meaning, and they would travel
 in clear beside a masked or noised update. Initial weights come from torch's default generator, so
@@ -10,6 +10,7 @@ from itertools import pairwise
 from math import prod
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
@@ -62,17 +63,23 @@ class Mlp(nn.Module):
     Args:
         input_shape: shape of one input.
         num_classes: number of logits.
+        vocab_size: of a task with tokens, which is refused: an id is no quantity.
         hidden: units of each hidden layer, from the input to the output.
+
+    Raises:
+        ValueError: the inputs are tokens.
     """
 
     def __init__(
         self,
         input_shape: Sequence[int],
         num_classes: int,
+        vocab_size: int | None = None,
         *,
         hidden: Sequence[Annotated[int, Ge(1)]] = (64,),
     ) -> None:
         super().__init__()
+        _refuse_tokens(vocab_size)
         units = [prod(input_shape), *hidden, num_classes]
         self.layers = nn.ModuleList(nn.Linear(fan_in, out) for fan_in, out in pairwise(units))
 
@@ -90,13 +97,77 @@ class Linear(nn.Module):
     Args:
         input_shape: shape of one input.
         num_classes: number of logits.
+        vocab_size: of a task with tokens, which is refused: an id is no quantity.
+
+    Raises:
+        ValueError: the inputs are tokens.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, vocab_size: int | None = None
+    ) -> None:
         super().__init__()
+        _refuse_tokens(vocab_size)
         self.head = nn.Linear(prod(input_shape), num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, (batch, num_classes), of inputs, (batch, *input_shape) float32."""
         logits: Tensor = self.head(inputs.flatten(1))
         return logits
+
+
+class Gru(nn.Module):
+    """An embedding of tokens, one layer of gated recurrent units, their mean, and a linear layer.
+
+    K. Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014,
+    arXiv:1406.1078. The mean is over a text's own tokens: what fills a row up changes nothing.
+
+    Args:
+        input_shape: (length,) of one row of tokens.
+        num_classes: number of logits.
+        vocab_size: how many ids there are; None for a task without tokens, which is refused.
+        padding_id: the id that fills a row up behind its last token.
+        embedding: numbers of a token's vector.
+        hidden: units.
+
+    Raises:
+        ValueError: the task has no tokens.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        vocab_size: int | None,
+        padding_id: int = 0,
+        *,
+        embedding: Annotated[int, Ge(1)] = 64,
+        hidden: Annotated[int, Ge(1)] = 64,
+    ) -> None:
+        super().__init__()
+        if vocab_size is None or len(input_shape) != 1:
+            raise ValueError(
+                f"Gru takes rows of tokens, and this task's inputs of shape {tuple(input_shape)} "
+                "are none: use Mlp or Linear, or a task with text"
+            )
+        self.padding_id = padding_id
+        self.embedding = nn.Embedding(vocab_size, embedding, padding_idx=padding_id)
+        self.gru = nn.GRU(embedding, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, (batch, num_classes), of tokens, (batch, length) long; padding stands at the end."""
+        lengths = (inputs != self.padding_id).sum(dim=1).clamp(min=1)
+        # Steps that are padding in every row would be computed in vain.
+        longest = int(lengths.max())
+        inputs = inputs[:, :longest]
+        states, _ = self.gru(self.embedding(inputs))
+        mask = torch.arange(longest, device=inputs.device) < lengths.unsqueeze(1)
+        mean = (states * mask.unsqueeze(2)).sum(dim=1) / lengths.unsqueeze(1)
+        logits: Tensor = self.head(mean)
+        return logits
+
+
+def _refuse_tokens(vocab_size: int | None) -> None:
+    if vocab_size is not None:
+        raise ValueError("takes numbers, and this task's inputs are tokens: use Gru (model=gru)")

@@ -13,6 +13,7 @@ from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
 from clients.resident import ResidentModel, arrays_of, buffers_of
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
+from clients.tasks.task import fingerprint
 from clients.trainers import SGD
 from fl_app.batching import Batching, plan_batching
 from fl_app.config.schema import Config
@@ -36,7 +37,7 @@ class Assembly:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.task: Task = build(config.task)
+        self.task: Task = build(config.task, directory=config.directory)
         self.trainer: SGD = build(config.client)
         self._data: dict[int, FederatedData] = {}
 
@@ -44,6 +45,11 @@ class Assembly:
     def hashes(self) -> dict[str, str]:
         """What both ends must share."""
         return {CODE_HASH: code_hash(), CONFIG_HASH: self.config.identity_hash()}
+
+    @cached_property
+    def data_hash(self) -> str:
+        """What tells the task's data from others at the same place."""
+        return fingerprint(self.task)
 
     def data(self, num_clients: int) -> FederatedData:
         """The task's training data cut among this many clients."""
@@ -62,8 +68,11 @@ class Assembly:
             torch.manual_seed(integer(self.config.seed, "model"))
             module: nn.Module = build(
                 self.config.model,
+                directory=self.config.directory,
                 input_shape=self.task.input_shape,
                 num_classes=self.task.num_classes,
+                vocab_size=self.task.vocab_size,
+                padding_id=self.task.padding_id,
             )
         return module
 

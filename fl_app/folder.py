@@ -57,14 +57,18 @@ class RunFolder:
         finally:
             lock.release()
 
-    def earlier(self, num_clients: int) -> State | None:
+    def earlier(self, num_clients: int, data_hash: str) -> State | None:
         """The state to go on from; None to begin, with the configuration written down.
 
+        Args:
+            num_clients: that there are now.
+            data_hash: of the task's data as they are now.
+
         Raises:
-            ConfigError: the folder holds a run of another configuration or number of clients, or `resume=must` finds
-                nothing to resume.
+            ConfigError: the folder holds a run of another configuration, number of clients or data, or `resume=must`
+                finds nothing to resume.
         """
-        state = self._earlier(num_clients)
+        state = self._earlier(num_clients, data_hash)
         if state is None:
             write_atomically(self.path / "config.yaml", self._config.to_yaml().encode())
         return state
@@ -75,7 +79,7 @@ class RunFolder:
         done = summary.get("rounds_completed")
         return done if summary.get("status") == "completed" and isinstance(done, int) else 0
 
-    def _earlier(self, num_clients: int) -> State | None:
+    def _earlier(self, num_clients: int, data_hash: str) -> State | None:
         if self._config.resume == "never":
             for name in ("checkpoints", "clients"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -98,6 +102,12 @@ class RunFolder:
                 "num_clients",
                 f"it was begun with {begun[1]} clients and there are {num_clients}: "
                 "data are cut otherwise; name another run_name, or set resume=never",
+            )
+        if state is not None and state.get("data_hash") != data_hash:
+            raise self._refused(
+                "task",
+                "it was begun on other data than are there now under the same name; "
+                "name another run_name, or start it anew with resume=never",
             )
         return state
 

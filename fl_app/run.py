@@ -132,7 +132,8 @@ def _run(
 ) -> RunResult:
     folder = RunFolder(config)
     with folder.opened(), log_to(folder.path / "run.log", console.note):
-        earlier = folder.earlier(num_clients)
+        assembly = Assembly(config)
+        earlier = folder.earlier(num_clients, assembly.data_hash)
         done = folder.completed()
         if earlier is not None and done >= config.rounds:
             console.note(
@@ -143,7 +144,7 @@ def _run(
         else:
             with PeakMemory() as memory:
                 result = _Run(
-                    config, num_clients, console, folder, memory, virtual=virtual
+                    assembly, num_clients, console, folder, memory, virtual=virtual
                 ).conduct(open_grid, earlier)
     console.end(result)
     return result
@@ -154,7 +155,7 @@ class _Run:
 
     def __init__(
         self,
-        config: Config,
+        assembly: Assembly,
         num_clients: int,
         console: Console,
         folder: RunFolder,
@@ -162,13 +163,13 @@ class _Run:
         *,
         virtual: bool,
     ) -> None:
-        self.config, self.num_clients, self.console, self.folder = (
-            config,
+        self.assembly, self.num_clients, self.console, self.folder = (
+            assembly,
             num_clients,
             console,
             folder,
         )
-        self.assembly = Assembly(config)
+        self.config = config = assembly.config
         self.strategy = composed(self.assembly, num_clients)
         self._clock = 0.0
         self._virtual = virtual
@@ -232,6 +233,7 @@ class _Run:
             "clock": self.strategy.clock,
             "num_clients": self.num_clients,
             "config_hash": self.config.identity_hash(),
+            "data_hash": self.assembly.data_hash,
             "wall_seconds": self.summary.wall_seconds,
         }
 

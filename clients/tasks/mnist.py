@@ -7,56 +7,53 @@ each digit; nothing is downloaded and nothing is written.
 import functools
 import gzip
 from importlib.resources import files
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 
-from clients.tasks.task import Examples, Task, stratified_folds
+from clients.tasks.folds import Fold, Folds, split
+from clients.tasks.task import Examples, Task
 
 # Mean and standard deviation of the pixels of the full MNIST training set, scaled to [0, 1].
 _PIXEL_MEAN, _PIXEL_STD = 0.1307, 0.3081
-_FOLDS = 5
 _SPLIT_SEED = 20_100_501
 
 
 class Mnist(Task):
-    """Ten digits; 4,000 images to train on and 1,000 to test on, stratified by class.
+    """Ten digits, stratified by class; with five folds 4,000 images to train on and 1,000 to test on.
 
     The split is fixed: it does not depend on the run's seed. Pixels are standardised.
 
     Args:
-        fold: which fifth of the 5,000 images is the test set; cross-validation runs over all five.
+        fold: which part of the 5,000 images is the test set, 0 to folds - 1; cross-validation runs over all.
+        folds: how many parts there are.
 
     Raises:
-        ValueError: `fold` is not one of 0 … 4.
+        ValueError: `fold` is not one of 0 … folds - 1.
     """
 
     input_shape = (1, 28, 28)
     num_classes = 10
 
-    def __init__(self, fold: Annotated[int, Ge(0), Le(_FOLDS - 1)] = 0) -> None:
-        if not 0 <= fold < _FOLDS:
-            raise ValueError(f"fold={fold}: there are {_FOLDS} folds, 0 to {_FOLDS - 1}")
-        self._train, self._test = _split(fold)
+    def __init__(self, fold: Fold = 0, folds: Folds = 5) -> None:
+        self._train, self._test = _split(fold, folds)
 
     def train(self) -> Examples:
-        """4,000 images, (4000, 1, 28, 28) float32, and their digits, (4000,) long."""
+        """The other images, (n, 1, 28, 28) float32, and their digits, (n,) long."""
         return self._train
 
     def test(self) -> Examples:
-        """1,000 images, (1000, 1, 28, 28) float32, and their digits, (1000,) long."""
+        """The images of the fold, (n, 1, 28, 28) float32, and their digits, (n,) long."""
         return self._test
 
 
 @functools.lru_cache(maxsize=2)
-def _split(fold: int) -> tuple[Examples, Examples]:
+def _split(fold: int, folds: int) -> tuple[Examples, Examples]:
     pixels, labels = _read()
     inputs = torch.from_numpy(pixels).float().div_(255).sub_(_PIXEL_MEAN).div_(_PIXEL_STD)
     every = Examples(inputs.reshape(-1, *Mnist.input_shape), torch.from_numpy(labels).long())
-    folds = stratified_folds(labels, _FOLDS, _SPLIT_SEED)
-    return every.take(np.flatnonzero(folds != fold)), every.take(np.flatnonzero(folds == fold))
+    train, test = split(labels, fold, folds, _SPLIT_SEED)
+    return every.take(train), every.take(test)
 
 
 @functools.cache

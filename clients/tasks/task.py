@@ -5,6 +5,7 @@ A project of its own adds one by subclassing `Task` anywhere on the import path 
 in the configuration (``task._target_=their_module.Task``).
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,10 +60,14 @@ class Task(ABC):
     Attributes:
         input_shape: shape of one input, without the batch dimension.
         num_classes: length of the model's output for one input.
+        vocab_size: where inputs are tokens, how many ids there are: 0 to vocab_size - 1.
+        padding_id: the id that fills a row up behind its last token.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
+    vocab_size: int | None = None
+    padding_id: int = 0
 
     @abstractmethod
     def train(self) -> Examples:
@@ -133,6 +138,8 @@ def check_task(task: Task) -> None:
             f"{name}.train() holds inputs of shape {shape}, "
             f"but its input_shape is {tuple(task.input_shape)}"
         )
+    if task.vocab_size is not None:
+        _check_tokens(name, examples.inputs, task.vocab_size)
     if type(task).loss is Task.loss and type(task).losses is Task.losses:
         low, high = int(examples.targets.min()), int(examples.targets.max())
         if low < 0 or high >= task.num_classes:
@@ -142,23 +149,23 @@ def check_task(task: Task) -> None:
             )
 
 
-def stratified_folds(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Deal examples into folds so that every fold has the same share of every class.
+def _check_tokens(name: str, inputs: Tensor, vocab_size: int) -> None:
+    low, high = int(inputs.min()), int(inputs.max())
+    if inputs.is_floating_point() or low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"{name}.train() holds {inputs.dtype} from {low} to {high}, but its vocab_size is "
+            f"{vocab_size}: tokens are whole numbers from 0 to vocab_size - 1"
+        )
 
-    Args:
-        targets: (n,) class labels.
-        folds: number of folds.
-        seed: of the draw; the same seed gives the same folds.
 
-    Returns:
-        (n,) int64, the fold of each example. Sizes of two folds differ by at most one, in total
-        and in each class.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(targets))
-    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    fold = np.empty(len(targets), dtype=np.int64)
-    fold[by_class] = np.arange(len(targets)) % folds
-    return fold
+def fingerprint(task: Task) -> str:
+    """SHA-256, in hex, of a task's data: equal where both sets hold the same examples in the same order."""
+    digest = hashlib.sha256()
+    for examples in (task.train(), task.test()):
+        for tensor in (examples.inputs, examples.targets):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def evaluate(

@@ -151,6 +151,11 @@ def plain(value: Any) -> Any:
         return ABSENT
 
 
+def marked(annotation: Any, marker: type) -> bool:
+    """Whether an annotation, or a branch of it, carries a marker of this class (`Annotated[str, Marker()]`)."""
+    return any(isinstance(rule, marker) for _, rules in _branches(annotation) for rule in rules)
+
+
 def _refusal(annotation: Any, value: Any, error: ValidationError) -> InadmissibleError:
     first = error.errors(include_url=False)[0]
     path: tuple[str, ...] = ()

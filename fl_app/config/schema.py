@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen, doc
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints
 
 from fl_app.config.faults import shown
 
@@ -197,7 +197,10 @@ class Config(_Settings):
     ]
     model: Annotated[
         TargetNode,
-        Part(base="torch.nn.Module", offered=frozenset({"input_shape", "num_classes"})),
+        Part(
+            base="torch.nn.Module",
+            offered=frozenset({"input_shape", "num_classes", "vocab_size", "padding_id"}),
+        ),
     ]
     client: Annotated[TargetNode, Part(needs=("fit",))]
     clip: Annotated[TargetNode | None, Part(needs=("encode", "decode"))] = None
@@ -217,6 +220,13 @@ class Config(_Settings):
     round_timeout: Positive = 3600.0
     evaluate: Evaluation = Evaluation()
     admission: Admission = Admission()
+
+    _directory: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def directory(self) -> Path:
+        """Where the relative paths among the parts' settings count from; the identity has them as they were written."""
+        return self._directory
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration in plain JSON types, keys in the order of the schema."""
@@ -274,9 +284,11 @@ class Config(_Settings):
         return self.run_dir / "clients"
 
     def within(self, directory: Path) -> Config:
-        """The same configuration with a relative `output_dir` counted from `directory`."""
+        """The same configuration with relative paths counted from `directory`."""
         output_dir = directory / self.output_dir.expanduser()
-        return self.model_copy(update={"output_dir": output_dir})
+        copy = self.model_copy(update={"output_dir": output_dir})
+        copy._directory = directory
+        return copy
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

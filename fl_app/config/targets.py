@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
+from clients.places import FolderOrHub, absolute
 from fl_app.config.faults import ConfigError, Fault, nearest
-from fl_app.config.parameters import Parameter, convert, parameters_of, plain
+from fl_app.config.parameters import Parameter, convert, marked, parameters_of, plain
 from fl_app.config.schema import TargetNode
 
 
@@ -44,11 +46,12 @@ def locate(target: str) -> type:
     return found
 
 
-def build(node: TargetNode, **offered: Any) -> Any:
+def build(node: TargetNode, *, directory: Path | None = None, **offered: Any) -> Any:
     """An object of the node's class.
 
     Args:
         node: from a composed configuration.
+        directory: where relative paths among the settings count from; the working directory by default.
         offered: what the application has to give. Each is handed over where the constructor has a parameter of that
             name, to nodes within the node too, and left out elsewhere: a model of the user's own need not know them.
 
@@ -58,7 +61,9 @@ def build(node: TargetNode, **offered: Any) -> Any:
     constructor = locate(node.target)
     parameters, others = parameters_of(constructor)
     arguments = {
-        name: _revived(parameters.get(name, Parameter(name)), value, offered)
+        name: _revived(
+            parameters.get(name, Parameter(name)), value, directory or Path.cwd(), offered
+        )
         for name, value in node.arguments.items()
     }
     arguments |= {name: value for name, value in offered.items() if others or name in parameters}
@@ -70,14 +75,19 @@ def build(node: TargetNode, **offered: Any) -> Any:
         raise ConfigError([Fault(node.path, f"{constructor.__qualname__}: {error}")]) from error
 
 
-def _revived(parameter: Parameter, value: Any, offered: dict[str, Any]) -> Any:
+def _revived(parameter: Parameter, value: Any, directory: Path, offered: dict[str, Any]) -> Any:
     if isinstance(value, TargetNode):
-        return build(value, **offered)
+        return build(value, directory=directory, **offered)
     if isinstance(value, list) and any(isinstance(item, TargetNode) for item in value):
-        return [_revived(Parameter(parameter.name), item, offered) for item in value]
+        return [_revived(Parameter(parameter.name), item, directory, offered) for item in value]
     # A default may be what no user could write (an infinity, say): it is given back as it is.
-    return (
+    revived = (
         parameter.default
         if plain(parameter.default) == value
         else convert(parameter.annotation, value)
     )
+    if isinstance(revived, Path):
+        return directory / revived.expanduser()
+    if isinstance(revived, str) and marked(parameter.annotation, FolderOrHub):
+        return absolute(revived, directory)
+    return revived

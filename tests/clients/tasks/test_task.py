@@ -7,12 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from clients.tasks import Examples, FederatedData, Task, evaluate
-from clients.tasks.task import check_task, stratified_folds
+from clients.tasks.task import check_task, fingerprint
 
 
 class Points(Task):
@@ -30,6 +28,14 @@ class Points(Task):
 
     def test(self):
         return Examples(self._inputs[:4], self._targets[:4])
+
+
+class Words(Points):
+    """Rows of tokens from 0 to 7."""
+
+    def __init__(self, vocab_size):
+        super().__init__(torch.arange(8).reshape(4, 2))
+        self.vocab_size = vocab_size
 
 
 class Untrained(nn.Module):
@@ -156,6 +162,7 @@ def test_a_task_from_outside_the_project_can_be_cut_and_evaluated(tmp_path, monk
         (Points(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])), "labels from 0 to 2"),
         (Points(torch.zeros(4, 2), torch.tensor([0, 1, -1, 0])), "labels from -1 to 1"),
         (Points(torch.zeros(0, 2)), "holds no examples"),
+        (Words(5), "holds torch.int64 from 0 to 7, but its vocab_size is 5"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(task, message):
@@ -176,12 +183,14 @@ def test_a_task_that_says_nothing_of_its_shape_is_refused():
         check_task(Shapeless())
 
 
-@given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 6), st.integers(0, 2**32))
-def test_folds_have_equal_shares_in_all_and_of_each_class(labels, folds, seed):
-    targets = np.array(labels, dtype=np.int64)
-    dealt = stratified_folds(targets, folds, seed)
-    assert np.array_equal(dealt, stratified_folds(targets, folds, seed))
-    for chosen in (np.ones(len(targets), dtype=bool), *(targets == label for label in range(5))):
-        sizes = np.bincount(dealt[chosen], minlength=folds)
-        assert len(sizes) == folds
-        assert sizes.max() - sizes.min() <= 1
+def test_the_fingerprint_tells_data_from_other_data():
+    inputs = torch.randn(20, 2)
+    same = fingerprint(Points(inputs))
+    assert same == fingerprint(Points(inputs.clone()))
+    others = [
+        Points(inputs.flip(0)),
+        Points(inputs, 1 - torch.arange(20) % 2),
+        Points(inputs.double()),
+        Points(inputs[:19]),
+    ]
+    assert len({same, *map(fingerprint, others)}) == 5

