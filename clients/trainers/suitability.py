@@ -1,11 +1,13 @@
 """Whether clients should be trained together: what forbids it, and what makes it pointless.
 
 The answer depends on the trainer, the model and the task alone, never on a clock: the same run gives the same model.
+Nothing here starts a thread, takes a gradient or touches a GPU, after which no worker process could be forked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -13,9 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clients.resident import ResidentModel, arrays_of
+from clients.stacked import StackedModel
 from clients.tasks import Task
-from clients.trainers.sgd import SGD, FitJob
-from clients.trainers.together import fit_together
+from clients.trainers.sgd import SGD
 
 MOST_PARAMETERS: Final = 1 << 16
 MOST_OPERATIONS: Final = 32_000_000
@@ -27,7 +29,13 @@ _LOOP: Final = ("fit", "fit_one", "_descend")
 
 
 def obstacle(trainer: object, module: nn.Module, task: Task) -> str | None:
-    """Why these clients can't be trained together; None where two of them just were, on two examples each."""
+    """Why these clients can't be trained together; None where a stack of two just ran forward.
+
+    Args:
+        trainer: how a client fits.
+        module: the network, on the CPU; it is used up.
+        task: gives the loss, and an example.
+    """
     if not isinstance(trainer, SGD):
         return f"{type(trainer).__name__} is not built on clients.trainers.SGD"
     own = [name for name in _LOOP if getattr(type(trainer), name) is not getattr(SGD, name)]
@@ -39,7 +47,7 @@ def obstacle(trainer: object, module: nn.Module, task: Task) -> str | None:
         return f"{type(module).__name__} has buffers, which training may change"
     if trainer.amp and trainer.torch_device.startswith("cuda"):
         return "client.amp is on"
-    return _tried(trainer, module, task)
+    return _tried(module, task)
 
 
 def drawback(trainer: SGD, module: nn.Module, task: Task) -> str | None:
@@ -47,9 +55,8 @@ def drawback(trainer: SGD, module: nn.Module, task: Task) -> str | None:
     size = sum(parameter.numel() for parameter in module.parameters())
     if size > MOST_PARAMETERS:
         return f"{size:,} parameters are more than the {MOST_PARAMETERS:,} up to which it is faster"
-    example = task.train().inputs[:1].to(next(module.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(example)
+    with _one_thread(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(task.train().inputs[:1])
     operations = 3 * counter.get_total_flops() * trainer.batch_size
     if operations > MOST_OPERATIONS:
         return (
@@ -59,17 +66,28 @@ def drawback(trainer: SGD, module: nn.Module, task: Task) -> str | None:
     return None
 
 
-def _tried(trainer: SGD, module: nn.Module, task: Task) -> str | None:
-    arrays = arrays_of(module)
-    examples = task.train().take([0, 0])
-    jobs = [FitJob(client, arrays, {}, examples, client, {}, {}) for client in range(2)]
-    model = ResidentModel(module, arrays, trainer.torch_device)
+def _tried(module: nn.Module, task: Task) -> str | None:
+    model = ResidentModel(module, arrays_of(module))
+    stack = StackedModel(model, copies=2)
+    stack.parameters.copy_(stack.rows(model.flat.detach()))
+    batch = torch.stack([task.train().inputs[:1]] * 2)
+    module.train()
     try:
-        failures: Sequence[object] = fit_together(trainer, jobs, model, task)
+        with _one_thread(), torch.no_grad():
+            stack.forward(batch)
     except Exception as error:  # torch raises what it likes for what it can't stack
         if "random" in str(error):
             return "the model draws random numbers as it trains (dropout)"
         reason = str(error).splitlines()[0] if str(error) else ""
         return f"torch can't stack this model: {type(error).__name__}: {reason[:160]}"
-    failed = next((fit for fit in failures if isinstance(fit, Exception)), None)
-    return None if failed is None else f"a trial failed: {failed}"
+    return None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
