@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,7 +21,8 @@ from fl_app.report.statistics import estimate
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")
 """Okabe and Ito's, which the colour-blind tell apart; without the yellow, too pale for a line."""
-_DASHES = ("-", "--", ":", "-.")
+_DASHES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+"""With their markers."""
 MOST_LINES = len(_COLOURS) * len(_DASHES)
 _WIDEST_LABEL = 40
 _MOST_BANDS = 7
@@ -39,24 +41,23 @@ def draw_curves(report: Report) -> bytes | None:
         return None
     # The order of the legend is that of the lines' ends, or the eye has to search.
     drawn = sorted(drawn[:MOST_LINES], key=lambda item: -item[1][1][-1])
-    styles = {id(row): place for place, row in enumerate(report.rows)}
+    styles = _styles(report)
     height = max(4.0, 0.6 + 0.22 * (len(drawn) + 1))
     figure = _figure(8.5, height)
     axes = figure.subplots()
     for row, (rounds, means, deviations) in drawn:
-        place = styles[id(row)]
-        colour = _COLOURS[place % len(_COLOURS)]
-        dash = _DASHES[place // len(_COLOURS) % len(_DASHES)]
-        marker = "o" if len(rounds) <= 30 else None
+        colour, dash = styles[row.group.labels]
+        (line, marker), few = _DASHES[dash], len(rounds) <= 30
+        style: dict[str, Any] = {
+            "color": _COLOURS[colour],
+            "linestyle": line,
+            "marker": marker if few else None,
+        }
         label = f"{_label(' · '.join(row.group.labels))} (n = {row.metric.n})"
-        axes.plot(
-            rounds, means, color=colour, linestyle=dash, marker=marker, markersize=3, label=label
-        )
+        axes.plot(rounds, means, markersize=4, label=label, **style)
         if any(deviations) and len(drawn) <= _MOST_BANDS:
-            low = np.subtract(means, deviations)
-            axes.fill_between(
-                rounds, low, np.add(means, deviations), color=colour, alpha=0.15, linewidth=0
-            )
+            low, high = np.subtract(means, deviations), np.add(means, deviations)
+            axes.fill_between(rounds, low, high, color=_COLOURS[colour], alpha=0.15, linewidth=0)
     axes.set(xlabel="round", ylabel=_with_unit(report.metric))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _plain_frame(axes)
@@ -67,8 +68,36 @@ def draw_curves(report: Report) -> bytes | None:
         fontsize=8,
         title_fontsize=8,
         alignment="left",
+        handlelength=3.2,
     )
     return _png(figure)
+
+
+def _styles(report: Report) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Colour and dash of each group, by its labels: of two keys one is the colour and one the dash, where they fit."""
+    several = _several(report)
+    if len(several) == 2:
+        first, second = (list(several[place]) for place in several)
+        if len(first) <= len(_COLOURS) and len(second) <= len(_DASHES):
+            return {
+                row.group.labels: (first.index(one), second.index(other))
+                for row in report.rows
+                for one, other in [[canonical(row.group.values[place]) for place in several]]
+            }
+    count = len(_COLOURS)
+    return {
+        row.group.labels: (place % count, place // count % len(_DASHES))
+        for place, row in enumerate(report.rows)
+    }
+
+
+def _several(report: Report) -> dict[int, dict[str, str]]:
+    """Canonical value to label of each key, by its place, that has more than one value."""
+    values = {
+        place: {canonical(row.group.values[place]): row.group.labels[place] for row in report.rows}
+        for place in range(len(report.by))
+    }
+    return {place: known for place, known in values.items() if len(known) > 1}
 
 
 def curves_caption(groups: int) -> str:
@@ -96,18 +125,14 @@ def curve_of(row: Row, metric: str) -> Curve:
 
 def draw_heat_map(report: Report) -> bytes | None:
     """The metric's mean over two keys; a PNG, or None where not exactly two of the keys have several values."""
-    values = [
-        {canonical(row.group.values[place]): row.group.labels[place] for row in report.rows}
-        for place in range(len(report.by))
-    ]
-    several = [place for place, known in enumerate(values) if len(known) > 1]
-    if len(several) != 2:
+    values = _several(report)
+    if len(values) != 2:
         return None
-    down, across = several
+    down, across = values
     table = np.full((len(values[down]), len(values[across])), np.nan)
     counts = np.zeros(table.shape, dtype=int)
     for row in report.rows:
-        place = tuple(list(values[at]).index(canonical(row.group.values[at])) for at in several)
+        place = tuple(list(values[at]).index(canonical(row.group.values[at])) for at in values)
         table[place] = row.metric.mean
         counts[place] = row.metric.n
     lines, columns = table.shape
@@ -124,6 +149,9 @@ def draw_heat_map(report: Report) -> bytes | None:
     axes.set(xlabel=_label(report.by[across]), ylabel=_label(report.by[down]))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+    for edges, line in ((columns, axes.axvline), (lines, axes.axhline)):
+        for edge in range(1, edges):
+            line(edge - 0.5, color="white", linewidth=1.5)
     figure.colorbar(image, ax=axes, label=f"{_with_unit(report.metric)}, mean")
     if table.size <= _MOST_WRITTEN:
         _write_cells(axes, table, counts, norm)
@@ -169,4 +197,4 @@ def _label(text: str) -> str:
 
 
 def _with_unit(metric: str) -> str:
-    return "test accuracy (share of 1)" if metric == "accuracy" else _label(f"test {metric}")
+    return "test accuracy (fraction)" if metric == "accuracy" else _label(f"test {metric}")

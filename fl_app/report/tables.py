@@ -15,6 +15,8 @@ from fl_app.report.statistics import LEVEL, Difference, Estimate
 from fl_app.report.text import one_line, said
 
 _MARKDOWN = re.compile(r"([\\|`*\[\]<>&])")
+_NAMED = 12
+"""Keys that a note lists."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Signs at which a spreadsheet takes a cell for a formula."""
 
@@ -109,7 +111,12 @@ def notes(report: Report) -> list[str]:
     for row in report.rows:
         told += [f"{_pair(row)}: {row.unmatched}."] if row.unmatched else []
         found = row.difference
-        if found is not None and found.low and found.high and math.isclose(found.low, found.high, rel_tol=1e-4):
+        if (
+            found is not None
+            and found.low
+            and found.high
+            and math.isclose(found.low, found.high, rel_tol=1e-4)
+        ):
             told.append(
                 f"{_pair(row)}: all {found.pairs} pairs differ by the same figure, so the interval has no width; of "
                 "few pairs that says little."
@@ -118,11 +125,11 @@ def notes(report: Report) -> list[str]:
             told.append(f"{_pair(row)}: {found.pairs} of {row.metric.n} runs have a partner.")
     if report.within:
         told.append(
-            f"Within groups these differ too, and are averaged over: {', '.join(report.within)}."
+            f"Within groups these differ too, and are averaged over: {_some(report.within)}."
         )
     if report.along:
         told.append(
-            f"These differ along with the groups, so that the two can't be told apart: {', '.join(report.along)}."
+            f"These differ along with the groups, so that the two can't be told apart: {_some(report.along)}."
         )
     if report.target is not None:
         way = "≤" if report.lower_is_better else "≥"
@@ -136,6 +143,11 @@ def notes(report: Report) -> list[str]:
 def _printable(text: str) -> str:
     """The whole text on one printable line."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return ", ".join(keys[:_NAMED]) + more
 
 
 def _runs(count: int) -> str:

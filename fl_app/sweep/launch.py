@@ -140,6 +140,7 @@ class _Process:
     def __init__(self, job: Job, work: Work) -> None:
         self.job = job
         self._began = time.monotonic()
+        self._reaped = False
         method = "fork" if sys.platform == "linux" else "spawn"
         context: Any = multiprocessing.get_context(method)
         self._report, theirs = context.Pipe(duplex=False)
@@ -158,8 +159,13 @@ class _Process:
     def over(self) -> bool:
         """Whether the process has ended; its id stays taken until `end`."""
         assert self._process.pid is not None
-        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return ended is not None
+        try:
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (
+            ChildProcessError
+        ):  # multiprocessing reaps what it finds ended when it starts another
+            self._reaped = True
+        return self._reaped or ended is not None
 
     def interrupt(self) -> None:
         """Asks it to stop, as Ctrl-C would."""
@@ -170,9 +176,11 @@ class _Process:
     def end(self) -> Ending:
         """How it ended; what is left of it and of the processes that it started is killed."""
         assert self._process.pid is not None
-        # A process that dies before it leads a group of its own has started none.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self.over:
+            self._process.kill()  # it may not lead a group of its own yet
+        if not self._reaped:  # or its id could be another's by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.join()
         code = self._process.exitcode
         self._process.close()
