@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fl_app.config.faults import ConfigError, Fault, nearest
-from fl_app.report.collect import Collection, Run, unmeasured
+from fl_app.report.collect import Collection, Run, canonical, unmeasured
 from fl_app.report.grouping import (
     REPLICATES,
     Group,
-    canonical,
     check_keys,
     default_keys,
     grouped,

@@ -223,31 +223,54 @@ def _config(data: bytes) -> dict[str, Scalar]:
         raise ValueError(f"config.yaml can't be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError("config.yaml holds no keys")
-    flat: dict[str, Scalar] = {}
-    _flatten(content, "", flat, 0)
-    return flat
+    leaves = _Leaves()
+    leaves.add(content, "")
+    return leaves.found
 
 
-def _flatten(value: Any, path: str, flat: dict[str, Scalar], depth: int) -> None:
-    """Adds the leaves of a value; aliases of YAML could make them many."""
-    if depth > _DEEPEST or len(flat) > _MOST_KEYS:
-        raise ValueError(f"config.yaml is deeper than {_DEEPEST} or has over {_MOST_KEYS} keys")
-    if isinstance(value, dict):
+class _Leaves:
+    """The leaves of a tree by dotted key. Aliases of YAML can make a small file's tree a vast one."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Scalar] = {}
+        self._visited = 0
+
+    def add(self, value: Any, path: str, depth: int = 0) -> None:
+        """Adds those of a value.
+
+        Raises:
+            ValueError: they are too many, or too deep.
+        """
+        self._visit(depth)
+        if not isinstance(value, dict):
+            self.found[path] = self._leaf(value, depth)
+            return
         target = value.get("_target_")
         if isinstance(target, str):
-            flat[path] = target.rpartition(".")[2]
+            self.found[path] = target.rpartition(".")[2]
         for key, item in value.items():
             if key != "_target_":
-                _flatten(item, f"{path}.{key}" if path else str(key), flat, depth + 1)
-    elif isinstance(value, list):
-        inner: dict[str, Scalar] = {}
-        for position, item in enumerate(value):
-            _flatten(item, str(position), inner, depth + 1)
-        flat[path] = json.dumps(list(inner.values()))
-    elif isinstance(value, int | float) and not abs(value) <= _LARGEST_FIGURE:
-        flat[path] = str(value)
-    else:
-        flat[path] = value if isinstance(value, Scalar) else str(value)
+                self.add(item, f"{path}.{key}" if path else str(key), depth + 1)
+
+    def _leaf(self, value: Any, depth: int) -> Scalar:
+        if isinstance(value, list | dict):
+            return json.dumps(self._plain(value, depth))
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST_FIGURE:
+            return str(value)
+        return value if isinstance(value, Scalar) else str(value)
+
+    def _plain(self, value: Any, depth: int) -> Any:
+        self._visit(depth)
+        if isinstance(value, dict):
+            return {str(key): self._plain(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._plain(item, depth + 1) for item in value]
+        return self._leaf(value, depth)
+
+    def _visit(self, depth: int) -> None:
+        self._visited += 1
+        if depth > _DEEPEST or self._visited > _MOST_KEYS:
+            raise ValueError(f"config.yaml is deeper than {_DEEPEST} or has over {_MOST_KEYS} keys")
 
 
 def _figures(row: Mapping[str, Any]) -> dict[str, float]:
@@ -270,12 +293,23 @@ def _history(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, dict[str, fl
     return tuple(sorted(found.items()))
 
 
+def canonical(value: Scalar) -> str:
+    """The same text for the same value; 1 and 1.0 are the same, 1 and true are not."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(int(value)) if value == int(value) else repr(value)
+    return json.dumps(value)
+
+
 def _without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
     """Each configuration once: the same run twice is one figure, not two."""
     first: dict[str, Run] = {}
     twice = []
     for run in runs:
-        identity = {key: value for key, value in run.config.items() if key not in BESIDE}
+        identity = {
+            key: canonical(value)
+            for key, value in run.config.items()
+            if key not in BESIDE and value is not None
+        }
         text = json.dumps(identity, sort_keys=True)
         if text in first:
             told = f"the same configuration as {first[text].name}, counted there"

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fl_app.report.analysis import Report, Row
-from fl_app.report.grouping import canonical
+from fl_app.report.collect import canonical
 from fl_app.report.statistics import estimate
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")

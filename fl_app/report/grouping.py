@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fl_app.config.faults import ConfigError, Fault, nearest
-from fl_app.report.collect import BESIDE, Run, Scalar
+from fl_app.report.collect import BESIDE, Run, Scalar, canonical
 from fl_app.report.text import said
 
 REPLICATES = ("seed", "task.fold")
@@ -34,13 +33,6 @@ class Group:
     def labels(self) -> tuple[str, ...]:
         """The values as text."""
         return tuple(map(said, self.values))
-
-
-def canonical(value: Scalar) -> str:
-    """The same text for the same value; 1 and 1.0 are the same, 1 and true are not."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(int(value)) if value == int(value) else repr(value)
-    return json.dumps(value)
 
 
 def varying(runs: Iterable[Run]) -> list[str]:
