@@ -59,7 +59,7 @@ def draw_curves(report: Report) -> bytes | None:
             low, high = np.subtract(means, deviations), np.add(means, deviations)
             axes.fill_between(rounds, low, high, color=_COLOURS[colour], alpha=0.15, linewidth=0)
     axes.set(xlabel="round", ylabel=_with_unit(report.metric))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _plain_frame(axes)
     figure.legend(
         loc="outside right upper",
