@@ -63,13 +63,14 @@ class _Sweep:
         """Runs what is not complete, and returns the exit code."""
         jobs, at_once = self._plan.jobs, self._plan.at_once
         together = f", {at_once} at a time" if at_once > 1 else ""
-        self._say(f"{len(jobs)} jobs{together}, in {self._plan.output_dir}")
-        todo = [job for job in jobs if not self._settled(job)]
-        self._record.announce({job.folder: job.overrides for job in todo})
+        count = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        self._say(f"{count}{together}, in {self._plan.output_dir}")
+        self._announce()
         launcher = Launcher(_work, at_once, started=self._started, ended=self._ended)
         interrupted = False
         try:
-            launcher.run(todo)
+            # Looked at when its turn comes: another sweep may have done it by then.
+            launcher.run(job for job in jobs if not self._settled(job))
         except KeyboardInterrupt:
             interrupted = True
         completed = self._counts["completed"]
@@ -86,6 +87,19 @@ class _Sweep:
         self._say(f"trellis report {shlex.quote(str(self._plan.output_dir))}")
         print(self._record.path, flush=True)
         return DONE if completed == len(jobs) else FAILED
+
+    def _announce(self) -> None:
+        """Enters the jobs that are to run."""
+        folders = [(job, RunFolder(job.config)) for job in self._plan.jobs]
+        todo = [job for job, folder in folders if not (folder.finished or folder.taken)]
+        try:
+            self._record.announce({job.folder: job.overrides for job in todo})
+        except (OSError, ValueError) as error:
+            self._behind(error)
+
+    def _behind(self, error: Exception) -> None:
+        """Tells that the record can't be written: the jobs are worth more than their list."""
+        self._say(f"{self._record.path} is out of date: {error}", "yellow")
 
     def _settled(self, job: Job) -> bool:
         """Whether there is nothing to do for a job; tells so."""
@@ -112,8 +126,8 @@ class _Sweep:
                 self._record.note(
                     job.folder, job.overrides, ending.status, ending.reason, ending.seconds
                 )
-        except (OSError, ValueError) as error:  # the jobs are worth more than their list
-            self._say(f"{self._record.path} is out of date: {error}", "yellow")
+        except (OSError, ValueError) as error:
+            self._behind(error)
 
     def _ended(self, job: Job, ending: Ending) -> None:
         self._note(job, ending)

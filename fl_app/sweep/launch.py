@@ -20,7 +20,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -87,17 +86,22 @@ class Launcher:
         self._running: list[_Process] = []
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Runs them all, in order. When it returns or raises, none of their processes is left.
+        """Runs them all in order, each taken from the iterable when it can start.
+
+        When it returns or raises, none of their processes is left.
 
         Raises:
             KeyboardInterrupt: the user stopped it; the jobs under way have been told so, and were given the time to
                 write down how far they are.
         """
-        todo = deque(jobs)
+        todo, more = iter(jobs), True
         try:
-            while todo or self._running:
-                while todo and len(self._running) < self._at_once:
-                    job = todo.popleft()
+            while more or self._running:
+                while more and len(self._running) < self._at_once:
+                    job = next(todo, None)
+                    if job is None:
+                        more = False
+                        break
                     self._started(job)
                     with interrupts_held():  # so that none starts that this list does not know
                         self._running.append(_Process(job, self._work))
@@ -108,7 +112,8 @@ class Launcher:
 
     def _settle(self) -> None:
         """Waits until something has happened, and lets go of the jobs that have ended."""
-        wait([process.sentinel for process in self._running], timeout=_LOOK)
+        if self._running:
+            wait([process.sentinel for process in self._running], timeout=_LOOK)
         for process in [process for process in self._running if process.over]:
             with interrupts_held():
                 self._running.remove(process)

@@ -240,6 +240,7 @@ def test_ctrl_c_stops_everything_and_the_same_command_goes_on(start, tmp_path: P
     assert f"goes on after round {done[0]}" in (folders[0] / "output.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_leaves_no_job_running(start, tmp_path: Path) -> None:
     program = start("rounds=100000", "seed=1", "runtime.workers=2")
     folder = config_of(tmp_path / "runs", "seed=1").run_dir
@@ -249,6 +250,21 @@ def test_a_sweep_that_is_killed_leaves_no_job_running(start, tmp_path: Path) -> 
     program.kill()
     program.communicate(timeout=30)
     until(lambda: not alive(family), 30)
+
+
+@pytest.mark.slow
+def test_two_sweeps_with_jobs_in_common_may_run_at_once(start, tmp_path: Path) -> None:
+    programs = [start("rounds=3", "seed=1,2,3"), start("rounds=3", "seed=3,2,1,4")]
+    for program in programs:
+        output, errors = program.communicate(timeout=120)
+        assert errors == ""
+        # What the other was at work on is its failure here, and nothing else is.
+        others = [line for line in output.splitlines() if "failed: " in line]
+        assert all("another process is running there" in line for line in others)
+        assert program.returncode == (1 if others else 0)
+    runs = tmp_path / "runs"
+    assert [entry["status"] for entry in entries(runs).values()] == 4 * ["completed"]
+    assert {rounds_of(runs / name) for name in entries(runs)} == {3}
 
 
 @pytest.mark.slow
