@@ -68,7 +68,7 @@ def _installed_version() -> str:
 
 
 def _parser() -> Parser:
-    commands = "\n".join(f"  {name:<6} {what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<7} {what}" for name, what in _COMMANDS.items())
     parser = Parser(
         "trellis",
         usage="trellis [-h] [--version] COMMAND …",
