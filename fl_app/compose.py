@@ -8,6 +8,8 @@ the constructors that `_target_` names (`fl_app.config.checking`).
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, ValueType
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -29,12 +31,20 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fl_app.config import catalogue
 from fl_app.config.checking import Checker, part_of
-from fl_app.config.faults import ConfigError, Fault, nearest, unknown_choice
+from fl_app.config.faults import ConfigError, Fault, by_cause, nearest, unknown_choice
 from fl_app.config.parameters import fields_of, parameters_of
 from fl_app.config.schema import Config
 from fl_app.config.targets import build, locate
 
-__all__ = ["ConfigError", "build", "compose", "join_overrides", "override", "parse_overrides"]
+__all__ = [
+    "ConfigError",
+    "build",
+    "compose",
+    "expand",
+    "join_overrides",
+    "override",
+    "parse_overrides",
+]
 
 _PRESETS = ("strategy", "experiment")
 _STEERING = frozenset({*_PRESETS, "task"})
@@ -45,6 +55,9 @@ _TEXTS = frozenset({"output_dir", "run_name"})
 
 _DEEPEST = 32
 """Levels of nesting; a mapping that interpolates its own parent has no end."""
+
+_MOST_JOBS = 10_000
+"""Of one sweep; a range without end has more."""
 
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 """OmegaConf takes a backslash before `${` for an escape, and two for one."""
@@ -115,8 +128,69 @@ def compose(overrides: Sequence[str] = (), *, conf: Path = catalogue.CONF) -> Co
     clean = checker.check(raw)
     faults = [*request.faults, *checker.faults, *_together(clean)]
     if faults:
-        raise ConfigError(_sorted(faults, request.keys))
+        raise ConfigError(by_cause(faults, request.keys))
     return Config.model_validate(clean)
+
+
+def expand(overrides: Sequence[str], *, conf: Path = catalogue.CONF) -> list[list[str]]:
+    """The jobs of a sweep: every combination of the values that the overrides list.
+
+    Args:
+        overrides: Hydra's syntax; `key=a,b`, `choice(…)`, `range(…)`, `glob(…)`, with `sort` and `shuffle` about them.
+            Of two that set the same key, the later counts.
+        conf: the folder whose groups `glob(…)` chooses from.
+
+    Returns:
+        The overrides of each job; the last one that was written varies fastest.
+
+    Raises:
+        ConfigError: values can't be listed, or make more than 10,000 jobs. What one job alone would be refused for is
+            left to `compose`.
+    """
+    parser = OverridesParser.create()
+    values: dict[str, list[str]] = {}
+    faults = []
+    for text in overrides:
+        parsed = _parsed(text, parser)
+        if isinstance(parsed, Fault) or not parsed.is_sweep_override():
+            key = text if isinstance(parsed, Fault) else parsed.get_key_element()
+            values.pop(key, None)
+            values[key] = [text]
+            continue
+        key = parsed.get_key_element()
+        try:
+            listed = _listed(parsed, conf)
+        except (HydraException, ValueError) as error:
+            faults.append(Fault(key, str(error).splitlines()[0], text.partition("=")[2]))
+            continue
+        values.pop(key, None)
+        values[key] = [f"{key}={value}" for value in listed]
+    count = math.prod(map(len, values.values()))
+    if count > _MOST_JOBS:
+        faults.append(Fault("sweep", f"it has more than {_MOST_JOBS:,} jobs; cut it into several"))
+    if faults:
+        raise ConfigError(faults)
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+def _listed(parsed: Override, conf: Path) -> list[str]:
+    """The values of an override that lists several, each as it would be written alone.
+
+    Raises:
+        ValueError: they have no list, or there are none.
+        HydraException: Hydra can't list them.
+    """
+    if parsed.is_interval_sweep():
+        raise ValueError("an interval has no list of values; write range(…) or a,b,c")
+    chosen = parsed.value()
+    if isinstance(chosen, Glob):
+        listed = chosen.filter(catalogue.names(parsed.key_or_group, conf))
+    else:
+        values = parsed.sweep_string_iterator()
+        listed = list(itertools.islice(values, _MOST_JOBS + 1))
+    if not listed:
+        raise ValueError("lists no value at all")
+    return listed
 
 
 @dataclass
@@ -218,11 +292,12 @@ def _unsupported(parsed: Override, text: str) -> Fault | None:
         written = text.partition("=")[2]
         comma = parsed.value_type is ValueType.SIMPLE_CHOICE_SWEEP
         mend = (
-            f"a list is written [{written}], a text with a comma in quotes"
+            f"or write a list as [{written}], a text with a comma in quotes"
             if comma
-            else "give one value"
+            else "or give one value"
         )
-        return Fault(key, f"several values to sweep over, and a run takes one; {mend}", written)
+        told = "several values to sweep over, and a run takes one; add -m to run each of them"
+        return Fault(key, f"{told}, {mend}", written)
     return None
 
 
@@ -339,17 +414,3 @@ def _together(clean: Mapping[str, Any]) -> list[Fault]:
     if isinstance(clients, int) and quorum > clients:
         return [Fault("admission.quorum", f"must be at most num_clients, {clients}", quorum)]
     return []
-
-
-def _sorted(faults: Sequence[Fault], keys: Sequence[str]) -> list[Fault]:
-    """In the order of the overrides that caused them; those that no override caused come last."""
-
-    def rank(fault: Fault) -> int:
-        related = [
-            key
-            for key in keys
-            if f"{fault.path}.".startswith(f"{key}.") or key.startswith(f"{fault.path}.")
-        ]
-        return keys.index(max(related, key=len)) if related else len(keys)
-
-    return sorted(faults, key=rank)

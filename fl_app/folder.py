@@ -79,6 +79,24 @@ class RunFolder:
         done = summary.get("rounds_completed")
         return done if summary.get("status") == "completed" and isinstance(done, int) else 0
 
+    @property
+    def finished(self) -> bool:
+        """Whether this very run is there with all its rounds, and is not to be started anew."""
+        summary = read_summary(self.summary) or {}
+        same = summary.get("config_hash") == self._config.identity_hash()
+        return same and self._config.resume != "never" and self.completed() >= self._config.rounds
+
+    @property
+    def taken(self) -> bool:
+        """Whether another process works in it at this moment."""
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:
+            return False  # there is no such folder yet, or none that can be written
+
     def _earlier(self, num_clients: int, data_hash: str) -> State | None:
         if self._config.resume == "never":
             for name in ("checkpoints", "clients"):

@@ -6,8 +6,6 @@ Nothing here starts a thread, takes a gradient or touches a GPU, after which no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -17,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clients.resident import ResidentModel, arrays_of
 from clients.stacked import StackedModel
 from clients.tasks import Task
+from clients.threads import one_thread
 from clients.trainers.sgd import SGD
 
 MOST_PARAMETERS: Final = 1 << 16
@@ -55,7 +54,7 @@ def drawback(trainer: SGD, module: nn.Module, task: Task) -> str | None:
     size = sum(parameter.numel() for parameter in module.parameters())
     if size > MOST_PARAMETERS:
         return f"{size:,} parameters are more than the {MOST_PARAMETERS:,} up to which it is faster"
-    with _one_thread(), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with one_thread(), FlopCounterMode(display=False) as counter, torch.no_grad():
         module(task.train().inputs[:1])
     operations = 3 * counter.get_total_flops() * trainer.batch_size
     if operations > MOST_OPERATIONS:
@@ -73,7 +72,7 @@ def _tried(module: nn.Module, task: Task) -> str | None:
     batch = torch.stack([task.train().inputs[:1]] * 2)
     module.train()
     try:
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             stack.forward(batch)
     except Exception as error:  # torch raises what it likes for what it can't stack
         if "random" in str(error):
@@ -81,13 +80,3 @@ def _tried(module: nn.Module, task: Task) -> str | None:
         reason = str(error).splitlines()[0] if str(error) else ""
         return f"torch can't stack this model: {type(error).__name__}: {reason[:160]}"
     return None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -21,6 +21,7 @@ DONE, FAILED, REFUSED, GUARDED = 0, 1, 2, 3
 
 _COMMANDS = {
     "run": "run one federated training",
+    "report": "compare the runs below a folder: table, curves, paired intervals",
     "list": "what there is to choose from: strategies, tasks, models, …",
 }
 
@@ -30,6 +31,8 @@ _EPILOG = """commands:
 examples:
   trellis run
   trellis run strategy=fedadam task.partition=iid num_clients=50 rounds=20 seed=3
+  trellis run -m strategy=fedavg,fedprox seed=1,2,3 output_dir=runs/compare
+  trellis report runs/compare
   trellis list strategies
 
 `trellis COMMAND --help` says more.
@@ -65,7 +68,7 @@ def _installed_version() -> str:
 
 
 def _parser() -> Parser:
-    commands = "\n".join(f"  {name:<6} {what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<7} {what}" for name, what in _COMMANDS.items())
     parser = Parser(
         "trellis",
         usage="trellis [-h] [--version] COMMAND …",

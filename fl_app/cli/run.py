@@ -27,9 +27,11 @@ _EXAMPLES = """examples:
       a class of your own, from the working directory or PYTHONPATH
   trellis run strategy=scaffold --dry-run
       shows the resolved configuration and runs nothing
+  trellis run -m strategy=fedavg,fedprox seed=1,2,3 --jobs 2
+      a sweep: every combination, two at a time (also choice(a,b), range(1,4), glob(fed*), sort, shuffle)
 
 The same command again takes up a run that was stopped (resume=auto | never | must). Ctrl-C stops one.
-The last line printed is the path of summary.json.
+The last line printed is the path of summary.json; of a sweep, that of sweep.json.
 
 exit codes: 0 done; 1 the run failed or was stopped; 2 the configuration is wrong; 3 a guard stopped the run
 """
@@ -43,17 +45,33 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = Parser(
         "trellis run",
-        usage="trellis run [-h] [--dry-run] [KEY=VALUE …]",
-        description="Runs one federated training. Overrides are Hydra's: group=choice, key=value.",
+        usage="trellis run [-h] [--dry-run] [-m [--jobs N]] [KEY=VALUE …]",
+        description="Runs one federated training, or a sweep of them. Overrides are Hydra's: group=choice, key=value.",
         epilog=_EXAMPLES,
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="`trellis list` shows the choices"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration as YAML"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration as YAML; of a sweep, its jobs and their folders",
+    )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="run every combination of the values listed"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="with -m: how many runs at a time (default 1)"
     )
     options = parser.read(arguments)
+    if options.multirun:
+        _find_own_classes()
+        from fl_app.cli.multirun import sweep
+
+        at_once = 1 if options.jobs is None else options.jobs
+        return sweep(options.overrides, at_once=at_once, dry_run=options.dry_run)
+    if options.jobs is not None:
+        parser.error("--jobs is for a sweep: add -m")
     return run(options.overrides, dry_run=options.dry_run)
 
 
@@ -70,17 +88,21 @@ def run(overrides: Sequence[str], *, dry_run: bool = False) -> int:
     Raises:
         ConfigError: the configuration is refused.
     """
-    # Classes of the user's own may lie where the command is called; last, so that they shadow nothing.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    _find_own_classes()
     from fl_app.compose import compose
 
     config = compose(overrides)
     if dry_run:
         print(config.to_yaml(), end="")
         return DONE
-    return _on_flower(config, overrides) if config.backend == "flower" else _on_engine(config)
+    return on_flower(config, overrides) if config.backend == "flower" else _on_engine(config)
+
+
+def _find_own_classes() -> None:
+    """Classes of the user's own may lie where the command is called; last, so that they shadow nothing."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def _on_engine(config: Config) -> int:
@@ -91,7 +113,19 @@ def _on_engine(config: Config) -> int:
         return run_engine(config, console).exit_code
 
 
-def _on_flower(config: Config, overrides: Sequence[str]) -> int:
+def on_flower(config: Config, overrides: Sequence[str]) -> int:
+    """Runs on Flower's simulation; what it prints is passed on line by line.
+
+    Args:
+        config: what `overrides` compose to.
+        overrides: in Hydra's syntax.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: the configuration is refused.
+    """
     from fl_app.compose import override
     from fl_app.config.schema import DEFAULT_NUM_CLIENTS
     from fl_app.flower import FlowerError, run_flower

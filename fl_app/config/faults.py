@@ -64,6 +64,25 @@ def _table(faults: Sequence[Fault]) -> str:
     return "\n".join([f"configuration refused, {count}:", *rows])
 
 
+def by_cause(faults: Sequence[Fault], keys: Sequence[str]) -> list[Fault]:
+    """In the order of the overrides that caused them; those that no override caused come last.
+
+    Args:
+        faults: in any order.
+        keys: what each override sets, as dotted paths.
+    """
+
+    def rank(fault: Fault) -> int:
+        related = [
+            key
+            for key in keys
+            if f"{fault.path}.".startswith(f"{key}.") or key.startswith(f"{fault.path}.")
+        ]
+        return keys.index(max(related, key=len)) if related else len(keys)
+
+    return sorted(faults, key=rank)
+
+
 def shown(value: Any) -> str:
     """A value as the user would write it: null, true, bare text; shortened in the middle when it is long."""
     if value is None or isinstance(value, bool):

@@ -17,7 +17,7 @@ from fl_app.config.faults import shown
 DEFAULT_NUM_CLIENTS = 10
 """Clients when `num_clients` is auto and no nodes are there to be counted."""
 
-_BESIDE_IDENTITY = (
+BESIDE_IDENTITY = (
     "rounds",
     "output_dir",
     "resume",
@@ -295,9 +295,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         path: value
         for path, value in _flat(config, "").items()
-        if not any(
-            path == skipped or path.startswith(f"{skipped}.") for skipped in _BESIDE_IDENTITY
-        )
+        if not any(path == skipped or path.startswith(f"{skipped}.") for skipped in BESIDE_IDENTITY)
     }
 
 

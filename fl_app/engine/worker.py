@@ -63,7 +63,7 @@ class Worker:
         self._ready = False
         self.channel = Channel(ours)
         self.chunk: tuple[int, Sequence[Message]] | None = None
-        with _interrupts_held(), theirs:
+        with interrupts_held(), theirs:
             self._process.start()
 
     @property
@@ -151,7 +151,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Keeps Ctrl-C back while a worker is started, so that none is hit before it ignores it."""
     if sys.platform == "win32":
         yield
