@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from fl_app.cli.main import Parser
+from fl_app.cli.run import add_choices
 from fl_app.config import catalogue
 from fl_app.config.faults import nearest
 
@@ -30,9 +31,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "groups", nargs="*", metavar="GROUP", help="a group, in the singular or the plural"
     )
+    parser.add_argument(
+        "--config-dir", metavar="DIR", help="a folder with choices of your own, listed too"
+    )
+    options = parser.read(arguments)
+    add_choices(options.config_dir)
     known = catalogue.groups()
     chosen = []
-    for word in parser.read(arguments).groups:
+    for word in options.groups:
         group = _group(word, known)
         if group is None:
             guess = nearest(word, [*known, *map(_plural, known)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_app.cli.main import DONE, FAILED, Parser
+from fl_app.config.catalogue import OWN
 
 if TYPE_CHECKING:
     from fl_app.config.schema import Config
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = Parser(
         "trellis run",
-        usage="trellis run [-h] [--dry-run] [-m [--jobs N]] [KEY=VALUE …]",
+        usage="trellis run [-h] [--dry-run] [-m [--jobs N]] [--config-dir DIR] [KEY=VALUE …]",
         description="Runs one federated training, or a sweep of them. Overrides are Hydra's: group=choice, key=value.",
         epilog=_EXAMPLES,
     )
@@ -63,7 +65,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="with -m: how many runs at a time (default 1)"
     )
+    parser.add_argument(
+        "--config-dir",
+        metavar="DIR",
+        help="a folder with choices of your own, as in docs/extending.md",
+    )
     options = parser.read(arguments)
+    add_choices(options.config_dir)
     if options.multirun:
         _find_own_classes()
         from fl_app.cli.multirun import sweep
@@ -96,6 +104,12 @@ def run(overrides: Sequence[str], *, dry_run: bool = False) -> int:
         print(config.to_yaml(), end="")
         return DONE
     return on_flower(config, overrides) if config.backend == "flower" else _on_engine(config)
+
+
+def add_choices(folder: str | None) -> None:
+    """Adds a folder's choices to those of conf/, for this process and for those that it starts."""
+    if folder is not None:
+        os.environ[OWN] = str(Path(folder).resolve())
 
 
 def _find_own_classes() -> None:
