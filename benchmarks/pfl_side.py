@@ -117,7 +117,9 @@ def main() -> None:
         callbacks=[watch],
     )
     if distributed is None or distributed.global_rank == 0:
-        print(json.dumps([later - sooner for sooner, later in pairwise(watch.moments)]))
+        print(json.dumps([later - sooner for sooner, later in pairwise(watch.moments)]), flush=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # or gloo's threads may abort at the end
 
 
 if __name__ == "__main__":

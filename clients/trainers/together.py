@@ -80,13 +80,12 @@ class _Plan:
         steps = epochs * batches
         longest = int(steps[0])
         rows = torch.zeros(len(jobs), longest * width, dtype=torch.long)
-        shuffle = torch.Generator()
-        for place, index in enumerate(order):
+        flat, shuffle = rows.view(-1), torch.Generator()
+        for place, (index, count, each) in enumerate(zip(order, counts, batches, strict=True)):
             shuffle.manual_seed(jobs[index].seed)
-            for epoch in range(epochs):
-                begin = epoch * int(batches[place]) * width
-                part = rows[place, begin : begin + int(counts[place])]
-                torch.randperm(len(part), generator=shuffle, out=part)
+            for begin in range(0, epochs * int(each) * width, int(each) * width):
+                part = flat.narrow(0, place * longest * width + begin, int(count))
+                torch.randperm(int(count), generator=shuffle, out=part)
         rows += torch.from_numpy(np.cumsum(counts) - counts)[:, None]
         within = np.arange(longest * width) % (batches[:, None] * width)
         left = counts[:, None] - within // width * width
