@@ -149,7 +149,7 @@ class Client:
             examples=data.train(client),
             seed=integer(self._seed, "train", _integer(config, "server-round"), client),
             state=self._store.load(client, _integer(config, "included")) if self._remembers else {},
-            settings=dict(config),
+            settings=dict(config.items()),
         )
 
     @property
