@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Annotated, Literal
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from strategies.contract import Claim, ContractError, name_of
@@ -75,14 +75,13 @@ class Admission(Ranged):
             if not section.vector.size:
                 continue
             # Two passes without a temporary: a NaN makes both extremes NaN.
-            extremes = -float(np.min(section.vector)), float(np.max(section.vector))
-            largest = max(extremes, key=_nan_first)
+            low, high = float(section.vector.min()), float(section.vector.max())
             limit = COUNTER_LIMIT if name in MAXIMUM_SECTIONS else self.max_value
-            if not np.isfinite(largest):
+            if not (isfinite(low) and isfinite(high)):
                 raise Refused("not_finite", f"section {name!r} holds NaN or an infinity")
-            if largest > limit:
+            if max(-low, high) > limit:
                 raise Refused(
-                    "too_large", f"section {name!r} reaches {largest:.3g}, past {limit:.3g}"
+                    "too_large", f"section {name!r} reaches {max(-low, high):.3g}, past {limit:.3g}"
                 )
 
     def record(self, client: int, refusal: Refused) -> None:
@@ -110,7 +109,3 @@ def shown(text: str, limit: int = 200) -> str:
     """A peer's text as it may stand in a log: one line, printable, and not long."""
     line = "".join(sign if sign.isprintable() else " " for sign in text[: 2 * limit])
     return line if len(line) <= limit else f"{line[:limit]}…"
-
-
-def _nan_first(value: float) -> float:
-    return np.inf if np.isnan(value) else value
