@@ -3,9 +3,9 @@
     python benchmarks/algorithms.py build/algorithms     # 180 runs, about half an hour on 2 cores; resumes
     python benchmarks/algorithms.py build/algorithms --draw
 
-IID and Dirichlet(0.5, 0.1), all five folds of the 5,000 images, seeds 1, 2, 3; 10 clients, all asked each round, a CNN of
-10,554 parameters, one local epoch in batches of 20 at rate 0.05, every other setting the strategy's default. Two sweeps
-and a report, printed; `--draw` also copies the report's curves to docs/figures/algorithms.png.
+IID and Dirichlet(0.5, 0.1), all five folds of the 5,000 images, seeds 1, 2, 3; 10 clients, all asked each round, a CNN
+of 10,554 parameters, one local epoch in batches of 20 at rate 0.05, every other setting the strategy's default. Two
+sweeps and a report, printed; `--draw` also copies the report's curves to docs/figures/algorithms.png.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One torch model that stays in memory and takes the place of many clients in turn.
 
-Its travelling parameters lie in one flat tensor and their gradients in another, so that loading a model, forming an
-update, a proximal term or a control variate is one operation each, whatever the number of layers.
+Its travelling parameters lie in one flat tensor, so that loading a model, forming an update, a proximal term or a
+control variate is one operation each, whatever the number of layers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class ResidentModel:
 
     Attributes:
         module: the torch module.
-        flat: the travelling parameters, (d,) float32 on the device; `flat.grad` holds their gradients.
+        flat: the travelling parameters, (d,) float32 on the device.
+        trained: the same as the module has them, views of `flat` in the order of the layout.
 
     Raises:
         ValueError: the server sends an array that the module does not have, or that has another shape or dtype.
@@ -73,19 +74,19 @@ class ResidentModel:
         self._count_layout = Layout.of(
             {n: arrays[n] for n, b in self._buffers.items() if not b.is_floating_point()}
         )
-        self.flat = nn.Parameter(torch.empty(self._layout.size, device=device))
-        self.flat.grad = torch.zeros_like(self.flat)
+        self.flat = torch.empty(self._layout.size, device=device)
+        self._gradient: Tensor | None = None
         self._adopt(parameters)
+        self.trained: list[Tensor] = [parameters[name] for name in self._layout.names]
         self._sent = np.empty(self._layout.size, np.float32)
         self._sent_buffers: dict[str, NDArray[np.generic]] = {}
 
     def _adopt(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Makes every travelling parameter and its gradient a view of the flat tensors, and freezes the others."""
+        """Makes every travelling parameter a view of the flat tensor, and freezes the others."""
         bounds = zip(
             self._layout.names, self._layout.offsets[:-1], self._layout.offsets[1:], strict=True
         )
         ranges = {name: slice(begin, end) for name, begin, end in bounds}
-        assert self.flat.grad is not None  # set by the constructor
         for name, parameter in parameters.items():
             part = ranges.get(name)
             if part is None:
@@ -95,20 +96,31 @@ class ResidentModel:
                 raise ValueError(
                     f"parameter {name!r} travels and is {parameter.dtype}: only float32 can be trained"
                 )
-            self.flat.data[part] = parameter.data.reshape(-1)
-            parameter.data = self.flat.data[part].view_as(parameter)
-            parameter.grad = self.flat.grad[part].view_as(parameter)
+            self.flat[part] = parameter.data.reshape(-1)
+            parameter.data = self.flat[part].view_as(parameter)
 
     @property
     def layout(self) -> Layout:
         """Names and shapes within the flat parameters."""
         return self._layout
 
-    @property
-    def gradient(self) -> Tensor:
-        """Gradients of the travelling parameters, (d,) float32 on the device."""
-        assert self.flat.grad is not None  # set by the constructor, and never replaced
-        return self.flat.grad
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Gradients of a scalar, in the shapes of `trained`; zero for what it does not depend on.
+
+        Fresh tensors: adding to ones that are kept would be two passes more over the model at each step.
+        """
+        found = torch.autograd.grad(loss, self.trained, allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self.trained, found, strict=True)
+        ]
+
+    def flattened(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Gradients as one (d,) tensor in the layout's order, which the next call overwrites."""
+        if self._gradient is None:
+            self._gradient = torch.empty_like(self.flat)
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._gradient)
+        return self._gradient
 
     def load(self, arrays: Arrays) -> None:
         """Takes up the state that the server sent.
@@ -121,7 +133,7 @@ class ResidentModel:
             if array is None or array.shape != view.shape:
                 raise ValueError(f"array {name!r} is missing or has changed its shape")
             view[...] = array
-        self.flat.data.copy_(torch.from_numpy(self._sent))
+        self.flat.copy_(torch.from_numpy(self._sent))
         self._sent_buffers = {name: np.array(arrays[name]) for name in self._buffers}
         for name, buffer in self._buffers.items():
             buffer.data.copy_(torch.from_numpy(self._sent_buffers[name]))
@@ -130,7 +142,7 @@ class ResidentModel:
 
     def sections(self) -> dict[str, Section]:
         """What has changed since `load`: the parameters' section, and those of the buffers where there are any."""
-        delta = self.flat.detach().cpu().numpy() - self._sent
+        delta = self.flat.cpu().numpy() - self._sent
         sections = {DELTA: Section(delta, self._layout)}
         for name, layout in ((BUFFERS, self._float_layout), (COUNTERS, self._count_layout)):
             if layout.names:

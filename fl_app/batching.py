@@ -10,7 +10,7 @@ from torch import nn
 from clients.tasks import Task
 from clients.trainers.suitability import drawback, obstacle
 
-AUTO: Final = 32
+AUTO: Final = 64
 """Clients at once where it is faster: larger stacks gain little, and leave less to share out among workers."""
 
 

@@ -39,6 +39,7 @@ _NUMBER: Final = re.compile(r"[<>=|]?[fiub]\d{1,2}")
 """Type descriptions of plain numbers: no other ever reaches `np.dtype`, which knows many a surprise."""
 
 _NO_ARRAYS: Final = ArrayRecord()
+_NO_METRICS: Final = MetricRecord()
 _NO_RECEIPT: Final = ConfigRecord()
 
 _METRIC_LIMIT: Final = 64
@@ -189,10 +190,18 @@ def write_update(update: Update, *, client: int, round_number: int) -> RecordDic
     return bundle(
         {
             UPDATE: extended(_NO_ARRAYS, vectors),
-            METRICS: MetricRecord({NUM_EXAMPLES: update.weight, **update.metrics}),
+            METRICS: _metrics({NUM_EXAMPLES: update.weight, **update.metrics}),
             RECEIPT: extended(_NO_RECEIPT, receipt),
         }
     )
+
+
+def _metrics(values: dict[str, float]) -> MetricRecord:
+    if all(type(value) is float for value in values.values()):
+        return extended(_NO_METRICS, values)
+    return MetricRecord(
+        dict(values)
+    )  # Flower says what a trainer of the user's own gave that it can't carry
 
 
 def read_update(content: RecordDict, expected: Expected) -> Update:

@@ -121,7 +121,7 @@ class SGD(Ranged):
         """
         model.load(job.arrays)
         model.module.train()
-        start = model.flat.detach().clone()
+        start = model.flat.clone()
         with torch.random.fork_rng(devices=[]):
             _seed(model.flat.device, job.seed)
             losses = self._descend(job, model, task, start)
@@ -153,20 +153,30 @@ class SGD(Ranged):
         correction = self.correction(job, model.layout)
         if correction is not None:
             correction = correction.to(device)
-        parameters, gradient = model.flat.data, model.gradient
         velocity = torch.zeros_like(start) if self.momentum else None
+        plain = self._is_plain and correction is None
         losses: list[Tensor] = []
         for _ in range(self.local_epochs):
             for batch in torch.split(torch.randperm(len(targets)).to(device), self.batch_size):
-                gradient.zero_()
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                     loss = task.loss(model.module(inputs[batch]), targets[batch])
-                loss.backward()  # type: ignore[no-untyped-call]
-                self.step(parameters, gradient, start, correction, velocity)
+                gradients = model.gradients(loss)
+                if plain:
+                    with torch.no_grad():
+                        torch._foreach_add_(model.trained, gradients, alpha=-self.lr)
+                else:
+                    gradient = model.flattened(gradients)
+                    self.step(model.flat, gradient, start, correction, velocity)
                 losses.append(loss.detach())
         # One transfer at the end: reading each batch's loss would wait for a GPU at every step.
         values: list[float] = torch.stack(losses).tolist()
         return values
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether a step is w ← w − lr·g and nothing else, which needs no flat gradient."""
+        extras = self.momentum or self.weight_decay or self.max_grad_norm is not None
+        return not extras and type(self).step is SGD.step
 
     def step(
         self,

@@ -68,7 +68,7 @@ def drawback(trainer: SGD, module: nn.Module, task: Task) -> str | None:
 def _tried(module: nn.Module, task: Task) -> str | None:
     model = ResidentModel(module, arrays_of(module))
     stack = StackedModel(model, copies=2)
-    stack.parameters.copy_(stack.rows(model.flat.detach()))
+    stack.parameters.copy_(stack.rows(model.flat))
     batch = torch.stack([task.train().inputs[:1]] * 2)
     module.train()
     try:

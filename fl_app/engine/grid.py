@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -55,6 +56,10 @@ class _Parcel:
     request: Message | None
     reply: Message | None = None
     delivered: bool = False
+
+
+_Pending = tuple[float, int, str, _Parcel]
+"""When a parcel is due, its client, its message's id, and itself."""
 
 
 class EngineGrid(Grid):
@@ -111,8 +116,10 @@ class EngineGrid(Grid):
         self._together = together
         self._count = 0
         self._parcels: dict[str, _Parcel] = {}
-        self._pending: list[tuple[float, int, str, _Parcel]] = []
+        self._pending: list[_Pending] = []
         self._expiries: list[tuple[float, str]] = []
+        self._running: deque[list[_Pending]] = deque()
+        self._answers: Iterator[list[Message]] = iter(())
         self.set_run(Run.create_empty(run_id))
 
     def set_run(self, run: Run) -> None:
@@ -238,7 +245,7 @@ class EngineGrid(Grid):
                 reply = internals.message_unavailable(message_id, self._run.run_id, self._next_id())
             else:
                 while parcel.reply is None:
-                    self._run_batch()
+                    self._advance()
                 elapsed = parcel.due - parcel.pushed
                 reply = internals.stamped_reply(
                     parcel.reply, parcel.metadata, self._next_id(), elapsed
@@ -248,20 +255,30 @@ class EngineGrid(Grid):
             self._parcels.pop(message_id, None)
             yield reply
 
-    def _run_batch(self) -> None:
-        """Runs client code for the pending requests that are due first."""
-        batch = self._next_batch()
+    def _advance(self) -> None:
+        """Takes the replies of one more chunk of the batch under way, or of the next one."""
+        if not self._running:
+            self._begin_batch()
         try:
-            requests = [parcel.request for *_, parcel in batch if parcel.request is not None]
-            size = self._chunk_size(len(requests))
-            chunks = [requests[i : i + size] for i in range(0, len(requests), size)]
-            answers = [reply for chunk in self._pool.answer(chunks) for reply in chunk]
+            replies = next(self._answers)
         except BaseException:
-            for item in batch:
+            for item in (item for chunk in self._running for item in chunk):
                 heapq.heappush(self._pending, item)
+            self._running.clear()
             raise
-        for (*_, parcel), reply in zip(batch, answers, strict=True):
+        for (*_, parcel), reply in zip(self._running.popleft(), replies, strict=True):
             parcel.reply, parcel.request = reply, None
+
+    def _begin_batch(self) -> None:
+        """Has client code run for the pending requests that are due first."""
+        batch = self._next_batch()
+        size = self._chunk_size(len(batch))
+        self._running.extend(batch[i : i + size] for i in range(0, len(batch), size))
+        requests = [
+            [parcel.request for *_, parcel in chunk if parcel.request is not None]
+            for chunk in self._running
+        ]
+        self._answers = self._pool.stream(requests)
 
     def _chunk_size(self, requests: int) -> int:
         """Depends on nothing but the number of requests, so that no result depends on the number of workers."""
@@ -269,8 +286,8 @@ class EngineGrid(Grid):
             return math.ceil(requests / math.ceil(requests / self._together))  # all about equal
         return min(self._max_chunk, math.ceil(requests / _CHUNKS_PER_BATCH))
 
-    def _next_batch(self) -> list[tuple[float, int, str, _Parcel]]:
-        batch: list[tuple[float, int, str, _Parcel]] = []
+    def _next_batch(self) -> list[_Pending]:
+        batch: list[_Pending] = []
         clients: set[int] = set()
         size = 0
         while self._pending and len(batch) < _BATCH_MESSAGES:

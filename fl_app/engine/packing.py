@@ -17,7 +17,7 @@ from fl_app.engine.flwr_internals import (
     error_reply,
     metadata_fields,
     metadata_from,
-    request_message,
+    whole_message,
 )
 
 Packed = tuple[list[Any], list[Any]]
@@ -44,7 +44,7 @@ def unpack_requests(packed: Packed) -> list[Message]:
     tables, items = packed
     records = [_array_record(table) for table in tables]
     return [
-        request_message(metadata_from(fields), _content(content, records))
+        whole_message(metadata_from(fields), _content(content, records))
         for fields, content in items
     ]
 

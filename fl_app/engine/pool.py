@@ -27,11 +27,12 @@ class ClientPool(Protocol):
         """
         ...
 
-    def answer(self, chunks: Sequence[Sequence[Message]]) -> list[list[Message]]:
-        """One reply for each request of each chunk, in the order of the chunks and of the requests.
+    def stream(self, chunks: Sequence[Sequence[Message]]) -> Iterator[list[Message]]:
+        """One reply for each request of each chunk, in the order of the chunks and of the requests, as they come.
 
         Client code that fails gives error replies, never an exception. Chunks may run at the same time, so no two
-        of one call should hold requests to one client.
+        of one call should hold requests to one client. A few are worked at ahead of what is taken, no more, so that
+        replies don't pile up; another stream may begin when this one has ended or is closed.
         """
         ...
 
@@ -56,11 +57,13 @@ class InProcessPool:
         """Builds the client code; whatever the factory raises passes through."""
         self._ready()
 
-    def answer(self, chunks: Sequence[Sequence[Message]]) -> list[list[Message]]:
-        """See `ClientPool.answer`."""
-        answer = self._ready()
-        with _own_global_state():
-            return [answer_chunk(answer, chunk) for chunk in chunks]
+    def stream(self, chunks: Sequence[Sequence[Message]]) -> Iterator[list[Message]]:
+        """See `ClientPool.stream`."""
+        for chunk in chunks:
+            answer = self._ready()
+            with _own_global_state():
+                replies = answer_chunk(answer, chunk)
+            yield replies
 
     def close(self) -> None:
         """Lets go of the client code."""

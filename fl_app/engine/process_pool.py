@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, Final, Literal, Self
 
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _GRACE: Final = 2.0
 """Seconds that idle workers have to end by themselves."""
+_AHEAD: Final = 4
+"""Chunks a worker that may wait for their turn to be taken."""
 _LIFE_CHECK: Final = 1.0
 """Seconds between looks at whether silent workers live: a dead one's pipe may be held open by a child of its own."""
 
@@ -83,21 +85,22 @@ class ProcessPool:
                 raise WorkerError(f"a worker did not start: {error}") from error
             raise
 
-    def answer(self, chunks: Sequence[Sequence[Message]]) -> list[list[Message]]:
-        """See `ClientPool.answer`."""
+    def stream(self, chunks: Sequence[Sequence[Message]]) -> Iterator[list[Message]]:
+        """See `ClientPool.stream`."""
         self.start()
-        results: list[list[Message]] = [[] for _ in chunks]
+        results = {index: list[Message]() for index, chunk in enumerate(chunks) if not chunk}
         todo = deque(item for item in enumerate(chunks) if item[1])
         try:
-            while busy := self._hand_out(todo):
-                for worker in _stirring(busy):
-                    self._take(worker, results)
-        except BaseException:
+            for index in range(len(chunks)):
+                while index not in results:
+                    for worker in _stirring(self._hand_out(todo, index)):
+                        self._take(worker, results)
+                self._hand_out(todo, index)  # the workers go on while the caller looks at these
+                yield results.pop(index)
+        finally:
             # Replies to chunks that nobody waits for any more must not be taken for those of the next call.
             for worker in [worker for worker in self._workers if worker.chunk is not None]:
                 self._discard(worker)
-            raise
-        return results
 
     def close(self) -> None:
         """Ends all workers: idle ones by asking, busy ones by killing them."""
@@ -116,9 +119,10 @@ class ProcessPool:
         self._workers.append(worker)
         return worker
 
-    def _hand_out(self, todo: deque[tuple[int, Sequence[Message]]]) -> list[Worker]:
-        """Gives idle workers what is to be done; the workers that are busy then."""
-        while todo and (worker := self._idle_worker()) is not None:
+    def _hand_out(self, todo: deque[tuple[int, Sequence[Message]]], taken: int) -> list[Worker]:
+        """Gives idle workers what is to be done, not far ahead of what is taken; the workers that are busy then."""
+        end = taken + _AHEAD * self._count
+        while todo and todo[0][0] <= end and (worker := self._idle_worker()) is not None:
             worker.give(*todo.popleft())
         return [worker for worker in self._workers if worker.chunk is not None]
 
@@ -131,7 +135,7 @@ class ProcessPool:
             self._discard(worker)
         return self._launch() if len(self._workers) < self._count else None
 
-    def _take(self, worker: Worker, results: list[list[Message]]) -> None:
+    def _take(self, worker: Worker, results: dict[int, list[Message]]) -> None:
         """Takes what a busy worker has to give; if it is lost, that is error replies."""
         assert worker.chunk is not None
         index, requests = worker.chunk

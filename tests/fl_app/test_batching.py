@@ -18,7 +18,7 @@ from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
 from fl_app.run import run_engine
 
-MANY = ["task=digits", "num_clients=40", "rounds=2", "task.alpha=1.0"]
+MANY = ["task=digits", "num_clients=100", "rounds=2", "task.alpha=10.0"]
 
 
 def run(folder, *overrides):
@@ -43,10 +43,10 @@ def test_batched_and_one_by_one_agree_up_to_rounding(tmp_path):
     alone, told_alone, _ = run(tmp_path / "off", "runtime.workers=1", "runtime.batch_clients=off")
     for name, tensor in together.items():
         np.testing.assert_allclose(tensor, alone[name], rtol=0, atol=1e-5)
-    assert "up to 32 at once: small steps gain from it" in told
+    assert "up to 64 at once: small steps gain from it" in told
     assert "one by one: runtime.batch_clients=off" in told_alone
     log = (result.summary_path.parent / "run.log").read_text()
-    assert "clients are trained up to 32 at once" in log
+    assert "clients are trained up to 64 at once" in log
 
 
 def test_a_model_that_can_not_be_stacked_is_trained_one_by_one_and_the_log_says_why(tmp_path):

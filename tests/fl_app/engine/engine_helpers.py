@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,9 @@ def loose_requests(count: int, arrays: ArrayRecord | None = None) -> list[Messag
     seen: list[Message] = []
 
     class Recorder(InProcessPool):
-        def answer(self, chunks: Sequence[Sequence[Message]]) -> list[list[Message]]:
+        def stream(self, chunks: Sequence[Sequence[Message]]) -> Iterator[list[Message]]:
             seen.extend(message for chunk in chunks for message in chunk)
-            return super().answer(chunks)
+            return super().stream(chunks)
 
     grid = make_grid(Recorder(echo), num_clients=count, devices=INSTANT)
     grid.send_and_receive([request(grid, client, arrays=arrays) for client in range(count)])
@@ -176,9 +176,9 @@ class CountingPool(InProcessPool):
         super().__init__(factory)
         self.calls: list[list[list[int]]] = []
 
-    def answer(self, chunks: Sequence[Sequence[Message]]) -> list[list[Message]]:
+    def stream(self, chunks: Sequence[Sequence[Message]]) -> Iterator[list[Message]]:
         self.calls.append([[client_of(message) for message in chunk] for chunk in chunks])
-        return super().answer(chunks)
+        return super().stream(chunks)
 
     @property
     def ran(self) -> list[int]:

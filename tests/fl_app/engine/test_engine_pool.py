@@ -87,7 +87,7 @@ def test_replies_keep_the_order_of_the_chunks_when_workers_finish_in_another(
         time.sleep(0.3 if client_of(message) == 0 else 0.0)
         return reply_to(message)
 
-    replies = pool_of(handling(handle)).answer(singly(7))
+    replies = list(pool_of(handling(handle)).stream(singly(7)))
     assert clients_in(replies) == [[client] for client in range(7)]
 
 
@@ -96,7 +96,7 @@ def test_chunks_go_to_whoever_is_free(pool_of: Callable[..., ProcessPool]) -> No
         time.sleep(0.5 if client_of(message) == 0 else 0.0)
         return reply_to(message, pid=os.getpid())
 
-    replies = pool_of(handling(handle)).answer(singly(7))
+    replies = list(pool_of(handling(handle)).stream(singly(7)))
     pids = [reply.content.metric_records["metrics"]["pid"] for [reply] in replies]
     assert pids.count(pids[0]) == 1
 
@@ -117,7 +117,7 @@ def test_the_model_is_resident_and_built_once_in_each_worker(
     calls = [
         reply.content.metric_records["metrics"]["call"]
         for _ in range(3)
-        for [reply] in pool.answer(singly(2))
+        for [reply] in list(pool.stream(singly(2)))
     ]
     assert calls == [1, 2, 3, 4, 5, 6]
 
@@ -134,7 +134,7 @@ def test_a_chunks_requests_share_the_model_in_a_worker_as_they_do_in_process(
 
     chunk = loose_requests(5, ArrayRecord([np.zeros(4)]))
     for pool in (pool_of(factory, 1), InProcessPool(factory)):
-        [replies] = pool.answer([chunk])
+        [replies] = list(pool.stream([chunk]))
         assert {r.content.metric_records["metrics"]["models"] for r in replies} == {1}
 
 
@@ -150,7 +150,7 @@ def test_client_code_runs_on_one_thread_and_leaves_no_trace_in_this_process() ->
     try:
         states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]  # noqa: NPY002
         with InProcessPool(handling(handle)) as pool:
-            [[reply]] = pool.answer([loose_requests(1)])
+            [[reply]] = list(pool.stream([loose_requests(1)]))
         assert reply.content.metric_records["metrics"]["threads"] == 1
         assert torch.get_num_threads() == 2
         assert random.getstate() == states[0]
@@ -170,7 +170,7 @@ def test_forty_megabytes_cross_both_ways_at_once(pool_of: Callable[..., ProcessP
         update = message.content.array_records["arrays"]["0"].numpy() + client_of(message)
         return Message(RecordDict({"update": ArrayRecord([update])}), reply_to=message)
 
-    replies = pool_of(handling(handle)).answer(singly(4, model))
+    replies = list(pool_of(handling(handle)).stream(singly(4, model)))
     for client, [reply] in enumerate(replies):
         update = reply.content.array_records["update"]["0"].numpy()
         assert update[0] == client
@@ -194,7 +194,7 @@ def test_closing_ends_idle_and_busy_workers_promptly(pool_of: Callable[..., Proc
     answering.join()
     pool.close()
     with pytest.raises(RuntimeError, match="closed"):
-        pool.answer(singly(1))
+        list(pool.stream(singly(1)))
 
 
 def sleepy(message: Message) -> Message:
@@ -205,7 +205,7 @@ def sleepy(message: Message) -> Message:
 def swallow(pool: ProcessPool, chunks: list[list[Message]]) -> None:
     """Answers in a thread whose pool is torn away, which is an error there but not here."""
     try:
-        pool.answer(chunks)
+        list(pool.stream(chunks))
     except (OSError, ValueError, RuntimeError, TypeError):
         return
 
@@ -231,8 +231,8 @@ def test_a_pool_can_be_used_again_after_an_interrupt_and_gives_no_stale_reply(
     chunks = singly(4)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        pool.answer(chunks[:2])
-    assert clients_in(pool.answer(chunks[2:])) == [[2], [3]]
+        list(pool.stream(chunks[:2]))
+    assert clients_in(list(pool.stream(chunks[2:]))) == [[2], [3]]
 
 
 SCRIPT = """
@@ -250,7 +250,7 @@ pool = ProcessPool(handling(handle), 2)
 pool.start()
 print(*pool.pids, flush=True)
 try:
-    pool.answer([[message] for message in loose_requests(1)])
+    list(pool.stream([[message] for message in loose_requests(1)]))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 finally:
@@ -331,5 +331,19 @@ def test_workers_can_be_spawned_where_there_is_no_fork(pool_of: Callable[..., Pr
     arrays = trainer_arrays()
     chunks = singly(3, arrays)
     with InProcessPool(trainer) as here:
-        expected = [payloads(replies) for replies in here.answer(chunks)]
-    assert [payloads(replies) for replies in pool.answer(chunks)] == expected
+        expected = [payloads(replies) for replies in list(here.stream(chunks))]
+    assert [payloads(replies) for replies in list(pool.stream(chunks))] == expected
+
+
+def test_a_stream_is_worked_at_no_further_ahead_than_it_is_taken(
+    pool_of: Callable[..., ProcessPool], tmp_path: Path
+) -> None:
+    def handle(message: Message) -> Message:
+        (tmp_path / str(client_of(message))).touch()
+        return reply_to(message)
+
+    stream = pool_of(handling(handle)).stream(singly(40))
+    next(stream)
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) < 20
+    assert clients_in(list(stream)) == [[client] for client in range(1, 40)]

@@ -62,7 +62,7 @@ def test_a_killed_worker_costs_what_it_held_and_the_run_goes_on(
     requests = loose_requests(12)
     chunks = [requests[i : i + 2] for i in range(0, 12, 2)]
     with caplog.at_level(logging.WARNING):
-        replies = pool.answer(chunks)
+        replies = list(pool.stream(chunks))
     assert [[r.has_error() for r in chunk] for chunk in replies] == [
         [client // 2 == 1] * 2 for client in range(0, 12, 2)
     ]
@@ -70,14 +70,14 @@ def test_a_killed_worker_costs_what_it_held_and_the_run_goes_on(
         assert failed.error.code == CRASHED
         assert "was killed by signal 9" in (failed.error.reason or "")
     assert "was killed by signal 9" in caplog.text
-    assert clients_in(pool.answer([requests[:1], requests[1:2]])) == [[0], [1]]
+    assert clients_in(list(pool.stream([requests[:1], requests[1:2]]))) == [[0], [1]]
     assert len(pool.pids) == 2
 
 
 def test_a_pool_outlives_the_death_of_every_worker_again_and_again(
     pool_of: Callable[..., ProcessPool],
 ) -> None:
-    replies = pool_of(kill_if_client(*range(0, 20, 2))).answer(singly(20))
+    replies = pool_of(kill_if_client(*range(0, 20, 2))).stream(singly(20))
     assert [reply.has_error() for [reply] in replies] == [True, False] * 10
 
 
@@ -91,7 +91,7 @@ def test_a_worker_that_was_killed_while_idle_costs_nothing(
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     with caplog.at_level(logging.WARNING):
-        assert clients_in(pool.answer(singly(4))) == [[0], [1], [2], [3]]
+        assert clients_in(list(pool.stream(singly(4)))) == [[0], [1], [2], [3]]
     assert "lost while idle: it was killed by signal 9" in caplog.text
 
 
@@ -106,7 +106,7 @@ def test_a_worker_that_dies_while_it_writes_costs_what_it_held(
         return reply_to(message)
 
     for _ in range(3):
-        replies = pool_of(handling(handle)).answer(singly(3))
+        replies = list(pool_of(handling(handle)).stream(singly(3)))
         assert not replies[0][0].has_error()
         assert not replies[2][0].has_error()
         if replies[1][0].has_error():
@@ -129,7 +129,7 @@ def test_a_worker_that_ends_or_closes_its_pipe_costs_what_it_held(
             leave()
         return reply_to(message)
 
-    _, [failed], [last] = pool_of(handling(handle)).answer(singly(3))
+    _, [failed], [last] = list(pool_of(handling(handle)).stream(singly(3)))
     assert failed.error.code == CRASHED
     assert cause in (failed.error.reason or "")
     assert not last.has_error()
@@ -146,7 +146,7 @@ def test_nonsense_on_a_workers_pipe_costs_what_it_held(
                         os.write(descriptor, b"\0\0\0\4junk")
         return reply_to(message)
 
-    replies = pool_of(handling(handle), 1).answer(singly(3))
+    replies = list(pool_of(handling(handle), 1).stream(singly(3)))
     assert [reply.has_error() for [reply] in replies] == [False, True, False]
     assert "it wrote something unreadable" in (replies[1][0].error.reason or "")
 
@@ -165,7 +165,7 @@ def test_a_dead_worker_whose_child_holds_its_pipe_open_is_still_missed(
         return reply_to(message)
 
     try:
-        [failed], [good] = pool_of(handling(handle), 1).answer(singly(2))
+        [failed], [good] = list(pool_of(handling(handle), 1).stream(singly(2)))
         assert failed.error.code == CRASHED
         assert not good.has_error()
     finally:
@@ -183,7 +183,7 @@ def test_a_handler_that_raises_in_a_worker_gives_the_reason_and_keeps_the_worker
     pool = pool_of(handling(handle))
     pool.start()
     pids = pool.pids
-    replies = pool.answer(singly(4))
+    replies = list(pool.stream(singly(4)))
     assert [reply.has_error() for [reply] in replies] == [False, True, False, False]
     reason = replies[1][0].error.reason or ""
     assert reason.startswith("LookupError: no such layer\n")
@@ -201,7 +201,7 @@ def test_an_unsendable_reply_is_an_error_reply(make: Callable[..., Any]) -> None
         return reply  # type: ignore[no-any-return]
 
     with make(handling(handle)) as pool:
-        replies = pool.answer(singly(4))
+        replies = list(pool.stream(singly(4)))
     assert [reply.has_error() for [reply] in replies] == [False, True, True, False]
 
 
@@ -240,7 +240,7 @@ def test_a_replacement_that_cannot_be_built_costs_its_chunks_and_no_more(
         return kill_if_client(1)()
 
     pool = pool_of(factory, 1)
-    replies = pool.answer(singly(4))
+    replies = list(pool.stream(singly(4)))
     assert [reply.has_error() for [reply] in replies] == [False, True, True, True]
     assert "MemoryError: no more room" in (replies[3][0].error.reason or "")
 
