@@ -208,9 +208,8 @@ def test_an_interrupt_during_a_batch_loses_nothing() -> None:
 
     grid = make_grid(InProcessPool(handling(handle)), devices=INSTANT)
     ids = grid.push_messages([request(grid, client) for client in range(3)])
-    taken = []
+    taken: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        for reply in grid.pull_messages(ids):
-            taken.append(client_in(reply))
+        taken.extend(client_in(reply) for reply in grid.pull_messages(ids))
     rest = set(ids) - set(ids[: len(taken)])
     assert taken + [client_in(reply) for reply in grid.pull_messages(rest)] == [0, 1, 2]
