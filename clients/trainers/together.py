@@ -147,10 +147,16 @@ def _starts(jobs: Sequence[FitJob], model: ResidentModel) -> Tensor:
 def _corrections(
     trainer: SGD, jobs: Sequence[FitJob], stack: StackedModel, model: ResidentModel
 ) -> Tensor | None:
-    """What each job changes its gradients by, (C, d) in the stack's order or (C, 1)."""
+    """What each job changes its gradients by, (C, d) in the stack's order or (C, 1); None where none does.
+
+    Raises:
+        ValueError: some do.
+    """
     each = [trainer.correction(job, model.layout) for job in jobs]
     given = [correction for correction in each if correction is not None]
-    if len(given) != len(each):
+    if not given:
         return None
+    if len(given) < len(each):
+        raise ValueError("only some of the jobs correct their gradients")
     stacked = torch.stack(given).to(stack.parameters.device)
     return stack.rows(stacked) if stacked.shape[1] == model.layout.size else stacked
