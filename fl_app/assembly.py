@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from math import ceil
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -18,9 +19,11 @@ from clients.trainers import SGD
 from fl_app.batching import Batching, plan_batching
 from fl_app.config.schema import Config
 from fl_app.config.targets import build
+from fl_app.engine import resolve_workers
 from fl_app.identity import code_hash
 from strategies.admission import Admission
 from strategies.collectors import Plain
+from strategies.contract import Claim
 from strategies.pipeline import Pipeline
 from strategies.protocols import Stage
 from strategies.seeds import integer
@@ -81,6 +84,16 @@ class Assembly:
         """How many of the engine's clients are trained at once."""
         setting = self.config.runtime.batch_clients
         return plan_batching(setting, self.trainer, self.module(), self.task)
+
+    def workers(self, num_clients: int) -> int:
+        """Processes that train the engine's clients: no more than a round of clients trained at once can keep busy."""
+        config = self.config
+        count = resolve_workers(config.runtime.workers)
+        if config.runtime.workers != "auto" or self.batching.size == 1:
+            return count
+        sampler = build(config.sampler, population=num_clients)
+        cohort = sampler.check(Claim()).cohort or num_clients
+        return min(count, ceil(cohort / self.batching.size))
 
     def stages(self) -> list[Stage]:
         """The transformations of an update, in the order in which clients apply them."""

@@ -306,7 +306,7 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
     def factory() -> Any:
         return assembly.client(simulated=True).answer
 
-    with closing(make_pool(factory, config.runtime.workers)) as pool:
+    with closing(make_pool(factory, assembly.workers(num_clients))) as pool:
         pool.start()  # now, so that its faults and its time are not the first round's
         yield EngineGrid(
             pool,

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from clients.models import Linear, Mlp
 from clients.tasks import Digits
 from clients.trainers import SGD
+from fl_app.assembly import Assembly
 from fl_app.batching import AUTO, plan_batching
 from fl_app.cli.console import PlainConsole
 from fl_app.cli.main import main
@@ -97,3 +98,20 @@ def test_other_values_are_refused(value):
 def test_the_command_line_takes_off_as_a_word(capsys):
     assert main(["run", "runtime.batch_clients=off", "--dry-run"]) == 0
     assert "batch_clients: 'off'" in capsys.readouterr().out
+
+
+def test_auto_starts_no_more_workers_than_there_are_stacks_in_a_round(monkeypatch):
+    monkeypatch.setattr(
+        "fl_app.assembly.resolve_workers", lambda asked: 4 if asked == "auto" else asked
+    )
+
+    def workers(*overrides):
+        config = compose(["task=digits", *overrides])
+        return Assembly(config).workers(config.num_clients)
+
+    assert workers("num_clients=64") == 1
+    assert workers("num_clients=65") == 2
+    assert workers("num_clients=640") == 4
+    assert workers("num_clients=640", "sampler.fraction=0.1") == 1
+    assert workers("num_clients=64", "runtime.workers=3") == 3
+    assert workers("num_clients=64", "runtime.batch_clients=off") == 4
