@@ -144,7 +144,8 @@ class Runtime(_Settings):
     """The machine that runs it, and the devices that it plays.
 
     Attributes:
-        workers: processes that train clients; auto for one a CPU. The result is the same for any number.
+        workers: processes that train clients; auto for one a CPU, fewer where they would idle. The result is the same
+            for any number.
         batch_clients: clients of the engine that are trained at once; `auto` where it is faster, `off` for one by one.
             Results of the two differ by rounding.
         dropout: probability, per client and round, that the client is gone at a uniformly drawn phase.
