@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import measured, trellis, versions
+from common import Measured, measured, trellis, versions
 
 JOBS: dict[str, dict[str, Any]] = {
     "mlp": {
@@ -77,9 +77,19 @@ def theirs(job: str, processes: int, environment: Path) -> Figures:
     launcher = [str(python)]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    done = measured([*launcher, *arguments], {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
+    done = _patiently([*launcher, *arguments])
     rounds = json.loads(next(line for line in reversed(done.output) if line.startswith("[")))
     return JOBS[job]["cohort"] / median(rounds[WARM_UP:]), done.seconds, done.peak_bytes
+
+
+def _patiently(command: list[str]) -> Measured:
+    """Runs pfl's side; its processes abort now and then as they end, and are run again."""
+    for _ in range(3):
+        try:
+            return measured(command, {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
+        except RuntimeError as error:
+            failed = error
+    raise failed
 
 
 def prepare(environment: Path) -> str:

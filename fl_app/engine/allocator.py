@@ -1,7 +1,7 @@
 """Keeps glibc from giving memory back to the system after every step, only to fault it in again at the next.
 
 Training allocates and frees the same few megabytes without end. Past its thresholds malloc maps such blocks anew each
-time, and the kernel clears every page of them: up to a quarter of a large model's round.
+time, and the kernel clears every page of them.
 """
 
 from __future__ import annotations
