@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -460,10 +461,19 @@ class TestDeployment:
 def test_supernodes_that_do_not_join_are_reported_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Astray(Deployment):
+        def _join(self, stack: ExitStack, partition: int) -> Program:
+            there, self.port = self.port, Port()  # where nobody listens
+            try:
+                return super()._join(stack, partition)
+            finally:
+                self.port.close()
+                self.port = there
+
     write_tiny_app(tmp_path)
-    monkeypatch.setattr(link, "_JOIN", 0.0)
+    monkeypatch.setattr(link, "_JOIN", 1.0)
     before = psutil.Process().children(recursive=True)
-    deployment = Deployment(tmp_path, num_supernodes=1)
+    deployment = Astray(tmp_path, num_supernodes=1)
     with pytest.raises(FlowerError, match="0 of 1 SuperNodes joined"), deployment:
         pass
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
