@@ -45,7 +45,8 @@ class ResidentModel:
     Attributes:
         module: the torch module.
         flat: the travelling parameters, (d,) float32 on the device.
-        trained: the same as the module has them, views of `flat` in the order of the layout.
+        travelling: the same as the module has them, views of `flat` in the order of the layout; the module may have
+            frozen some of them (`requires_grad=False`).
 
     Raises:
         ValueError: the server sends an array that the module does not have, or that has another shape or dtype.
@@ -77,7 +78,7 @@ class ResidentModel:
         self.flat = torch.empty(self._layout.size, device=device)
         self._gradient: Tensor | None = None
         self._adopt(parameters)
-        self.trained: list[Tensor] = [parameters[name] for name in self._layout.names]
+        self.travelling: list[Tensor] = [parameters[name] for name in self._layout.names]
         self._sent = np.empty(self._layout.size, np.float32)
         self._sent_buffers: dict[str, NDArray[np.generic]] = {}
 
@@ -105,14 +106,16 @@ class ResidentModel:
         return self._layout
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
-        """Gradients of a scalar, in the shapes of `trained`; zero for what it does not depend on.
+        """Gradients of a scalar, in the shapes of `travelling`; zero where it does not depend on one, or it is frozen.
 
         Fresh tensors: adding to ones that are kept would be two passes more over the model at each step.
         """
-        found = torch.autograd.grad(loss, self.trained, allow_unused=True)
+        trained = [parameter for parameter in self.travelling if parameter.requires_grad]
+        found = iter(torch.autograd.grad(loss, trained, allow_unused=True))
+        each = (next(found) if p.requires_grad else None for p in self.travelling)
         return [
             torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(self.trained, found, strict=True)
+            for parameter, gradient in zip(self.travelling, each, strict=True)
         ]
 
     def flattened(self, gradients: Sequence[Tensor]) -> Tensor:

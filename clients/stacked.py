@@ -41,6 +41,7 @@ class StackedModel:
         device = model.flat.device
         self.parameters = torch.empty(copies, self._layout.size, device=device)
         self.gradient = torch.empty_like(self.parameters)
+        self._trained = [parameter.requires_grad for parameter in model.travelling]
         self._forward = vmap(_call(model.module, self._layout.names))
 
     def rows(self, vectors: Tensor) -> Tensor:
@@ -55,16 +56,21 @@ class StackedModel:
         return found
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Outputs of the first k copies on inputs (k, batch, …), and the weights that a gradient may be taken for."""
-        copies = self.parameters[: len(inputs)]
-        leaves = [view.requires_grad_() for view in self._views(copies)]
-        return self._forward(leaves, inputs), leaves
+        """Outputs of the first k copies on inputs (k, batch, …), and their weights, for `backward`."""
+        views = self._views(self.parameters[: len(inputs)])
+        weights = [v.requires_grad_(trains) for v, trains in zip(views, self._trained, strict=True)]
+        return self._forward(weights, inputs), weights
 
-    def backward(self, loss: Tensor, leaves: Sequence[Tensor]) -> Tensor:
-        """Gradient (k, d) of a scalar with regard to the copies that `forward` used, in the order of `parameters`."""
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        found = self.gradient[: len(leaves[0])]
-        for view, gradient in zip(self._views(found), gradients, strict=True):
+    def backward(self, loss: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Gradient (k, d) of a scalar with regard to the copies that `forward` used, in the order of `parameters`.
+
+        Zero for what the scalar does not depend on, and for what the module has frozen.
+        """
+        leaves = [weight for weight in weights if weight.requires_grad]
+        gradients = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+        found = self.gradient[: len(weights[0])]
+        for view, trains in zip(self._views(found), self._trained, strict=True):
+            gradient = next(gradients) if trains else None
             if gradient is None:
                 view.zero_()
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -24,13 +24,16 @@ class Proximal(SGD):
 
     mu: Annotated[float, Ge(0)] = 0.01
 
+    stackable: ClassVar[bool] = True
+
     def correction(self, job: FitJob, layout: Layout) -> Tensor:
         """Μ, (1,)."""
         sent = job.settings.get(PROXIMAL_MU, self.mu)
         return torch.tensor([float(sent) if isinstance(sent, int | float) else self.mu])
 
     def correct(
-        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor
+        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor | None
     ) -> None:
         """Adds μ(w − w_t), the proximal term's gradient."""
+        assert correction is not None  # each job has one
         gradient.addcmul_(parameters - start, correction)

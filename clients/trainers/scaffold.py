@@ -23,6 +23,7 @@ class Scaffold(SGD):
     """
 
     sections: ClassVar[frozenset[str]] = frozenset({DELTA, CONTROL})
+    stackable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,9 +38,10 @@ class Scaffold(SGD):
         return torch.from_numpy(_control(job.broadcast, size) - _control(job.state, size))
 
     def correct(
-        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor
+        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor | None
     ) -> None:
         """Adds c − cᵢ."""
+        assert correction is not None  # each job has one
         gradient.add_(correction)
 
     def conclude(

@@ -90,6 +90,9 @@ class SGD(Ranged):
     amp: bool = False
 
     sections: ClassVar[frozenset[str]] = frozenset({DELTA})
+    stackable: ClassVar[bool] = True
+    """Whether `step` and `correct` may be called with rows of several clients. A subclass says so for itself: its own
+    must work on the last dimension, whatever the order of the coordinates in it, and draw no random numbers."""
 
     @property
     def torch_device(self) -> str:
@@ -154,7 +157,7 @@ class SGD(Ranged):
         if correction is not None:
             correction = correction.to(device)
         velocity = torch.zeros_like(start) if self.momentum else None
-        plain = self._is_plain and correction is None
+        plain = self._is_plain
         losses: list[Tensor] = []
         for _ in range(self.local_epochs):
             for batch in torch.split(torch.randperm(len(targets)).to(device), self.batch_size):
@@ -163,7 +166,7 @@ class SGD(Ranged):
                 gradients = model.gradients(loss)
                 if plain:
                     with torch.no_grad():
-                        torch._foreach_add_(model.trained, gradients, alpha=-self.lr)
+                        torch._foreach_add_(model.travelling, gradients, alpha=-self.lr)
                 else:
                     gradient = model.flattened(gradients)
                     self.step(model.flat, gradient, start, correction, velocity)
@@ -176,7 +179,8 @@ class SGD(Ranged):
     def _is_plain(self) -> bool:
         """Whether a step is w ← w − lr·g and nothing else, which needs no flat gradient."""
         extras = self.momentum or self.weight_decay or self.max_grad_norm is not None
-        return not extras and type(self).step is SGD.step
+        own = type(self).step is not SGD.step or type(self).correct is not SGD.correct
+        return not (extras or own)
 
     def step(
         self,
@@ -197,8 +201,7 @@ class SGD(Ranged):
             correction: what `correction` gave, (…, d) or (…, 1), or None.
             velocity: (…, d), changed; None without momentum.
         """
-        if correction is not None:
-            self.correct(gradient, parameters, start, correction)
+        self.correct(gradient, parameters, start, correction)
         if self.max_grad_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
             gradient.mul_(torch.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0))
@@ -213,10 +216,9 @@ class SGD(Ranged):
         return None
 
     def correct(
-        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor
+        self, gradient: Tensor, parameters: Tensor, start: Tensor, correction: Tensor | None
     ) -> None:
         """Changes the gradient in place before a step; shapes as in `step`."""
-        raise NotImplementedError(f"{type(self).__name__} gives a correction, and has no correct()")
 
     def conclude(
         self, job: FitJob, delta: Section, steps: int

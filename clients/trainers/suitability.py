@@ -40,7 +40,9 @@ def obstacle(trainer: object, module: nn.Module, task: Task) -> str | None:
     own = [name for name in _LOOP if getattr(type(trainer), name) is not getattr(SGD, name)]
     if own:
         return f"{type(trainer).__name__} has a training loop of its own ({own[0]})"
-    if type(task).loss is not Task.loss:
+    if not vars(type(trainer)).get("stackable", False):
+        return f"{type(trainer).__name__} does not say that it is stackable"
+    if type(task).loss is not Task.loss or {"loss", "losses"} & vars(task).keys():
         return f"{type(task).__name__} has a `loss` of its own: only `losses`, one for each example, can be stacked"
     if next(module.buffers(), None) is not None:
         return f"{type(module).__name__} has buffers, which training may change"
@@ -66,17 +68,37 @@ def drawback(trainer: SGD, module: nn.Module, task: Task) -> str | None:
 
 
 def _tried(module: nn.Module, task: Task) -> str | None:
-    model = ResidentModel(module, arrays_of(module))
-    stack = StackedModel(model, copies=2)
-    stack.parameters.copy_(stack.rows(model.flat))
-    batch = torch.stack([task.train().inputs[:1]] * 2)
+    """Runs a stack of two copies on a few examples, and compares it with the module on each example by itself."""
+    examples = task.train().take(range(min(3, len(task.train()))))
     module.train()
+    before = [dict(vars(layer)) for layer in module.modules()]
+    state = torch.get_rng_state()
     try:
         with one_thread(), torch.no_grad():
-            stack.forward(batch)
+            model = ResidentModel(module, arrays_of(module))
+            stack = StackedModel(model, copies=2)
+            stack.parameters.copy_(stack.rows(model.flat))
+            outputs, _ = stack.forward(torch.stack([examples.inputs] * 2))
+            found = task.losses(outputs.flatten(0, 1), torch.cat([examples.targets] * 2))
+            alone = [
+                task.losses(module(examples.inputs[i : i + 1]), examples.targets[i : i + 1])
+                for i in range(len(examples))
+            ]
+            same = torch.allclose(found.view(2, -1), torch.cat(alone), rtol=1e-3, atol=1e-5)
     except Exception as error:  # torch raises what it likes for what it can't stack
         if "random" in str(error):
             return "the model draws random numbers as it trains (dropout)"
         reason = str(error).splitlines()[0] if str(error) else ""
         return f"torch can't stack this model: {type(error).__name__}: {reason[:160]}"
+    if not torch.equal(state, torch.get_rng_state()):
+        return "the model or its loss draws random numbers as it trains"
+    if any(_changed(layer, kept) for layer, kept in zip(module.modules(), before, strict=True)):
+        return "the model changes itself as it runs"
+    if not same:
+        return "an example's loss depends on the others of its batch"
     return None
+
+
+def _changed(layer: nn.Module, kept: dict[str, object]) -> bool:
+    now = vars(layer)
+    return now.keys() != kept.keys() or any(now[name] is not kept[name] for name in kept)

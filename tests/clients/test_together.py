@@ -250,9 +250,87 @@ class OwnLoop(SGD):
         return super().fit_one(job, model, task)
 
 
+class Frozen(Mlp):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.layers[0].requires_grad_(False)
+
+
+def test_what_the_model_has_frozen_stays_as_it_was(task):
+    model = resident(Frozen(SHAPE, CLASSES))
+    jobs = jobs_of(task, [20, 9, 33], arrays_of(model.module))
+    trainer = SGD(lr=0.1, batch_size=10, momentum=0.5)
+    alone, together = trainer.fit(jobs, model, task), fit_together(trainer, jobs, model, task)
+    assert_alike(alone, together)
+    for fits in (alone, together, SGD(lr=0.1).fit(jobs, model, task)):
+        views = model.layout.views(fits[0].sections[DELTA].vector)
+        assert not views["layers.0.weight"].any()
+        assert views["layers.1.weight"].any()
+
+
+def test_a_correction_of_ones_own_is_not_passed_over(task):
+    class Still(SGD):
+        def correct(self, gradient, parameters, start, correction):
+            gradient.zero_()
+
+    model = resident(Mlp(SHAPE, CLASSES))
+    (fit,) = Still(lr=0.1).fit(jobs_of(task, [20], arrays_of(model.module)), model, task)
+    assert not fit.sections[DELTA].vector.any()
+
+
+class Batched(nn.Module):
+    """Normalises over the batch, with no running statistics that would show."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.BatchNorm2d(1, track_running_stats=False), Linear(SHAPE, CLASSES)
+        )
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+
+class Remembering(Linear):
+    seen = None
+
+    def forward(self, inputs):
+        output = super().forward(inputs)
+        self.seen = output.mean()
+        return output
+
+
+class Langevin(SGD):
+    def step(self, parameters, gradient, start, correction, velocity):
+        parameters.add_(torch.randn_like(gradient))
+
+
+class Weighted(Digits):
+    def __init__(self):
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss(weight=torch.rand(10))
+
+
+class Noisy(Digits):
+    def losses(self, output, targets):
+        return super().losses(output, targets) + torch.randn(len(targets))
+
+
+class Relative(Digits):
+    def losses(self, output, targets):
+        each = super().losses(output, targets)
+        return each / each.sum()
+
+
 @pytest.mark.parametrize(
     ("trainer", "module", "task", "why"),
     [
+        (SGD(), Batched(), Digits(), "depends on the others of its batch"),
+        (SGD(), Remembering(SHAPE, CLASSES), Digits(), "changes itself as it runs"),
+        (SGD(), Linear(SHAPE, CLASSES), Weighted(), "Weighted has a `loss` of its own"),
+        (SGD(), Linear(SHAPE, CLASSES), Noisy(), "draws random numbers"),
+        (SGD(), Linear(SHAPE, CLASSES), Relative(), "depends on the others of its batch"),
+        (Langevin(), Linear(SHAPE, CLASSES), Digits(), "does not say that it is stackable"),
         (SGD(), Running(), Digits(), "Running has buffers"),
         (SGD(), Words(0.5), Tokens(), "draws random numbers"),
         (SGD(), Branching(SHAPE, CLASSES), Digits(), "torch can't stack this model"),
