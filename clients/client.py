@@ -155,7 +155,7 @@ class Client:
     @property
     def _remembers(self) -> bool:
         """Whether the trainer keeps state: only then is the disk touched."""
-        return len(self._trainer.sections) > 1
+        return len(getattr(self._trainer, "sections", ())) > 1
 
     def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
         if isinstance(fit, Exception):
@@ -217,7 +217,8 @@ class Client:
 
 
 def _failure(message: Message, error: Exception) -> Message:
-    log.warning("a %s request failed: %s", message.metadata.message_type, error)
+    # With its traceback, which goes to the run's log alone: the fault may lie in a part of the user's own.
+    log.warning("a %s request failed: %s", message.metadata.message_type, error, exc_info=error)
     reason = f"{type(error).__name__}: {error}"
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 

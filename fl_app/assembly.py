@@ -28,6 +28,7 @@ from strategies.pipeline import Pipeline
 from strategies.protocols import Stage
 from strategies.seeds import integer
 from strategies.strategy import PipelineStrategy
+from strategies.update import DELTA
 from strategies.wire import pack_model, unpack_model
 
 
@@ -133,7 +134,7 @@ class Assembly:
             optimizer=build(config.server, population=num_clients),
             sampler=build(config.sampler, population=num_clients),
             admission=Admission(**config.admission.model_dump()),
-            client_sections=self.trainer.sections,
+            client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),
             train_config={**self.hashes, NUM_CLIENTS: num_clients},
         )
         return PipelineStrategy(

@@ -40,6 +40,7 @@ from strategies.strategy import PipelineStrategy
 log = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted"
+LOG = "run.log"
 OpenGrid = Callable[[Assembly, int, float], AbstractContextManager[Grid]]
 """Opens a grid for an assembly, a number of clients and the virtual time to begin at."""
 
@@ -99,6 +100,19 @@ def composed(assembly: Assembly, num_clients: int) -> PipelineStrategy:
         raise ConfigError([Fault(error.second, str(error))]) from error
 
 
+def check(config: Config) -> None:
+    """Refuses what a run would refuse before its first round.
+
+    Raises:
+        ConfigError: as the back end's own run.
+    """
+    clients = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
+    if config.backend == "flower":
+        check_for_flower(config, clients)
+    else:
+        composed(Assembly(config), clients)
+
+
 def check_for_flower(config: Config, num_clients: int) -> None:
     """Refuses here what a ServerApp would refuse, before Flower is started for it.
 
@@ -131,7 +145,7 @@ def _run(
     config: Config, num_clients: int, console: Console, open_grid: OpenGrid, *, virtual: bool
 ) -> RunResult:
     folder = RunFolder(config)
-    with folder.opened(), log_to(folder.path / "run.log", console.note):
+    with folder.opened(), log_to(folder.path / LOG, console.note):
         assembly = Assembly(config)
         earlier = folder.earlier(num_clients, assembly.data_hash)
         done = folder.completed()
@@ -208,6 +222,8 @@ class _Run:
                 self._train(grid)
             if self.strategy.stopped is not None:
                 status, reason = "stopped", self.strategy.stopped.reason
+            elif self.summary.rows and all(row["void"] for row in self.summary.rows):
+                status, reason = "failed", f"no round had a good update: see {LOG} for the reasons"
         except KeyboardInterrupt:
             status, reason = "stopped", INTERRUPTED
         except ConfigError:

@@ -201,5 +201,13 @@ def check(parts: Iterable[Checked], claim: Claim | None = None) -> Claim:
     """
     claim = claim if claim is not None else Claim()
     for part in parts:
-        claim = part.check(claim)
+        checked: object = part.check(claim)
+        if not isinstance(checked, Claim):
+            raise ContractError(
+                name_of(part),
+                name_of(part),
+                f"its check() gives {type(checked).__name__}, not a claim",
+                "return the claim, or claim.given(...)",
+            )
+        claim = checked
     return claim

@@ -209,7 +209,7 @@ class Exchange:
         try:
             self.uploaded += count_bytes(content)
         # An engine's client may put in what no wire carries, such as an integer past 64 bits.
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             return Reply(request, None, f"the reply cannot be serialised: {error!s:.100}")
         return Reply(request, content)
 

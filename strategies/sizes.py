@@ -13,6 +13,8 @@ from typing import Final
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 _INT64: Final = 1 << 63
+_SHORT: Final = 128
+"""Characters."""
 
 
 def count_bytes(content: RecordDict) -> int:
@@ -38,7 +40,8 @@ def record_bytes(record: ConfigRecord | MetricRecord) -> int:
     """
     body = 0
     for key, value in record.items():
-        size = _item_bytes(key, tuple(value) if isinstance(value, list) else value)
+        held = tuple(value) if isinstance(value, list) else value
+        size = (_cached if _is_short(key, held) else _item_bytes)(key, held)
         if size is None:
             return len(record.deflate())
         body += size
@@ -46,7 +49,15 @@ def record_bytes(record: ConfigRecord | MetricRecord) -> int:
     return len(f"{type(record).__name__}  {body}") + 1 + body
 
 
-@lru_cache(maxsize=4096, typed=True)  # a cohort's records are alike; 1, 1.0 and True are not
+def _is_short(key: str, value: object) -> bool:
+    """Whether an item may be remembered: a peer's values are not kept, whatever their size."""
+    if isinstance(value, str):
+        return len(key) + len(value) <= _SHORT
+    if isinstance(value, tuple):
+        return len(value) <= 4 and all(_is_short(key, item) for item in value)
+    return len(key) <= _SHORT and isinstance(value, int | float) and abs(value) < _INT64
+
+
 def _item_bytes(key: str, value: object) -> int | None:
     """Bytes of one item with its tag, None for values that are better left to Flower; a list comes as a tuple."""
     held = _value_bytes(value)
@@ -69,6 +80,10 @@ def _value_bytes(value: object) -> int | None:
         # A list's field number takes a tag of two bytes.
         return 1 + _framed(sum(_framed(len(item.encode())) for item in value))
     return None
+
+
+_cached = lru_cache(maxsize=4096, typed=True)(_item_bytes)
+"""A cohort's records are alike; 1, 1.0 and True are not."""
 
 
 def _framed(length: int) -> int:

@@ -197,7 +197,7 @@ def write_update(update: Update, *, client: int, round_number: int) -> RecordDic
 
 
 def _metrics(values: dict[str, float]) -> MetricRecord:
-    if all(type(value) is float for value in values.values()):
+    if all(type(key) is str and type(value) is float for key, value in values.items()):
         return extended(_NO_METRICS, values)
     return MetricRecord(
         dict(values)

@@ -130,6 +130,11 @@ def read_image(source: Path | bytes, name: str, size: int | None, channels: Chan
                         f"{name} has {image.width} × {image.height} pixels, more than "
                         f"{_MOST_PIXELS:,}: make it smaller"
                     )
+                if image.mode.startswith(("I", "F")):  # Pillow would cut these off at 255
+                    raise DataError(
+                        f"{name} has more than 8 bits a channel (mode {image.mode}): "
+                        "scale it to 0 … 255 and save it with 8"
+                    )
                 pixels = image.convert("L" if channels == 1 else "RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{name} has too many pixels: {error}") from error

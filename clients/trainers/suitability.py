@@ -88,6 +88,8 @@ def _tried(module: nn.Module, task: Task) -> str | None:
     except Exception as error:  # torch raises what it likes for what it can't stack
         if "random" in str(error):
             return "the model draws random numbers as it trains (dropout)"
+        if "vmap" in str(error):
+            return "torch.func.vmap can't stack this model (control flow that depends on data, as in recurrent models)"
         reason = str(error).splitlines()[0] if str(error) else ""
         return f"torch can't stack this model: {type(error).__name__}: {reason[:160]}"
     if not torch.equal(state, torch.get_rng_state()):

@@ -20,6 +20,9 @@ from clients.tasks import Task
 from clients.trainers.sgd import SGD, Fit, FitJob
 from strategies.update import DELTA, Section
 
+_MOST_ROWS = 1 << 21
+"""Of a plan, padding included: about 100 MB."""
+
 
 def fit_together(
     trainer: SGD, jobs: Sequence[FitJob], model: ResidentModel, task: Task
@@ -79,6 +82,8 @@ class _Plan:
         batches = -(-counts // width)  # of an epoch
         steps = epochs * batches
         longest = int(steps[0])
+        if len(jobs) * longest * width > _MOST_ROWS:
+            raise ValueError(f"a client has {counts[0]:,} examples, too many to pad the others to")
         rows = torch.zeros(len(jobs), longest * width, dtype=torch.long)
         flat, shuffle = rows.view(-1), torch.Generator()
         for place, (index, count, each) in enumerate(zip(order, counts, batches, strict=True)):

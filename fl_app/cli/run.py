@@ -101,6 +101,9 @@ def run(overrides: Sequence[str], *, dry_run: bool = False) -> int:
 
     config = compose(overrides)
     if dry_run:
+        from fl_app.run import check
+
+        check(config)
         print(config.to_yaml(), end="")
         return DONE
     return on_flower(config, overrides) if config.backend == "flower" else _on_engine(config)

@@ -204,11 +204,13 @@ class Config(_Settings):
         ),
     ]
     client: Annotated[TargetNode, Part(needs=("fit",))]
-    clip: Annotated[TargetNode | None, Part(needs=("encode", "decode"))] = None
+    clip: Annotated[TargetNode | None, Part(needs=("check", "encode", "decode"))] = None
     attack: Annotated[TargetNode | None, Part(base="strategies.attacks.Attack")] = None
-    combiner: Annotated[TargetNode, Part(needs=("begin",))]
-    server: Annotated[TargetNode, Part(needs=("begin", "step"), offered=frozenset({"population"}))]
-    sampler: Annotated[TargetNode, Part(needs=("draw",), offered=frozenset({"population"}))]
+    combiner: Annotated[TargetNode, Part(needs=("check", "begin"))]
+    server: Annotated[
+        TargetNode, Part(needs=("check", "begin", "step"), offered=frozenset({"population"}))
+    ]
+    sampler: Annotated[TargetNode, Part(needs=("check", "draw"), offered=frozenset({"population"}))]
     runtime: Runtime
     travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     num_clients: Count | Literal["auto"] = "auto"

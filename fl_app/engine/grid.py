@@ -259,14 +259,16 @@ class EngineGrid(Grid):
         """Takes the replies of one more chunk of the batch under way, or of the next one."""
         if not self._running:
             self._begin_batch()
+        chunk: list[_Pending] = []
         try:
+            chunk = self._running.popleft()
             replies = next(self._answers)
         except BaseException:
-            for item in (item for chunk in self._running for item in chunk):
+            for item in (item for items in (chunk, *self._running) for item in items):
                 heapq.heappush(self._pending, item)
             self._running.clear()
             raise
-        for (*_, parcel), reply in zip(self._running.popleft(), replies, strict=True):
+        for (*_, parcel), reply in zip(chunk, replies, strict=True):
             parcel.reply, parcel.request = reply, None
 
     def _begin_batch(self) -> None:

@@ -220,9 +220,13 @@ def _condition(text: str, groups: Sequence[Group], keys: Sequence[str]) -> tuple
 
 def _meant(text: str, groups: Sequence[Group], place: int) -> str | None:
     """The groups' value that a text means, 0.1 by 1e-1 too; None where it means none of them."""
-    for group in groups:
-        value = group.values[place]
-        if text in (said(value), str(value)) or _number(text) == value:
+    values = [group.values[place] for group in groups]
+    number = _number(text)
+    for value in values:
+        if text in (said(value), str(value)):
+            return canonical(value)
+    for value in values:
+        if number is not None and not isinstance(value, bool) and number == value:
             return canonical(value)
     return None
 

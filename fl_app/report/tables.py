@@ -113,9 +113,9 @@ def notes(report: Report) -> list[str]:
         found = row.difference
         if (
             found is not None
-            and found.low
-            and found.high
-            and math.isclose(found.low, found.high, rel_tol=1e-4)
+            and found.low is not None
+            and found.high is not None
+            and math.isclose(found.low, found.high, rel_tol=1e-4, abs_tol=1e-12)
         ):
             told.append(
                 f"{_pair(row)}: all {found.pairs} pairs differ by the same figure, so the interval has no width; of "

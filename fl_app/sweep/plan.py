@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from clients.threads import one_thread
-from fl_app.assembly import Assembly
 from fl_app.compose import compose, expand
 from fl_app.config import catalogue
 from fl_app.config.faults import ConfigError, Fault
-from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config
+from fl_app.config.schema import Config
 from fl_app.engine import resolve_workers
-from fl_app.run import check_for_flower, composed
+from fl_app.run import check
 
 _NAMED = 5
 """Jobs that a fault names; of more it tells the number."""
@@ -91,12 +90,8 @@ def plan(overrides: Sequence[str], at_once: int = 1) -> Plan:
 def _checked(overrides: Sequence[str]) -> Config:
     """The configuration of one job, its contract checked."""
     config = compose(overrides)
-    clients = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
     try:
-        if config.backend == "flower":
-            check_for_flower(config, clients)
-        else:
-            composed(Assembly(config), clients)
+        check(config)
     except ConfigError:
         raise
     except Exception as error:  # a class of the user's own may raise anything

@@ -62,11 +62,12 @@ def read_record(path: Path) -> dict[str, Entry]:
         ValueError: it is not a sweep's record, with the reason.
         OSError: it can't be read.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except FileNotFoundError:
+    if not path.exists():
         return {}
+    if not path.is_file():
+        raise ValueError("it is no regular file")  # a pipe of that name would never end
+    with path.open("rb") as file:
+        data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
         raise ValueError(f"it is larger than {_LARGEST // 2**20} MB")
     try:

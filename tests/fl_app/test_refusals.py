@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fl_app.cli.main import main
 from fl_app.compose import ConfigError, compose
 from fl_app.config import catalogue
 
@@ -137,3 +138,15 @@ def test_values_that_do_not_go_together_are_refused() -> None:
 def test_mappings_that_contain_each_other_come_to_an_end() -> None:
     found = faults("client.x=${server}", "server.y=${client}")
     assert any("nests without end" in message for message in found.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("Unchecked", "check"), ("Forgetful", "its check() gives NoneType, not a claim")],
+)
+def test_a_part_that_does_not_fit_is_refused_by_a_dry_run_too(name, told, capsys):
+    command = ["run", f"combiner._target_=tests.support.models.{name}", "task=digits", "--dry-run"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert name in error

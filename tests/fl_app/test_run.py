@@ -178,9 +178,10 @@ def test_a_quorum_that_is_never_met_leaves_void_rounds_and_the_first_model(tmp_p
     assert summary["rounds_completed"] == 2
 
 
-def test_a_rate_that_blows_up_costs_the_clients_updates_not_the_run(tmp_path):
+def test_a_rate_that_blows_up_costs_the_clients_updates_and_goes_on_to_the_last_round(tmp_path):
     _, summary, lines = run(tmp_path, "rounds=2", "client.lr=1e30", "admission.on_shortfall=skip")
-    assert summary["status"] == "completed"
+    assert (summary["status"], summary["rounds_completed"]) == ("failed", 2)
+    assert "no round had a good update" in summary["reason"]
     assert any("lower client.lr" in line for line in lines)
 
 
@@ -355,3 +356,18 @@ def test_a_flower_run_is_checked_before_flower_is_started():
         text, _ = done.communicate(timeout=60)
         assert done.returncode == 2
         assert "configuration refused" in text
+
+
+def test_a_run_in_which_no_client_ever_succeeds_has_failed(tmp_path):
+    result, summary, lines = run(
+        tmp_path,
+        "rounds=2",
+        "client._target_=tests.support.models.Broken",
+        "admission.max_attempts=1",
+    )
+    assert (result.status, result.exit_code) == ("failed", 1)
+    assert "no round had a good update" in summary["reason"]
+    log = (result.summary_path.parent / "run.log").read_text()
+    assert "a step of the user's own" in log
+    assert "tests/support/models.py" in log  # the traceback, which is not for the screen
+    assert not any("Traceback" in line for line in lines)

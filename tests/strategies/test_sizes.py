@@ -1,11 +1,14 @@
 """The traffic that is counted is the traffic there is: sizes against Flower's own serialisation."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies import sizes
 from strategies.sizes import count_bytes, record_bytes
 from strategies.wire import pack
 
@@ -47,3 +50,12 @@ def test_arrays_count_with_their_names():
     vector = pack(np.zeros(4))
     content = RecordDict({"arrays": ArrayRecord({"weight": vector})})
     assert count_bytes(content) == len("weight") + 128 + 4 * 8
+
+
+def test_nothing_large_of_a_peer_is_remembered():
+    before = sizes._cached.cache_info().currsize
+    for value in ("x" * 1_000, b"y", ["z" * 200], [str(i) for i in range(50)], 2**70):
+        with suppress(ValueError, TypeError):
+            record_bytes(ConfigRecord({"a": value}))
+    record_bytes(ConfigRecord({"k" * 1_000: 1}))
+    assert sizes._cached.cache_info().currsize == before

@@ -111,3 +111,11 @@ def test_a_folder_without_images_or_none_at_all_is_refused(tmp_path):
         read_images(tmp_path, None, 3)
     with pytest.raises(DataError, match=r"there is no folder .*/none"):
         read_images(tmp_path / "none", None, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_eight_bits_are_refused_rather_than_cut_off(tmp_path, dtype):
+    pixels = np.linspace(0, 60_000, 64).reshape(8, 8).astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / "deep.tiff")
+    with pytest.raises(DataError, match="more than 8 bits a channel"):
+        read_image(tmp_path / "deep.tiff", "deep.tiff", None, 1)

@@ -232,3 +232,27 @@ def test_every_run_is_in_one_group_and_in_one_pair_at_most(found: list[dict]) ->
             assert sorted((b.name, a.name) for a, b in back) == sorted((a.name, b.name) for a, b in pairs)  # fmt: skip
         if len({run.config["client.lr"] for run in group.runs}) > 1:
             assert len(matched(group, group, by)[0]) == len(group.runs)
+
+
+def test_a_baseline_is_never_a_value_that_is_none() -> None:
+    runs = [
+        run_of(f"{attack}{seed}", 0.5 + 0.1 * seed, attack=attack, seed=seed)
+        for attack in (None, "Scaling")
+        for seed in (1, 2)
+    ]
+    report = report_of(*runs, by=["attack"], baseline=["attack=Scaling"])
+    none, scaling = report.rows
+    assert none.baseline is scaling.group
+    with pytest.raises(ConfigError, match="no group is that"):
+        report_of(*runs, by=["attack"], baseline=["attack=Typo"])
+    report = report_of(*runs, by=["strategy", "attack"], baseline=["fedavg"])
+    assert report.rows[0].baseline is report.rows[0].group or report.rows[0].baseline is None
+
+
+def test_an_interval_without_width_is_told_of_when_nothing_differs() -> None:
+    runs = [
+        run_of(f"{strategy}{seed}", 0.5 + 0.1 * seed, strategy=strategy, seed=seed)
+        for strategy in ("a", "b")
+        for seed in (1, 2, 3)
+    ]
+    assert any("no width" in note for note in notes(report_of(*runs)))

@@ -28,6 +28,7 @@ def jobs(tmp_path: Path) -> tuple[Job, ...]:
 def launch(work, jobs, at_once: int = 1) -> dict[int, Ending]:
     endings: dict[int, Ending] = {}
     begun: list[int] = []
+    before = psutil.Process().children()  # of other tests
     launcher = Launcher(
         work,
         at_once,
@@ -37,7 +38,8 @@ def launch(work, jobs, at_once: int = 1) -> dict[int, Ending]:
     try:
         launcher.run(jobs)
     finally:
-        assert [item for item in psutil.Process().children() if item.status() != "zombie"] == []
+        left = [item for item in psutil.Process().children() if item not in before]
+        assert [item for item in left if item.status() != "zombie"] == []
     assert begun == [job.number for job in jobs]
     return endings
 

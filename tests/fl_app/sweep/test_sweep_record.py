@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,9 @@ def test_the_file_is_plain_json(tmp_path: Path) -> None:
     content = json.loads((tmp_path / NAME).read_text())
     assert content["format"] == "trellis-sweep-1"
     assert content["jobs"][0]["folder"] == "a"
+
+
+def test_a_pipe_in_the_place_of_a_record_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sweep.json")
+    with pytest.raises(ValueError, match="no regular file"):
+        read_record(tmp_path / "sweep.json")
