@@ -193,15 +193,22 @@ def _whole(value: object) -> int | None:
     try:
         if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
             return int(value)
-        number = float(value) if isinstance(value, str | float) else np.nan
-    except ValueError:
+        number = _float(value) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
         return None
     return int(number) if float(number).is_integer() else None
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        _float(text)
     except ValueError:
         return False
     return True
+
+
+def _float(text: str) -> float:
+    """Without Python's own spelling of numbers, in which 1_0 is 10."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_app.cli.main import DONE, Parser
+from fl_app.cli.main import DONE, REFUSED, Parser
 from fl_app.config.faults import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     if report.collection.left_out:
         _show(left_out_table(report))
     print(page)
-    return DONE
+    return DONE if report.rows else REFUSED
 
 
 def _listed(text: str | None) -> list[str]:

@@ -248,3 +248,7 @@ def _is_whole(text):
     except ValueError:
         return False
     return True
+
+
+def test_pythons_own_spelling_of_a_number_is_a_word():
+    assert class_labels(["1_0", "a"], "labels") == ["1_0", "a"]

@@ -146,7 +146,7 @@ def test_failures_alone_are_still_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path / "a", status="failed", reason="it broke")
-    assert main(["report", str(tmp_path), "--output", str(tmp_path / "there")]) == 0
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "there")]) == 2
     output = capfd.readouterr().out
     assert "it broke" in output
     assert output.splitlines()[-1] == str(tmp_path / "there" / "index.html")
