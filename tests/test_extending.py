@@ -3,12 +3,18 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from flwr.app import ArrayRecord
+
+from strategies import pipeline_mod
+from strategies.stages import Clip
+from tests.test_vanilla_app import accuracy, make_model, on_engine, vanilla_app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -59,3 +65,11 @@ def test_every_command_runs_and_its_model_learns(outside, command):
     assert summary["final"]["accuracy"] > 0.8
     assert summary["totals"]["upload_bytes"] > 0
     assert not summary["rejections"]
+
+
+def test_the_strategy_trains_a_flower_app(outside):
+    careful = runpy.run_path(str(outside / "careful.py"))["careful"]
+    app = vanilla_app(mods=[pipeline_mod([Clip()])])
+    start = ArrayRecord(make_model().state_dict())
+    result = careful(lr=0.1).start(on_engine(app), start, num_rounds=8)
+    assert accuracy(result.arrays) > 0.6
