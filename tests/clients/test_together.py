@@ -333,7 +333,7 @@ class Relative(Digits):
         (Langevin(), Linear(SHAPE, CLASSES), Digits(), "does not say that it is stackable"),
         (SGD(), Running(), Digits(), "Running has buffers"),
         (SGD(), Words(0.5), Tokens(), "draws random numbers"),
-        (SGD(), Branching(SHAPE, CLASSES), Digits(), "torch can't stack this model"),
+        (SGD(), Branching(SHAPE, CLASSES), Digits(), "can't stack this model"),
         (SGD(), Linear((3,), 1), Whole(), "Whole has a `loss` of its own"),
         (OwnLoop(), Linear(SHAPE, CLASSES), Digits(), "OwnLoop has a training loop of its own"),
         (object(), Linear(SHAPE, CLASSES), Digits(), "object is not built on"),
