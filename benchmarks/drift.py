@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from strategies.combiners import Mean
+from strategies.protocols import Plan
 from strategies.server_models import SGD, ServerModel
 from strategies.update import DELTA, Section, Update
 
@@ -35,7 +36,7 @@ def measure() -> dict[str, list[float]]:
     for version in range(ROUNDS):
         deltas = rng.normal(0, 1e-4, (CLIENTS, SIZE)).astype(np.float32) + np.float32(1e-4)
         examples = rng.integers(1, 1_000, CLIENTS)
-        accumulator = Mean().begin(model.layouts, CLIENTS)
+        accumulator = Mean().begin(Plan(model.layouts, CLIENTS, CLIENTS))
         total = np.zeros(SIZE, np.float32)
         for delta, weight in zip(deltas, examples, strict=True):
             accumulator.add(Update({DELTA: Section(delta, layout)}, float(weight), (0,), version))

@@ -57,6 +57,8 @@ class Claim:
         support: whether all clients speak of the same coordinates.
         clear: what travels unprotected beside the vectors.
         client_half: whether clients run their half of the pipeline (a vanilla client only returns weights).
+        root: whether the server has an update of its own, from root data, to hold the others against.
+        watched: whether clients are left out of later rounds for what their updates were.
         set_by: the part that set each property.
     """
 
@@ -73,6 +75,8 @@ class Claim:
     support: Literal["shared", "per_client"] = "shared"
     clear: frozenset[str] = frozenset()
     client_half: bool = True
+    root: bool = False
+    watched: bool = False
     set_by: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,6 +114,11 @@ class Claim:
             return None
         return sqrt(sum(self.bounds[name] ** 2 for name in self.sections))
 
+    @property
+    def inputs(self) -> int | None:
+        """Updates that the server sees a round: one a client, or one a group; None where nothing fixes it."""
+        return self.groups if self.visibility is Visibility.GROUP else self.cohort
+
     def need_visibility(self, part: object, least: Visibility, *, why: str, instead: str) -> None:
         """Refuses when the server sees less than `least`."""
         if self.visibility < least:
@@ -117,12 +126,11 @@ class Claim:
 
     def need_groups(self, part: object, least: int, *, f: int, rule: str) -> None:
         """Refuses when a rule over n independent inputs (clients, or group sums) is given fewer than `least`."""
-        inputs = self.groups if self.visibility is Visibility.GROUP else self.cohort
-        if inputs is not None and inputs < least:
+        if self.inputs is not None and self.inputs < least:
             raise ContractError(
                 self.source("groups", "cohort"),
                 name_of(part),
-                f"{rule} with f = {f} needs at least {least} inputs a round and gets {inputs}",
+                f"{rule} with f = {f} needs at least {least} inputs a round and gets {self.inputs}",
                 "ask more clients a round, or lower f",
             )
 
@@ -137,6 +145,26 @@ class Claim:
                 " combiner.denominator=cohort",
             )
         return self.sensitivity
+
+    def need_public_choice(self, part: object) -> None:
+        """Refuses where unreleased updates decide who is asked later, as no ε accounts for."""
+        if self.watched:
+            raise ContractError(
+                self.source("watched"),
+                name_of(part),
+                "who is left out of later rounds would tell of updates that were never released with noise",
+                "use quarantine=none under a central ε; admission and clip= look at a client's own update only",
+            )
+
+    def need_root(self, part: object) -> None:
+        """Refuses where the server has no update of its own."""
+        if not self.root:
+            raise ContractError(
+                self.source("root"),
+                name_of(part),
+                "the server has no root data to train an update of its own on",
+                "set task.root_examples=100 (in Python: Pipeline(root=...)), or use another combiner",
+            )
 
     def need_shared_support(self, part: object) -> None:
         """Refuses where clients speak of different coordinates."""

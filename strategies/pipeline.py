@@ -5,7 +5,7 @@ It holds the parts and their order; the scheduler decides when they are called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -21,14 +21,16 @@ from strategies.protocols import (
     Combiner,
     ConfigValue,
     Job,
+    Learner,
+    Plan,
     Sampler,
     Stage,
     settings_of,
 )
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
-from strategies.state import State, mapping_in
-from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Update
+from strategies.state import State, Value, mapping_in
+from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Update
 from strategies.wire import ARRAYS, pack, pack_model
 
 
@@ -45,8 +47,9 @@ class Pipeline:
         admission: the server's door.
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
         train_config: settings that every client gets with every request.
+        root: the server's own update for a job, trained on root data that no client has; None where it has none.
         included: for each client the last round whose update the model holds.
-        planned: the cohort's size that `check` found to be fixed, None where it is not.
+        claim: what `check` found to hold of the aggregate.
     """
 
     collector: Collector = field(default_factory=Plain)
@@ -57,8 +60,9 @@ class Pipeline:
     admission: Admission = field(default_factory=Admission)
     client_sections: frozenset[str] = frozenset({DELTA})
     train_config: Mapping[str, ConfigValue] = field(default_factory=dict)
+    root: Callable[[Job], Update] | None = None
     included: dict[int, int] = field(default_factory=dict)
-    planned: int | None = field(default=None, init=False)
+    claim: Claim = field(default_factory=Claim, init=False)
 
     def check(self, model_sections: frozenset[str] = frozenset()) -> Claim:
         """Folds the contract through all parts.
@@ -81,6 +85,7 @@ class Pipeline:
             self._order(),
             Claim(
                 sections=self.client_sections | model_sections,
+                root=self.root is not None,
                 set_by={"sections": "the clients' trainer"},
             ),
         )
@@ -93,12 +98,22 @@ class Pipeline:
                 f"clients send a section {', '.join(unread)} that no part of the server reads",
                 "use the server optimiser that reads it (server=scaffold for control), or another client",
             )
-        self.planned = claim.cohort
+        self.claim = claim
         return claim
 
-    def begin(self, layouts: Mapping[str, Layout], asked: int) -> Accumulator:
+    def begin(self, job: Job, asked: int) -> Accumulator:
         """The combiner at the start of a round. A cohort that the contract fixes counts, not who is there to ask."""
-        return self.combiner.begin(layouts, asked if self.planned is None else self.planned)
+        cohort = asked if self.claim.cohort is None else self.claim.cohort
+        inputs = self.claim.inputs
+        root = None if self.root is None else self.root(job)
+        plan = Plan(job.layouts, cohort, cohort if inputs is None else inputs, job.round, root)
+        return self.combiner.begin(plan)
+
+    def applied(self, aggregate: Update, version: int) -> None:
+        """The model of this version holds the aggregate: its members are told so, and the combiner remembers."""
+        self.included |= dict.fromkeys(aggregate.members, version)
+        if isinstance(self.combiner, Learner):
+            self.combiner.learn(aggregate)
 
     def _order(self) -> Iterable[Checked]:
         # The collector decides whether clients run their halves at all, so it speaks before the stages do.
@@ -134,11 +149,14 @@ class Pipeline:
         return update
 
     def state_dict(self) -> State:
-        """What of the parts must last: admission's counts, and whose updates are in the model."""
-        return {
+        """What of the parts must last: admission's counts, whose updates are in the model, the combiner's memory."""
+        state: dict[str, Value] = {
             "admission": self.admission.state_dict(),
             "included": {str(client): number for client, number in self.included.items()},
         }
+        if isinstance(self.combiner, Learner):
+            state["combiner"] = self.combiner.state_dict()
+        return state
 
     def load_state_dict(self, state: State) -> None:
         """Takes up an earlier run's state."""
@@ -147,6 +165,8 @@ class Pipeline:
         self.included = {
             int(client): number for client, number in included.items() if isinstance(number, int)
         }
+        if isinstance(self.combiner, Learner):
+            self.combiner.load_state_dict(mapping_in(state, "combiner"))
 
 
 def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client: int) -> Update:

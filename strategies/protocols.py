@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 
@@ -145,6 +145,25 @@ class Collector(Checked, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a combiner knows of a round before the first update comes.
+
+    Attributes:
+        layouts: the sections that every update has.
+        cohort: clients planned, however many there were to ask.
+        inputs: updates planned: one a client, or one a group where the server sees sums of groups.
+        round: the round's number, from 1.
+        root: the server's own update from root data of its own, None where it has none.
+    """
+
+    layouts: Mapping[str, Layout]
+    cohort: int
+    inputs: int
+    round: int = 1
+    root: Update | None = None
+
+
 class Accumulator(Protocol):
     """A combiner at work on one round."""
 
@@ -152,16 +171,29 @@ class Accumulator(Protocol):
         """Takes one admitted, decoded update."""
         ...
 
-    def result(self) -> Update | None:
-        """The combined update, None when there is nothing to combine."""
+    def result(self, refused: int = 0) -> Update | None:
+        """The combined update, None when there are too few to combine.
+
+        Args:
+            refused: replies of this cohort that came and were refused: no honest client can have sent them.
+        """
         ...
 
 
 class Combiner(Checked, Protocol):
     """Updates to one."""
 
-    def begin(self, layouts: Mapping[str, Layout], cohort: int) -> Accumulator:
-        """A fresh accumulator for a round that planned on `cohort` clients, however many there were to ask."""
+    def begin(self, plan: Plan) -> Accumulator:
+        """A fresh accumulator for one round."""
+        ...
+
+
+@runtime_checkable
+class Learner(Persistent, Protocol):
+    """A combiner that remembers what it made of earlier rounds."""
+
+    def learn(self, aggregate: Update) -> None:
+        """Sees the aggregate that has become part of the model."""
         ...
 
 

@@ -15,13 +15,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from strategies.admission import Admission
+from strategies.admission import FAILURES, Admission
 from strategies.contract import Claim
 from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
 from strategies.metrics import add_metrics, mean_metrics
 from strategies.pipeline import Pipeline
-from strategies.protocols import ConfigValue, Reply, Request, Session
+from strategies.protocols import ConfigValue, Job, Reply, Request, Session
 from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
 from strategies.state import State, mapping_in
@@ -84,6 +84,7 @@ class PipelineStrategy(Strategy):
         self.hooks = list(hooks)
         self._restored: State | None = None
         self._exchange: Exchange | None = None
+        self._job: Job | None = None
         self._session: Session | None = None
         self._asked: dict[int, Request] = {}
 
@@ -268,7 +269,8 @@ class PipelineStrategy(Strategy):
         cohort = self.pipeline.sampler.draw(
             exchange.clients(), seed=self._seed, round_number=server_round, attempt=0
         )
-        self._session = self.pipeline.collector.open(self.pipeline.job(model), cohort)
+        job = self._job = self.pipeline.job(model)
+        self._session = self.pipeline.collector.open(job, cohort)
         requests = {exchange.node_of(request.client): request for request in self._session.start()}
         self._asked = requests
         return [
@@ -280,9 +282,9 @@ class PipelineStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new model out of one round's replies; (None, None) when fewer than the quorum are good."""
         model, session = self._ready(self.model), self._ready(self._session)
-        accumulator = self.pipeline.begin(model.layouts, len(self._asked))
+        accumulator = self.pipeline.begin(self._ready(self._job), len(self._asked))
         sums: dict[str, tuple[float, float]] = {}
-        good = 0
+        good = refused = 0
         for request, reply in self._replies(replies):
             try:
                 for item in session.receive(reply):
@@ -294,15 +296,16 @@ class PipelineStrategy(Strategy):
                     good += len(item.members)
             except Refused as refusal:
                 self.pipeline.admission.record(request.client, refusal)
+                refused += refusal.reason not in FAILURES
         for client, late in session.expire():
             self.pipeline.admission.record(client, late)
-        aggregate = accumulator.result()
+        aggregate = accumulator.result(refused)
         if aggregate is None or good < self.pipeline.admission.quorum:
             log.warning("round %d is void: %d good updates came", server_round, good)
             model.skip()
             return None, None
         model.apply(aggregate)
-        self.pipeline.included |= dict.fromkeys(aggregate.members, model.version)
+        self.pipeline.applied(aggregate, model.version)
         return pack_model(model.arrays()), MetricRecord(dict(mean_metrics(sums)))
 
     def configure_evaluate(

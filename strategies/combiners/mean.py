@@ -16,6 +16,7 @@ import numpy as np
 
 from strategies.combiners.summation import CompensatedSum
 from strategies.contract import Claim
+from strategies.protocols import Plan
 from strategies.ranges import Ranged
 from strategies.update import MAXIMUM_SECTIONS, Layout, Section, Update
 
@@ -62,10 +63,10 @@ class Mean(Ranged):
             sensitivity=sensitivity,
         )
 
-    def begin(self, layouts: Mapping[str, Layout], cohort: int) -> MeanAccumulator:
-        """A fresh accumulator; `cohort` matters only where it is the denominator."""
+    def begin(self, plan: Plan) -> MeanAccumulator:
+        """A fresh accumulator; the planned cohort matters only where it is the denominator."""
         return MeanAccumulator(
-            layouts, self.weighting, cohort if self.denominator == "cohort" else None
+            plan.layouts, self.weighting, plan.cohort if self.denominator == "cohort" else None
         )
 
 
@@ -108,8 +109,11 @@ class MeanAccumulator:
         self._members.extend(update.members)
         self._version = update.version
 
-    def result(self) -> Update | None:
-        """The mean as one update over all members, in ascending order; None when nothing was added."""
+    def result(self, refused: int = 0) -> Update | None:
+        """The mean as one update over all members, in ascending order; None when nothing was added.
+
+        A mean has no use for the number of those that were refused.
+        """
         if not self._members:
             return None
         # fsum rounds once, whatever the order; weights need not be whole numbers.

@@ -76,7 +76,7 @@ class Synchronous:
                 log.warning("round %d is void: the model stays as it was", model.version)
             else:
                 model.apply(aggregate)
-                pipeline.included |= dict.fromkeys(aggregate.members, model.version)
+                pipeline.applied(aggregate, model.version)
             yield RoundView(
                 round=model.version,
                 model=model,
@@ -108,9 +108,14 @@ class Synchronous:
             aggregate, good = self._attempt(pipeline, asked, cohort, exchange, tally)
             if aggregate is not None and good >= admission.quorum:
                 return aggregate
+            reason = (
+                f"the quorum is {admission.quorum}"
+                if good < admission.quorum
+                else "too few for the rule"
+            )
             log.warning(
-                "round %d, attempt %d of %d: %d of %d clients sent a good update, the quorum is %d",
-                job.round, attempt + 1, attempts, good, len(cohort), admission.quorum,
+                "round %d, attempt %d of %d: %d of %d clients sent a good update, %s",
+                job.round, attempt + 1, attempts, good, len(cohort), reason,
             )  # fmt: skip
         return None
 
@@ -119,15 +124,15 @@ class Synchronous:
     ) -> tuple[Update | None, int]:
         """Asks one cohort: the combined update and how many clients are in it."""
         tally.sampled += len(cohort)
-        accumulator = pipeline.begin(job.layouts, len(cohort))
-        good = 0
+        accumulator = pipeline.begin(job, len(cohort))
+        before, good = tally.rejected, 0
         for update in self._collect(
             pipeline, pipeline.collector.open(job, cohort), exchange, tally
         ):
             accumulator.add(update)
             tally.taken(update)
             good += len(update.members)
-        return accumulator.result(), good
+        return accumulator.result(refused=tally.rejected - before), good
 
     def _collect(
         self, pipeline: Pipeline, session: Session, exchange: Exchange, tally: _Tally

@@ -24,6 +24,8 @@ VALUES = {
     "support": st.sampled_from(["shared", "per_client"]),
     "clear": st.frozensets(st.sampled_from(["num-examples", "metrics"])),
     "client_half": st.booleans(),
+    "root": st.booleans(),
+    "watched": st.booleans(),
 }
 changes = st.fixed_dictionaries({}, optional=VALUES)
 claims = st.builds(Claim, **VALUES)

@@ -60,7 +60,7 @@ def by_hand(rounds: int) -> ServerModel:
     pipeline = Pipeline()
     model = ServerModel(INITIAL, SGD())
     for number in range(1, rounds + 1):
-        accumulator = pipeline.combiner.begin(model.layouts, HONEST)
+        accumulator = pipeline.combiner.begin(Plan(model.layouts, HONEST, HONEST))
         for client in range(HONEST):
             vectors = change(client, number)
             accumulator.add(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from strategies.protocols import Plan
 from strategies.update import COUNTERS, DELTA, Layout, Section, Update
 
 
@@ -33,8 +34,10 @@ def update(
     return Update(sections, weight, (client,), version, dict(metrics or {}))
 
 
-def layouts_of(one: Update) -> dict[str, Layout]:
-    return {name: item.layout for name, item in one.sections.items()}
+def plan_of(one: Update, *, cohort: int, **others: object) -> Plan:
+    """A round's plan for updates laid out like this one."""
+    layouts = {name: item.layout for name, item in one.sections.items()}
+    return Plan(layouts, **{"cohort": cohort, "inputs": cohort} | others)
 
 
 def parameters(*values: float) -> dict[str, np.ndarray]:

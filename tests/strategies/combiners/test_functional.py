@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as npst
 
 from strategies.combiners import Mean
 from strategies.combiners.functional import mean
-from tests.support.updates import layouts_of, update
+from tests.support.updates import plan_of, update
 
 matrices = npst.arrays(
     np.float32,
@@ -36,7 +36,7 @@ def test_the_mean_is_numpys_in_float64(updates, data):
 
 @given(matrices)
 def test_the_pure_function_and_the_streaming_rule_agree_bit_for_bit(updates):
-    accumulator = Mean().begin(layouts_of(update(updates[0])), len(updates))
+    accumulator = Mean().begin(plan_of(update(updates[0]), cohort=len(updates)))
     for client, row in enumerate(updates):
         accumulator.add(update(row, weight=client + 1.0, client=client))
     weights = np.arange(1, len(updates) + 1)

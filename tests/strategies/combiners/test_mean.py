@@ -11,13 +11,13 @@ from strategies.contract import Claim
 from strategies.server_models import SGD, ServerModel
 from strategies.update import BUFFERS, COUNTERS, DELTA, Update
 from tests.strategies.combiners.test_summation import wide_values
-from tests.support.updates import layouts_of, update
+from tests.support.updates import plan_of, update
 
 WEIGHTINGS = ["examples", "uniform"]
 
 
 def combine(mean: Mean, updates: list[Update]) -> Update:
-    accumulator = mean.begin(layouts_of(updates[0]), len(updates))
+    accumulator = mean.begin(plan_of(updates[0], cohort=len(updates)))
     for one in updates:
         accumulator.add(one)
     result = accumulator.result()
@@ -55,7 +55,7 @@ def test_the_mean_knows_its_members_their_examples_and_their_version():
 
 
 def test_nothing_added_is_nothing_combined():
-    assert Mean().begin(layouts_of(update([1, 2])), 5).result() is None
+    assert Mean().begin(plan_of(update([1, 2]), cohort=5)).result() is None
 
 
 def test_counters_take_the_largest_increase_and_never_go_back():
@@ -140,7 +140,7 @@ def test_memory_does_not_grow_with_the_number_of_clients():
     def peak(clients: int) -> int:
         vector = np.ones(100_000, np.float32)
         tracemalloc.start()
-        accumulator = Mean().begin(layouts_of(update(vector)), clients)
+        accumulator = Mean().begin(plan_of(update(vector), cohort=clients))
         for client in range(clients):
             accumulator.add(update(vector, client=client))
         accumulator.result()
@@ -221,7 +221,7 @@ def test_a_mean_leaves_its_updates_as_they_were():
 
 def test_a_cohort_for_denominator_does_not_depend_on_who_replies():
     mean = Mean(weighting="uniform", denominator="cohort")
-    accumulator = mean.begin(layouts_of(update([0.0])), 10)
+    accumulator = mean.begin(plan_of(update([0.0]), cohort=10))
     for client in range(4):
         accumulator.add(update([5.0], client=client))
     np.testing.assert_array_equal(accumulator.result().delta.vector, [2.0])
