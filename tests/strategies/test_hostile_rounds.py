@@ -10,6 +10,7 @@ import pytest
 from strategies import Pipeline, PipelineStrategy
 from strategies.admission import Admission
 from strategies.collectors import Plain
+from strategies.protocols import Plan
 from strategies.server_models import SGD, ServerModel
 from strategies.stages import Clip
 from strategies.update import COUNTERS, DELTA
