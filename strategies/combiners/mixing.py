@@ -69,11 +69,6 @@ class Wrapper(Robust):
                 f"f = {self.f}, but its rule has f = {self.rule.f}: give f to one of them"
             )
 
-    @property
-    def by_rule(self) -> str:
-        """The inner rule in words."""
-        return self.rule.label
-
     @abstractmethod
     def mixing(self, rows: Rows, f: int, side: Side) -> Matrix:
         """W, (m, n) float64."""
@@ -117,11 +112,6 @@ class NearestNeighborMixing(Wrapper):
     def least(self, f: int) -> int:
         """2f + 1, and what the inner rule needs."""
         return max(2 * f + 1, self.rule.least(f))
-
-    def needs(self, claim: Claim, part: object) -> None:
-        """Means over clients of different coordinates would mix what does not belong together."""
-        claim.need_shared_support(part)
-        super().needs(claim, part)
 
     def mixing(self, rows: Rows, f: int, side: Side) -> Matrix:
         """See `neighbour_weights`."""
