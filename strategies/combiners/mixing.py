@@ -55,13 +55,17 @@ class Wrapper(Robust):
         rule: the inner rule, which tolerates the wrapper's f.
 
     Raises:
-        ValueError: the inner rule was given another f.
+        ValueError: the inner rule is no robust one, or was given another f.
     """
 
     rule: Robust = field(default_factory=TrimmedMean)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.rule, Robust):
+            raise ValueError(
+                f"rule is a {type(self.rule).__name__}: take a robust rule of strategies.combiners, as TrimmedMean"
+            )
         if self.f is None:
             self.f = self.rule.f
         elif self.rule.f not in (None, self.f):
