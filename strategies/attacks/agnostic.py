@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Gt
 from numpy.typing import NDArray
 
-from strategies.attacks.omniscient import Omniscient, Sight, blocks
+from strategies.attacks.omniscient import Omniscient, Sight, against, blocks, length
 from strategies.update import Vector
 
 _ROUNDING: Final = 2.0**-22
@@ -126,8 +126,8 @@ class _Swarm:
                 push[part] = -np.sign(mean[part]) if direction == "sign" else -mean[part]
             block -= mean[part]
             gram += block @ block.T
-            along += block @ push[part]
-        height, reach = float(np.linalg.norm(mean)), float(np.linalg.norm(push))
+            along += against(block, push[part])
+        height, reach = length(mean), length(push)
         if direction == "unit" and reach:
             push /= reach
             along /= reach

@@ -16,7 +16,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from strategies.attacks.attack import lied
-from strategies.attacks.omniscient import Memory, Omniscient, Sight, blocks
+from strategies.attacks.omniscient import Memory, Omniscient, Sight, against, blocks, length
 from strategies.seeds import generator
 from strategies.state import array_in, integer_in, mapping_in
 from strategies.update import DELTA, Update, Vector
@@ -64,15 +64,14 @@ def _learn(rows: Sequence[Vector], memory: Memory, t: int, seed: int) -> Memory:
     along = np.zeros(len(rows))
     for part, block in blocks(rows):
         mean[part] += (block.mean(0) - mean[part]) / t
-        along += (block - mean[part]) @ direction[part]
+        along += against(block - mean[part], direction[part])
     step = np.empty(size)
     for part, block in blocks(rows):
-        step[part] = along @ (block - mean[part])
-    if norm := float(
-        np.linalg.norm(step)
-    ):  # without, the honest agree and no direction is better than another
+        step[part] = against((block - mean[part]).T, along)
+    # Where the honest agree, no direction is better than another.
+    if norm := length(step):
         direction += (step / norm - direction) / t
-    if norm := float(np.linalg.norm(direction)):
+    if norm := length(direction):
         direction /= norm
     return {"mean": mean, "direction": direction}
 
@@ -109,5 +108,5 @@ def _reach(seen: Sight, memory: Memory) -> list[float]:
     direction: NDArray[np.float64] = array_in(memory, "direction", (rows[0].size,))
     found = np.zeros(len(rows))
     for part, block in blocks(rows):
-        found += block @ direction[part]
+        found += against(block, direction[part])
     return [float(value) for value in found]

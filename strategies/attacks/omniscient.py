@@ -153,3 +153,14 @@ def blocks(rows: Sequence[Vector]) -> Iterator[tuple[slice, NDArray[np.float64]]
     for begin in range(0, size, width):
         part = slice(begin, min(begin + width, size))
         yield part, np.stack([row[part] for row in rows]).astype(np.float64)
+
+
+def against(rows: NDArray[np.float64], vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) inner products of (n, d) rows with a vector. BLAS would add them up by its number of threads."""
+    found: NDArray[np.float64] = np.einsum("ij,j->i", rows, vector)
+    return found
+
+
+def length(vector: NDArray[np.float64]) -> float:
+    """‖x‖₂ of a (d,) vector, by the same means as `against`."""
+    return float(np.sqrt(np.einsum("i,i->", vector, vector)))

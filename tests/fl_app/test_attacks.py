@@ -54,14 +54,18 @@ def test_the_guide_names_every_attack_and_the_table_of_z_is_right():
         assert f"{z_max(int(clients), int(attackers)):.2f}".rstrip("0").rstrip(".") == z
 
 
+BACKDOOR = ["attack=backdoor", "attack.target=7", "attack.boost=4"]
+FLIP = ["attack=label_flip", "attack.source=1", "attack.target=7"]
+
+
 @pytest.mark.parametrize(
-    ("settings", "metric"),
+    ("settings", "metric", "together"),
     [
-        (["attack=backdoor", "attack.target=7", "attack.boost=4"], "backdoor_success"),
-        (["attack=label_flip", "attack.source=1", "attack.target=7"], "label_flip_success"),
+        (BACKDOOR, "backdoor_success", "off"),
+        (BACKDOOR, "backdoor_success", "4"),
+        (FLIP, "label_flip_success", "4"),
     ],
 )
-@pytest.mark.parametrize("together", ["off", "4"])
 def test_success_is_in_the_summary_the_console_and_the_report(
     tmp_path, capsys, settings, metric, together
 ):
@@ -112,7 +116,10 @@ def test_only_attackers_train_on_poisoned_examples():
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["task=docstrings", "model=gru", "attack=backdoor"], "a trigger needs images"),
+        (
+            ["task=csv", "task.path=rows.csv", "task.target=kind", "attack=backdoor"],
+            "a trigger needs images",
+        ),
         (
             ["task=digits", "attack=backdoor", "attack.target=10"],
             "target=10: the classes of Digits are 0 to 9",
@@ -121,7 +128,12 @@ def test_only_attackers_train_on_poisoned_examples():
         (["task=digits", "attack=label_flip", "attack.source=1"], "source and target go together"),
     ],
 )
-def test_what_a_task_cannot_bear_is_refused_before_the_run(tmp_path, capsys, overrides, reason):
+def test_what_a_task_cannot_bear_is_refused_before_the_run(
+    tmp_path, monkeypatch, capsys, overrides, reason
+):
+    monkeypatch.chdir(tmp_path)
+    lines = ["x,y,kind", *(f"{i},{i % 7},{'ab'[i % 2]}" for i in range(40))]
+    Path("rows.csv").write_text("\n".join(lines))
     assert main(["run", *overrides, f"output_dir={tmp_path}"]) == 2
     captured = capsys.readouterr()
     assert "configuration refused" in captured.err + captured.out
