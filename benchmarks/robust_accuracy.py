@@ -3,11 +3,12 @@
     python benchmarks/robust_accuracy.py build/robust --jobs 2     # about 1,000 runs, an hour on 2 cores; resumes
     python benchmarks/robust_accuracy.py build/robust --draw       # also draws docs/figures/robust_*.png
 
-20 clients, of which 6 lie (4 for Bulyan and for buckets of two, which bear no more), all asked each round; IID, and Dirichlet(0.5) with
-momentum 0.9 on the clients; seeds 1, 2, 3. A perceptron of 25,450 parameters, 15 rounds of 2 local epochs at rate 0.1,
-4,000 training images and 1,000 to test on; every other setting the strategy's or the attack's default. The baseline is
-FedAvg where the liars send NaN: admission refuses them, so the honest clients are alone. Tables of means over the
-seeds, in Markdown; a run that never had enough replies for its rule made no model and counts as a guess, 10%.
+20 clients, of which 6 lie (4 for Bulyan and for buckets of two, which bear no more), all asked each round; IID, and
+Dirichlet(0.5) with momentum 0.9 on the clients; seeds 1, 2, 3. A perceptron of 25,450 parameters, 15 rounds of 2 local
+epochs at rate 0.1, 4,000 training images and 1,000 to test on; every other setting the strategy's or the attack's
+default. The baseline is FedAvg where the liars send NaN: admission refuses them, so the honest clients are alone.
+Tables of means over the seeds, in Markdown; a run that never had enough replies for its rule made no model and counts
+as a guess, 10%.
 """
 
 from __future__ import annotations
