@@ -33,6 +33,7 @@ from fl_app.services.guard import divergence_guard
 from fl_app.services.logs import log_to
 from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
+from strategies.combiners import Robust
 from strategies.contract import ContractError
 from strategies.state import State, mapping_in
 from strategies.strategy import PipelineStrategy
@@ -223,7 +224,10 @@ class _Run:
             if self.strategy.stopped is not None:
                 status, reason = "stopped", self.strategy.stopped.reason
             elif self.summary.rows and all(row["void"] for row in self.summary.rows):
-                status, reason = "failed", f"no round had enough good updates: see {LOG} for the reasons"
+                status, reason = (
+                    "failed",
+                    f"no round had enough good updates: see {LOG} for the reasons",
+                )
         except KeyboardInterrupt:
             status, reason = "stopped", INTERRUPTED
         except ConfigError:
@@ -288,12 +292,24 @@ class _Run:
             "partition": config.task.federation.arguments.get("partition", "the task's own"),
             "model": config.model.name,
             **({"training": self.assembly.batching} if self._virtual else {}),
+            **self._promises(),
             "folder": self.folder.path,
         }
         self.console.begin(config.strategy, config.rounds, facts)
         if resumed:
             self.console.note(f"goes on after round {len(self.summary.history)}")
         data.plot(self.folder.path / "partition.png")
+
+    def _promises(self) -> dict[str, str]:
+        """How many clients lie, and how many the rule bears."""
+        pipeline, attack = self.strategy.pipeline, self.assembly.attack
+        told: dict[str, str] = {}
+        if isinstance(pipeline.combiner, Robust):
+            told["rule"] = pipeline.combiner.promise(pipeline.claim.inputs or self.num_clients)
+        if attack is not None and self.config.attack is not None:
+            liars = len(attack.attackers(self.num_clients, self.config.seed))
+            told["attack"] = f"{self.config.attack.name}, {liars} of {self.num_clients} clients"
+        return told
 
     def _show(self, row: Row) -> None:
         self.console.round(row, self.config.rounds)

@@ -112,6 +112,11 @@ class Robust(Ranged, ABC):
         """Replies without which a round of so many planned inputs is void."""
         return self.least(self.tolerance(planned))
 
+    def promise(self, planned: int) -> str:
+        """For a user: what the rule bears of so many planned inputs."""
+        f = self.tolerance(planned)
+        return f"{self.label}: {f} of {planned} may lie, {self.least(f)} must reply"
+
     def begin(self, plan: Plan) -> Held:
         """An accumulator that keeps the round's updates, as they came, until all are there."""
         return Held(self, plan)
