@@ -7,17 +7,31 @@ one of the rows, and about another one where the first turns out to be far from 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strategies.update import Vector
 
-if TYPE_CHECKING:
-    from strategies.combiners.rows import Rows
-
 Matrix = NDArray[np.float64]
+
+
+class Columns(Protocol):
+    """What distances are taken between: n vectors of `size` elements, read some columns at a time."""
+
+    n: int
+    size: int
+
+    def views(self, begin: int, end: int) -> list[Vector]:
+        """Columns begin … end as n vectors, to be read only."""
+        ...
+
+    def blocks(self) -> Iterator[tuple[int, Vector]]:
+        """All columns in blocks (n, w), each with its first column, that may be written to."""
+        ...
+
 
 _TRIANGLE_ROWS = 28
 """Up to so many rows, products with single rows make half a Gram matrix sooner than one product makes all of it."""
@@ -29,7 +43,7 @@ _FAR = 16.0
 is then at most a few millionths of a distance."""
 
 
-def gram_matrix(rows: Rows) -> Matrix:
+def gram_matrix(rows: Columns) -> Matrix:
     """Inner products about one of the rows, (n, n) float64, from float32 blocks whose products are summed in float64.
 
     If some row lies farther from the first than its own neighbourhood is wide, the first may be a huge lie, and the
@@ -52,7 +66,7 @@ def squared_distances(gram: Matrix) -> Matrix:
     return distances
 
 
-def distances_to(rows: Rows, point: Vector | None) -> Matrix:
+def distances_to(rows: Columns, point: Vector | None) -> Matrix:
     """‖xᵢ − p‖ of each row to a (d,) point, or to the origin for None: (n,) float64."""
     squares = np.zeros(rows.n)
     for begin, block in rows.blocks():
@@ -63,7 +77,7 @@ def distances_to(rows: Rows, point: Vector | None) -> Matrix:
     return np.sqrt(squares)
 
 
-def products_with(rows: Rows, point: Vector) -> tuple[Matrix, Matrix]:
+def products_with(rows: Columns, point: Vector) -> tuple[Matrix, Matrix]:
     """⟨xᵢ, p⟩ with a (d,) point, and ‖xᵢ‖: two (n,) float64 vectors from one reading."""
     products, squares = np.zeros(rows.n), np.zeros(rows.n)
     for begin, block in rows.blocks():
@@ -84,7 +98,7 @@ def _squares(block: Vector) -> Matrix:
     return np.asarray(np.einsum("ij,ij->i", block, block, dtype=np.float64))
 
 
-def _about(rows: Rows, centre: int, dtype: type = np.float32) -> Matrix:
+def _about(rows: Columns, centre: int, dtype: type = np.float32) -> Matrix:
     """The Gram matrix about one of the rows."""
     gram, width = np.zeros((rows.n, rows.n)), _width(rows.n)
     buffer: NDArray[np.floating] = np.empty((rows.n, min(width, rows.size)), dtype)
