@@ -6,7 +6,7 @@
 Every cell is a process of its own with one thread, sides by turns, the median of 3 to 9 runs in it. Against flwr both
 sides start from the bytes of Flower messages and end with the aggregate (ours checks every reply on the way); against
 ByzFL both start from an (n, d) matrix. f is 20% of n, for Bulyan (n − 3) / 4. A side that would need more memory than
---limit is left out. The last table is ours with one thread and with two.
+--limit is left out. Then ours alone, with one thread and with two, and whole rounds of a run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from statistics import median
 
-from common import versions
+from common import trellis, versions
 
 SHAPES = [(n, d) for d in (100_000, 1_000_000) for n in (10, 50, 200)] + [(10, 10_000_000)]
 FROM_BYTES = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "mean")
@@ -26,6 +28,9 @@ FROM_MATRIX = (
     "median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "centered_clipping", "nnm", "nnm_trimmed_mean",
 )  # fmt: skip
 OURS_ALONE = ("bulyan", "norm_bounding", "fltrust", "bucketing_trimmed_mean")
+STRATEGIES = (
+    "fedavg", "robust", "krum", "multi_krum", "bulyan", "median", "trimmed_mean", "geometric_median", "norm_bounding",
+)  # fmt: skip
 THREADED = ("median", "trimmed_mean", "bulyan", "nnm_trimmed_mean")
 CELL = Path(__file__).with_name("robust_cell.py")
 
@@ -99,6 +104,25 @@ def against_the_limit() -> None:
             )
 
 
+def rounds() -> None:
+    """Whole rounds of the main job with 20 clients: what a rule adds to them, runs by turns, medians over three."""
+    print("\n### Rounds of the main job (CNN of 25,706 parameters), 20 clients, 8 rounds, IID\n")
+    print("| strategy | median round, s | over FedAvg |")
+    print("| --- | --: | --: |")
+    seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    for seed in (1, 2, 3):
+        for name in STRATEGIES:
+            with tempfile.TemporaryDirectory() as folder:
+                summary, _ = trellis(
+                    Path(folder), f"strategy={name}", "num_clients=20", "rounds=8", f"seed={seed}",
+                    "task.partition=iid", "evaluate.every=0",
+                )  # fmt: skip
+            seconds[name] += [row["seconds"] for row in summary["history"][1:]]
+    plain = median(seconds["fedavg"])
+    for name, found in seconds.items():
+        print(f"| {name} | {median(found):.3f} | {100 * (median(found) / plain - 1):+.1f}% |")
+
+
 def _ms(found: Cell) -> str:
     return f"{found['seconds'] * 1e3:,.1f}"
 
@@ -116,7 +140,9 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--byzfl", type=Path, metavar="DIR", help="ByzFL's environment")
-    parser.add_argument("--only", choices=("flwr", "byzfl", "limit"), help="one table only")
+    parser.add_argument(
+        "--only", choices=("flwr", "byzfl", "limit", "rounds"), help="one table only"
+    )
     parser.add_argument("--limit", type=float, default=10, metavar="GIB", help="memory of a cell")
     options = parser.parse_args()
     print(versions(), "updates standard normal, seeded by their number")
@@ -129,6 +155,8 @@ def main() -> None:
         compare(title, ("array", "byzfl"), FROM_MATRIX, python, options.limit)
     if options.only in (None, "limit"):
         against_the_limit()
+    if options.only in (None, "rounds"):
+        rounds()
 
 
 if __name__ == "__main__":
