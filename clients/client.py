@@ -155,7 +155,7 @@ class Client:
     @property
     def _remembers(self) -> bool:
         """Whether the trainer keeps state: only then is the disk touched."""
-        return len(getattr(self._trainer, "sections", ())) > 1
+        return bool(getattr(self._trainer, "remembers", False))
 
     def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
         if isinstance(fit, Exception):

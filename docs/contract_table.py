@@ -44,6 +44,17 @@ STAGES: dict[str, tuple[Stage, ...]] = {"": (), "with `clip`": (Clip(),)}
 COMBINERS: dict[str, Combiner] = {
     "mean, by examples": Mean(weighting="examples"),
     "mean, uniform": Mean(weighting="uniform"),
+    "`krum`": Krum(f=0),
+    "`multi_krum`": MultiKrum(f=0),
+    "`bulyan`": Bulyan(f=0),
+    "`median`": Median(f=0),
+    "`trimmed_mean`": TrimmedMean(f=0),
+    "`geometric_median`": GeometricMedian(f=0),
+    "`centered_clipping`": CenteredClipping(f=0),
+    "`norm_bounding`": NormBounding(f=0),
+    "`fltrust`": FLTrust(f=0),
+    "`nnm`": NearestNeighborMixing(f=0),
+    "`bucketing`": Bucketing(f=0),
 }
 SERVERS: dict[str, type[ServerOptimizer]] = {
     "`sgd`": SGD,

@@ -12,6 +12,7 @@ from torch import nn
 
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
 from clients.resident import ResidentModel, arrays_of, buffers_of
+from clients.root import RootTrainer
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
 from clients.tasks.task import fingerprint
@@ -130,13 +131,14 @@ class Assembly:
         pipeline = Pipeline(
             collector=Plain(),
             stages=self.stages(),
-            combiner=build(config.combiner),
+            combiner=build(config.combiner, seed=self._bucket_seed),
             optimizer=build(config.server, population=num_clients),
             sampler=build(config.sampler, population=num_clients),
             admission=Admission(**config.admission.model_dump()),
             quarantine=None if config.quarantine is None else build(config.quarantine),
             client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),
             train_config={**self.hashes, NUM_CLIENTS: num_clients},
+            root=self._root_trainer(num_clients),
         )
         return PipelineStrategy(
             pipeline,
@@ -149,6 +151,17 @@ class Assembly:
             evaluate_every=config.evaluate.every,
             hello=self.hashes,
         )
+
+    @property
+    def _bucket_seed(self) -> int | None:
+        """Of draws that clients should not foresee: the run's only where all clients are the engine's."""
+        return self.config.seed if self.config.backend == "engine" else None
+
+    def _root_trainer(self, num_clients: int) -> RootTrainer | None:
+        if not self.config.task.federation.arguments.get("root_examples"):
+            return None
+        examples = self.data(num_clients).root()
+        return RootTrainer(self.task, self.module, examples, self.trainer, seed=self.config.seed)
 
     def initial_arrays(self) -> ArrayRecord:
         """The whole initial model."""

@@ -10,7 +10,25 @@ from strategies.admission import Admission
 from strategies.contract import Claim, ContractError, Visibility
 from strategies.mod import pipeline_mod
 from strategies.pipeline import Pipeline
-from strategies.presets import fedadagrad, fedadam, fedavg, fedavgm, fedprox, fedyogi, scaffold
+from strategies.presets import (
+    bulyan,
+    centered_clipping,
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedavgm,
+    fedprox,
+    fedyogi,
+    fltrust,
+    geometric_median,
+    krum,
+    median,
+    multi_krum,
+    norm_bounding,
+    robust,
+    scaffold,
+    trimmed_mean,
+)
 from strategies.strategy import PipelineStrategy
 from strategies.update import Layout, Section, Update
 
@@ -24,12 +42,22 @@ __all__ = [
     "Section",
     "Update",
     "Visibility",
+    "bulyan",
+    "centered_clipping",
     "fedadagrad",
     "fedadam",
     "fedavg",
     "fedavgm",
     "fedprox",
     "fedyogi",
+    "fltrust",
+    "geometric_median",
+    "krum",
+    "median",
+    "multi_krum",
+    "norm_bounding",
     "pipeline_mod",
+    "robust",
     "scaffold",
+    "trimmed_mean",
 ]

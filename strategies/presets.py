@@ -6,20 +6,37 @@
 
 All work with vanilla clients, which return weights (set `vanilla=False` where the ClientApp carries
 `strategies.pipeline_mod`); SCAFFOLD needs its client half. Further keywords are `PipelineStrategy`'s.
+
+The robust ones weight every client alike and bear f of a round's clients sending anything at all. A round with too few
+replies for f is tried again, and then skipped; f is never lowered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from strategies.collectors import Plain
-from strategies.combiners import Mean
+from strategies.combiners import (
+    Bulyan,
+    CenteredClipping,
+    FLTrust,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    MultiKrum,
+    NearestNeighborMixing,
+    NormBounding,
+    Robust,
+    TrimmedMean,
+)
 from strategies.pipeline import Pipeline
-from strategies.protocols import ConfigValue
+from strategies.protocols import Combiner, ConfigValue, Job
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
 from strategies.strategy import PipelineStrategy
-from strategies.update import CONTROL, DELTA
+from strategies.update import CONTROL, DELTA, Update
 
 PROXIMAL_MU = "proximal-mu"
 """The setting by which FedProx tells clients μ; Flower's own FedProx uses the same name."""
@@ -28,6 +45,8 @@ PROXIMAL_MU = "proximal-mu"
 def _strategy(
     optimizer: ServerOptimizer,
     *,
+    combiner: Combiner | None = None,
+    root: Callable[[Job], Update] | None = None,
     fraction: float = 1.0,
     vanilla: bool = True,
     train_config: dict[str, ConfigValue] | None = None,
@@ -36,8 +55,10 @@ def _strategy(
     pipeline = Pipeline(
         collector=Plain(vanilla=vanilla),
         sampler=Uniform(fraction=fraction),
+        combiner=combiner or Mean(),
         optimizer=optimizer,
         train_config=train_config or {},
+        root=root,
     )
     return PipelineStrategy(pipeline, **keywords)
 
@@ -90,3 +111,59 @@ def scaffold(
         client_sections=frozenset({DELTA, CONTROL}),
     )
     return PipelineStrategy(pipeline, **keywords)
+
+
+def _robust(rule: Robust, **keywords: Any) -> PipelineStrategy:
+    return _strategy(SGD(), combiner=rule, **keywords)
+
+
+def robust(f: int, rule: Robust | None = None, **keywords: Any) -> PipelineStrategy:
+    """Nearest-neighbour mixing round a rule, the trimmed mean by default (Allouah et al. 2023, Algorithm 2); n > 2f."""
+    return _robust(NearestNeighborMixing(f=f, rule=rule or TrimmedMean()), **keywords)
+
+
+def krum(f: int, **keywords: Any) -> PipelineStrategy:
+    """Krum (Blanchard et al. 2017, §4); n ≥ 2f + 3."""
+    return _robust(Krum(f=f), **keywords)
+
+
+def multi_krum(f: int, keep: int | None = None, **keywords: Any) -> PipelineStrategy:
+    """Multi-Krum, the mean of the `keep` best (n − f for None; Blanchard et al. 2017, §5); n ≥ 2f + 3."""
+    return _robust(MultiKrum(f=f, keep=keep), **keywords)
+
+
+def bulyan(f: int, **keywords: Any) -> PipelineStrategy:
+    """Bulyan, one choice after the other (El Mhamdi et al. 2018, §4); n ≥ 4f + 3."""
+    return _robust(Bulyan(f=f), **keywords)
+
+
+def median(f: int = 0, **keywords: Any) -> PipelineStrategy:
+    """The coordinate-wise median (Yin et al. 2018, Definition 1); n > 2f."""
+    return _robust(Median(f=f), **keywords)
+
+
+def trimmed_mean(f: int, **keywords: Any) -> PipelineStrategy:
+    """The coordinate-wise trimmed mean (Yin et al. 2018, Definition 2); n > 2f."""
+    return _robust(TrimmedMean(f=f), **keywords)
+
+
+def geometric_median(f: int = 0, **keywords: Any) -> PipelineStrategy:
+    """RFA, the geometric median (Pillutla et al. 2022, Algorithm 2); n > 2f."""
+    return _robust(GeometricMedian(f=f), **keywords)
+
+
+def centered_clipping(
+    tau: float | None = None, f: int = 0, iterations: int = 1, **keywords: Any
+) -> PipelineStrategy:
+    """Centred clipping round the last aggregate (Karimireddy et al. 2021, eq. CC); n > 2f."""
+    return _robust(CenteredClipping(f=f, tau=tau, iterations=iterations), **keywords)
+
+
+def norm_bounding(bound: float | None = None, f: int = 0, **keywords: Any) -> PipelineStrategy:
+    """Norm bounding (Sun et al. 2019, §4); n > 2f."""
+    return _robust(NormBounding(f=f, bound=bound), **keywords)
+
+
+def fltrust(root: Callable[[Job], Update], f: int = 0, **keywords: Any) -> PipelineStrategy:
+    """FLTrust (Cao et al. 2021, Algorithm 2). `root` trains the server's own update for a job, on data of its own."""
+    return _robust(FLTrust(f=f), root=root, **keywords)

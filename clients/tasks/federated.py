@@ -51,6 +51,8 @@ class FederatedData:
         shards_per_client: for ``shard``.
         test_fraction: share of a client's examples in its test part, rounded to whole examples. A
             client with two or more has at least one in each part; 0 makes every test part empty.
+        root_examples: set aside for the server, for rules that hold updates against one of its own (FLTrust): drawn
+            evenly from the classes, held by no client, and none of the task's test set.
         seed: of the cut.
 
     Attributes:
@@ -75,6 +77,7 @@ class FederatedData:
         classes_per_client: Annotated[int, Ge(1)] = 2,
         shards_per_client: Annotated[int, Ge(1)] = 2,
         test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2,
+        root_examples: Annotated[int, Ge(0)] = 0,
         seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
         _check_name(partition)
@@ -103,14 +106,17 @@ class FederatedData:
             seed=seed,
         )
         targets = task.train().targets.numpy()
-        parts = cut(settings, targets, task.natural_ids() if partition == "natural" else None)
+        self._root, rest = _set_aside(targets, root_examples, seed)
+        natural = task.natural_ids() if partition == "natural" else None
+        owned = None if natural is None else [natural[row] for row in rest]
+        parts = [rest[part] for part in cut(settings, targets[rest], owned)]
         held = np.array([len(part) for part in parts], dtype=np.int64)
         # Client c holds rows[starts[c] : starts[c + 1]]: its training part, then its test part.
         self._rows = np.concatenate(parts)
         self._starts = np.concatenate([[0], np.cumsum(held)])
         self.sizes = held - _test_sizes(held, test_fraction)
         self.sizes.setflags(write=False)
-        self.unassigned = len(targets) - len(self._rows)
+        self.unassigned = len(rest) - len(self._rows)
         self._title = f"Training data by class: {settings.title()}"
         self._kept: OrderedDict[tuple[int, str], Examples] = OrderedDict()
 
@@ -129,6 +135,10 @@ class FederatedData:
             IndexError: there is no such client.
         """
         return self._part(client, "test")
+
+    def root(self) -> Examples:
+        """The `root_examples` examples that were set aside for the server."""
+        return self._task.train().take(self._root)
 
     def rows(self, client: int) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers in `task.train()` of the client's training part and of its test part.
@@ -182,6 +192,24 @@ class FederatedData:
         if len(self._kept) > _KEPT_PARTS:
             self._kept.popitem(last=False)
         return examples
+
+
+def _set_aside(targets: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for the server, as evenly from the classes as can be, and the rows that are left, in ascending order."""
+    if not 0 <= count < len(targets):
+        raise ValueError(
+            f"root_examples={count}: must be at least 0 and less than the task's {len(targets)} training examples"
+        )
+    everything = np.arange(len(targets))
+    if not count:
+        return everything[:0], everything
+    order = np.random.default_rng(np.random.SeedSequence([seed, count])).permutation(len(targets))
+    labels = targets[order] if targets.ndim == 1 else np.zeros(len(targets), np.int64)
+    turn = np.empty(len(order), np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    chosen = np.sort(order[np.argsort(turn, kind="stable")[:count]])
+    return chosen, np.setdiff1d(everything, chosen)
 
 
 def _test_sizes(held: np.ndarray, fraction: float) -> np.ndarray:

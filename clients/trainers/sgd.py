@@ -19,6 +19,8 @@ from strategies.ranges import Ranged
 from strategies.update import DELTA, Layout, Section
 
 Settings = Mapping[str, object]
+_MOMENTUM = "momentum"
+"""What a client's state calls its mean over rounds."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -76,6 +78,9 @@ class SGD(Ranged):
         momentum: of the local optimiser, forgotten between rounds.
         weight_decay: L2 penalty added to the gradient.
         max_grad_norm: gradients are clipped to this L2 norm; None clips nothing.
+        worker_momentum: β of a mean over rounds, which is sent in place of the round's own change Δ: m ← β·m + (1 − β)·Δ,
+            at first m = Δ. It lets robust rules tell noise from lies (Karimireddy et al. 2021, "Learning from History
+            for Byzantine Robust Optimization", Algorithm 2); the client remembers it.
         device: `auto` is CUDA where there is one; otherwise a torch device.
         amp: forward passes in bfloat16, on CUDA only. No loss is scaled, so gradients are true and may be clipped.
     """
@@ -86,6 +91,7 @@ class SGD(Ranged):
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     weight_decay: Annotated[float, Ge(0)] = 0.0
     max_grad_norm: Annotated[float, Gt(0)] | None = None
+    worker_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     device: str = "auto"
     amp: bool = False
 
@@ -93,6 +99,11 @@ class SGD(Ranged):
     stackable: ClassVar[bool] = True
     """Whether `step` and `correct` may be called with rows of several clients. A subclass says so for itself: its own
     must work on the last dimension, whatever the order of the coordinates in it, and draw no random numbers."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep a state from round to round."""
+        return self.worker_momentum > 0 or len(self.sections) > 1
 
     @property
     def torch_device(self) -> str:
@@ -145,6 +156,9 @@ class SGD(Ranged):
                 f" (now {self.lr:g}) or set client.max_grad_norm"
             )
         extra, state = self.conclude(job, sections[DELTA], len(losses))
+        if self.worker_momentum:
+            mean = _moving_mean(job.state.get(_MOMENTUM), sections[DELTA], self.worker_momentum)
+            extra, state = {**extra, DELTA: mean}, {**state, _MOMENTUM: mean.vector}
         metrics = {"train_loss": math.fsum(losses) / len(losses)}
         return Fit({**sections, **extra}, len(job.examples), metrics, state)
 
@@ -225,6 +239,14 @@ class SGD(Ranged):
     ) -> tuple[dict[str, Section], dict[str, NDArray[np.float32]]]:
         """Further sections of the update, and the state to remember."""
         return {}, {}
+
+
+def _moving_mean(earlier: NDArray[np.float32] | None, delta: Section, beta: float) -> Section:
+    """β·m + (1 − β)·Δ, or Δ where there is no m of that length yet."""
+    if earlier is None or earlier.shape != delta.vector.shape:
+        return delta
+    mean = earlier * np.float32(beta) + delta.vector * np.float32(1 - beta)
+    return Section(mean, delta.layout)
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -207,7 +207,7 @@ class Config(_Settings):
     client: Annotated[TargetNode, Part(needs=("fit",))]
     clip: Annotated[TargetNode | None, Part(needs=("check", "encode", "decode"))] = None
     attack: Annotated[TargetNode | None, Part(base="strategies.attacks.Attack")] = None
-    combiner: Annotated[TargetNode, Part(needs=("check", "begin"))]
+    combiner: Annotated[TargetNode, Part(needs=("check", "begin"), offered=frozenset({"seed"}))]
     server: Annotated[
         TargetNode, Part(needs=("check", "begin", "step"), offered=frozenset({"population"}))
     ]

@@ -1,5 +1,27 @@
-"""Rules that make one update of many."""
+"""Rules that make one update of many: the mean, and rules that bear clients which may send anything."""
 
+from strategies.combiners.bulyan import Bulyan
+from strategies.combiners.clipping import CenteredClipping, NormBounding
+from strategies.combiners.coordinates import Median, TrimmedMean
+from strategies.combiners.fltrust import FLTrust
+from strategies.combiners.geometric_median import GeometricMedian
+from strategies.combiners.krum import Krum, MultiKrum
 from strategies.combiners.mean import Mean
+from strategies.combiners.mixing import Bucketing, NearestNeighborMixing
+from strategies.combiners.robust import Robust
 
-__all__ = ["Mean"]
+__all__ = [
+    "Bucketing",
+    "Bulyan",
+    "CenteredClipping",
+    "FLTrust",
+    "GeometricMedian",
+    "Krum",
+    "Mean",
+    "Median",
+    "MultiKrum",
+    "NearestNeighborMixing",
+    "NormBounding",
+    "Robust",
+    "TrimmedMean",
+]

@@ -1,0 +1,70 @@
+"""The server's own update, from root data that no client has: what FLTrust holds the clients' updates against.
+
+The server trains as a client would, with the clients' own trainer, on examples set aside for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from clients.resident import ResidentModel
+from clients.tasks import Examples, Task
+from clients.trainers import SGD, FitJob
+from strategies.protocols import Job
+from strategies.seeds import integer
+from strategies.update import Update
+from strategies.wire import ARRAYS, unpack_model
+
+_SERVER = -1
+"""The server's place among logical ids, which count from 0."""
+
+
+class RootTrainer:
+    """Called with a round's job, gives the update that its root data make of the job's model.
+
+    Args:
+        task: loss and metrics.
+        module: the architecture; its weights come with each job.
+        examples: the root data.
+        trainer: how clients fit.
+        seed: the run's.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        module: Callable[[], nn.Module],
+        examples: Examples,
+        trainer: SGD,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self._task, self._module, self._examples = task, module, examples
+        self._trainer, self._seed = trainer, seed
+        self._model: ResidentModel | None = None
+
+    def __call__(self, job: Job) -> Update:
+        """The update, with the sections that the trainer makes.
+
+        Raises:
+            TrainingDivergedError: the loss on the root data is not finite.
+        """
+        arrays = unpack_model(job.records[ARRAYS])
+        if self._model is None:
+            self._model = ResidentModel(self._module(), arrays, self._trainer.torch_device)
+        fitted = self._trainer.fit_one(
+            FitJob(
+                client=_SERVER,
+                arrays=arrays,
+                broadcast={},
+                examples=self._examples,
+                seed=integer(self._seed, "root", job.round),
+                state={},
+                settings=job.config,
+            ),
+            self._model,
+            self._task,
+        )
+        return Update(fitted.sections, float(fitted.num_examples), (), job.version)
