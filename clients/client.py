@@ -15,12 +15,13 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.poisoning import DataPoisoning
 from clients.resident import Arrays, ResidentModel
 from clients.store import ClientStore
-from clients.tasks import FederatedData, Task, evaluate
+from clients.tasks import Examples, FederatedData, Task, evaluate
 from clients.trainers import SGD, Fit, FitJob
 from clients.trainers.together import fit_together
-from strategies.attacks import Attack
+from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.pipeline import encode
 from strategies.protocols import Stage
 from strategies.records import record_in, records_in
@@ -84,6 +85,7 @@ class Client:
         self._stages, self._store = tuple(stages), store
         self._seed, self._hashes = seed, dict(hashes or {})
         self._attack = attack
+        self._liars: dict[int, frozenset[int]] = {}
         self._together = together
         self._model: ResidentModel | None = None
 
@@ -144,13 +146,43 @@ class Client:
             client=client,
             arrays=arrays,
             broadcast={
-                name: _flat(record, name) for name, record in records.items() if name != ARRAYS
+                name: _flat(record, name)
+                for name, record in records.items()
+                if name not in self._not_broadcast
             },
-            examples=data.train(client),
+            examples=self._examples(data, client),
             seed=integer(self._seed, "train", _integer(config, "server-round"), client),
             state=self._store.load(client, _integer(config, "included")) if self._remembers else {},
             settings=dict(config.items()),
         )
+
+    @property
+    def _not_broadcast(self) -> set[str]:
+        """Records that hold something else than one vector for the trainer; only liars look for a lie."""
+        return {ARRAYS, LIE} if isinstance(self._attack, Omniscient) else {ARRAYS}
+
+    def _examples(self, data: FederatedData, client: int) -> Examples:
+        examples = data.train(client)
+        if isinstance(self._attack, DataPoisoning) and self._is_liar(client, data.num_clients):
+            rng = generator(self._seed, "poisoned examples", client)
+            examples = self._attack.corrupt(examples, self._task, rng)
+        return examples
+
+    def _is_liar(self, client: int, num_clients: int) -> bool:
+        if self._attack is None:
+            return False
+        if num_clients not in self._liars:
+            self._liars[num_clients] = self._attack.attackers(num_clients, self._seed)
+        return client in self._liars[num_clients]
+
+    def _lie(self, update: Update, message: Message, round_number: int) -> Update:
+        """What is sent in place of an update: itself, unless the client has been told to lie."""
+        (client,), count = update.members, _integer(_config(message), NUM_CLIENTS)
+        if self._attack is None or not self._is_liar(client, count):
+            return update
+        told = record_in(message.content, LIE, ArrayRecord)
+        lies = {} if told is None else {name: _flat(told, name) for name in told}
+        return self._attack.tell(update, Attacker(client, round_number, count, self._seed, lies))
 
     @property
     def _remembers(self) -> bool:
@@ -171,13 +203,8 @@ class Client:
         )
         if fit.state:
             self._store.propose(job.client, _integer(config, "included"), round_number, fit.state)
-        if self._attack is not None and job.client in self._attack.attackers(
-            _integer(config, NUM_CLIENTS), self._seed
-        ):
-            update = self._attack.poison(
-                update, generator(self._seed, "attack", round_number, job.client)
-            )
-        encoded = encode(update, self._stages, config, job.client)
+        lie = self._lie(update, message, round_number)
+        encoded = encode(lie, self._stages, config, job.client)
         return Message(
             write_update(encoded, client=job.client, round_number=round_number), reply_to=message
         )

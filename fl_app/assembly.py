@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from math import ceil
 
@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
+from clients.poisoning import DataPoisoning
 from clients.resident import ResidentModel, arrays_of, buffers_of
 from clients.root import RootTrainer
 from clients.store import ClientStore
@@ -18,11 +19,13 @@ from clients.tasks import FederatedData, Task, evaluate
 from clients.tasks.task import fingerprint
 from clients.trainers import SGD
 from fl_app.batching import Batching, plan_batching
+from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
 from fl_app.config.targets import build
-from fl_app.engine import resolve_workers
+from fl_app.engine import Adversary, resolve_workers
 from fl_app.identity import code_hash
 from strategies.admission import Admission
+from strategies.attacks import Attack, Omniscient
 from strategies.collectors import Plain
 from strategies.contract import Claim
 from strategies.pipeline import Pipeline
@@ -38,13 +41,36 @@ class Assembly:
 
     Args:
         config: a composed configuration.
+
+    Raises:
+        ConfigError: a part refuses its settings, or the attack the task.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.task: Task = build(config.task, directory=config.directory)
         self.trainer: SGD = build(config.client)
+        self.attack = self._attack()
         self._data: dict[int, FederatedData] = {}
+
+    def _attack(self) -> Attack | None:
+        node = self.config.attack
+        if node is None:
+            return None
+        attack: Attack = build(node, directory=self.config.directory)
+        if isinstance(attack, DataPoisoning):
+            try:
+                attack.check(self.task)
+            except ValueError as error:
+                raise ConfigError([Fault("attack", str(error), node.name)]) from error
+        return attack
+
+    @cached_property
+    def adversary(self) -> Adversary | None:
+        """The mind behind the run's attackers, where these know what the honest send."""
+        if not isinstance(self.attack, Omniscient):
+            return None
+        return Adversary(self.attack, self.stages(), self.config.seed)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -107,7 +133,6 @@ class Assembly:
         Args:
             simulated: whether the clients are the engine's, some of which may be told to lie.
         """
-        attack = build(self.config.attack) if simulated and self.config.attack is not None else None
         return Client(
             self.task,
             self.module(),
@@ -117,7 +142,7 @@ class Assembly:
             store=ClientStore(self.config.client_state_dir),
             seed=self.config.seed,
             hashes=self.hashes,
-            attack=attack,
+            attack=self.attack if simulated else None,
             together=simulated and self.batching.size > 1,
         )
 
@@ -168,8 +193,10 @@ class Assembly:
         return pack_model(arrays_of(self.module()))
 
     def evaluator(self) -> Callable[[int, ArrayRecord], MetricRecord]:
-        """Central evaluation on the task's test set; holds one model for all rounds."""
+        """Central evaluation on the task's test set, and how far an attack has come; holds one model for all rounds."""
         examples, device = self.task.test(), self.trainer.torch_device
+        goal = self.attack.goal(self.task) if isinstance(self.attack, DataPoisoning) else None
+        batch_size = self.config.evaluate.batch_size
         model: ResidentModel | None = None
 
         def evaluate_model(round_number: int, arrays: ArrayRecord) -> MetricRecord:
@@ -177,13 +204,11 @@ class Assembly:
             named = unpack_model(arrays)
             model = model or ResidentModel(self.module(), named, device)
             model.load(named)
-            found: Mapping[str, float] = evaluate(
-                model.module,
-                self.task,
-                examples,
-                device=device,
-                batch_size=self.config.evaluate.batch_size,
+            found = evaluate(
+                model.module, self.task, examples, device=device, batch_size=batch_size
             )
+            if goal is not None:
+                found[goal.name] = goal.reached(model.module, device, batch_size)
             return MetricRecord(
                 {name: value for name, value in found.items() if name != "num_examples"}
             )

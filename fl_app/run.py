@@ -24,7 +24,7 @@ from fl_app.cli.console import Console
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config
 from fl_app.config.targets import build
-from fl_app.engine import EngineGrid, make_pool
+from fl_app.engine import AdversaryPool, ClientPool, EngineGrid, make_pool
 from fl_app.engine.allocator import keep_freed_memory
 from fl_app.folder import RunFolder
 from fl_app.services.curves import draw_curves
@@ -247,6 +247,7 @@ class _Run:
 
     def state_dict(self) -> State:
         """What a checkpoint holds: the strategy's state, and the record so far."""
+        adversary = self.assembly.adversary
         return {
             "strategy": self.strategy.state_dict(),
             "run_id": str(self.summary.header["run_id"]),
@@ -257,11 +258,14 @@ class _Run:
             "config_hash": self.config.identity_hash(),
             "data_hash": self.assembly.data_hash,
             "wall_seconds": self.summary.wall_seconds,
+            **({} if adversary is None else {"adversary": adversary.state_dict()}),
         }
 
     def load_state_dict(self, state: State) -> None:
         """Goes on where a checkpoint was written."""
         self.strategy.load_state_dict(mapping_in(state, "strategy"))
+        if self.assembly.adversary is not None:
+            self.assembly.adversary.load_state_dict(mapping_in(state, "adversary"))
         stored = state["history"]
         assert isinstance(stored, np.ndarray)
         history: list[Row] = json.loads(stored.tobytes())
@@ -328,7 +332,11 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
     def factory() -> Any:
         return assembly.client(simulated=True).answer
 
-    with closing(make_pool(factory, assembly.workers(num_clients))) as pool:
+    pool: ClientPool = make_pool(factory, assembly.workers(num_clients))
+    if assembly.adversary is not None:
+        attackers = assembly.adversary.attack.attackers(num_clients, config.seed)
+        pool = AdversaryPool(pool, assembly.adversary, attackers)
+    with closing(pool):
         pool.start()  # now, so that its faults and its time are not the first round's
         yield EngineGrid(
             pool,
@@ -338,6 +346,7 @@ def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator
             work=lambda client: float(data.sizes[client]) * epochs,
             together=assembly.batching.size,
             start=begin,
+            whole_rounds=assembly.adversary is not None,
         )
 
 

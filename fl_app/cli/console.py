@@ -97,6 +97,9 @@ def _cells(row: Row, total: int) -> dict[str, str]:
             "-" if number is None else str(number) for number in people
         ),
     }
+    for name in ("backdoor_success", "label_flip_success"):
+        if name in row:
+            cells[name.removesuffix("_success")] = _figure(row[name], 4)
     if row.get("epsilon") is not None:
         cells["epsilon"] = _figure(row["epsilon"], 3)
     return cells

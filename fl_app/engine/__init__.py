@@ -4,6 +4,7 @@ A run on it is deterministic: it depends on the seed and the settings, not on th
 speed. Server code does not know it from Flower's own grids.
 """
 
+from fl_app.engine.adversary import Adversary, AdversaryPool
 from fl_app.engine.answering import Answer, one_by_one
 from fl_app.engine.clock import VirtualClock
 from fl_app.engine.devices import DeviceModel, Occasion
@@ -14,6 +15,8 @@ from fl_app.engine.roster import Roster
 from fl_app.engine.worker import WorkerError
 
 __all__ = [
+    "Adversary",
+    "AdversaryPool",
     "Answer",
     "ClientPool",
     "DeviceModel",

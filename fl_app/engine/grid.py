@@ -71,7 +71,8 @@ class EngineGrid(Grid):
       (`NODE_UNAVAILABLE` after `detection_seconds`) or for a node that does not exist (`NODE_UNAVAILABLE` at once).
     * Requests are taken as they are when pushed, but array records are shared, not copied: leave them as they are.
     * Client code runs in the order in which replies are due, in batches of at most 256 messages or 256 MiB of request
-      arrays, no client twice in one; each batch is cut into chunks whose size depends on the batch alone.
+      arrays (of all that are on their way, with `whole_rounds`), no client twice in one; each batch is cut into chunks
+      whose size depends on the batch alone.
 
     What it reads of a request's `config` record, each an int: `server-round` (absent: outside any round, no drop-outs),
     `attempt` (absent: 0), `phase` and `phases` (absent: 0 of 1). Requests of type `train` train; any others, subtypes
@@ -87,6 +88,8 @@ class EngineGrid(Grid):
         max_chunk: requests given to client code at once, at most.
         together: requests that client code gains from being given at once; 1 where it goes through them one by one.
         start: virtual time at the beginning, in seconds.
+        whole_rounds: a batch is everything that is on its way, for a pool that must see a round's requests together;
+            the replies of a round are then held in memory together, too.
 
     Attributes:
         clock: virtual time.
@@ -105,6 +108,7 @@ class EngineGrid(Grid):
         max_chunk: int = 32,
         together: int = 1,
         start: float = 0.0,
+        whole_rounds: bool = False,
     ) -> None:
         self.clock = VirtualClock(start)
         self.roster = Roster(num_clients)
@@ -114,6 +118,7 @@ class EngineGrid(Grid):
         self._work = work
         self._max_chunk = max_chunk
         self._together = together
+        self._most = (math.inf, math.inf) if whole_rounds else (_BATCH_MESSAGES, _BATCH_BYTES)
         self._count = 0
         self._parcels: dict[str, _Parcel] = {}
         self._pending: list[_Pending] = []
@@ -292,10 +297,11 @@ class EngineGrid(Grid):
         batch: list[_Pending] = []
         clients: set[int] = set()
         size = 0
-        while self._pending and len(batch) < _BATCH_MESSAGES:
+        most_messages, most_bytes = self._most
+        while self._pending and len(batch) < most_messages:
             _, client, _, parcel = self._pending[0]
             if parcel.request is not None:
-                full = len(batch) >= _CHUNKS_PER_BATCH and size + parcel.size > _BATCH_BYTES
+                full = len(batch) >= _CHUNKS_PER_BATCH and size + parcel.size > most_bytes
                 if client in clients or full:
                     break
                 batch.append(self._pending[0])

@@ -19,7 +19,7 @@ from fl_app.report.grouping import (
 from fl_app.report.statistics import Difference, Estimate, estimate, paired
 from fl_app.report.text import said
 
-_LOWER_IS_BETTER = ("loss", "error", "perplexity", "seconds")
+_LOWER_IS_BETTER = ("loss", "error", "perplexity", "seconds", "backdoor", "label_flip")
 _NAMED = 20
 """Values that a refusal lists."""
 

@@ -6,47 +6,14 @@ scaling is model replacement's boost (Bagdasaryan et al. 2020, "How To Backdoor 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt
 
-from strategies.ranges import Ranged
-from strategies.seeds import generator
-from strategies.update import Section, Update, Vector
-
-
-@dataclass(frozen=True)
-class Attack(Ranged):
-    """A share of the clients, drawn once for the run, whose updates are replaced.
-
-    Attributes:
-        fraction: of all clients, rounded to whole ones.
-    """
-
-    fraction: Annotated[float, Ge(0), Le(1)] = 0.2
-
-    def attackers(self, num_clients: int, seed: int) -> frozenset[int]:
-        """Logical ids of those who lie, the same for the whole run."""
-        chosen = generator(seed, "attackers").permutation(num_clients)[
-            : round(self.fraction * num_clients)
-        ]
-        return frozenset(int(client) for client in chosen)
-
-    def poison(self, update: Update, rng: np.random.Generator) -> Update:
-        """What an attacker sends in place of its honest update: every section is replaced."""
-        sections = {
-            name: Section(
-                self.lie(section.vector, rng).astype(np.float32, copy=False), section.layout
-            )
-            for name, section in update.sections.items()
-        }
-        return replace(update, sections=sections)
-
-    def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
-        """The lie told for one honest (d,) float32 vector, which must not be changed."""
-        raise TypeError(f"{type(self).__name__} does not say what its attackers send")
+from strategies.attacks.attack import Attack
+from strategies.update import Vector
 
 
 @dataclass(frozen=True)

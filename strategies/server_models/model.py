@@ -54,19 +54,15 @@ class ServerModel:
         travelling = [
             name for name in arrays if any(fnmatchcase(name, pattern) for pattern in travel)
         ]
-        self.kinds = {name: _kind(name, arrays[name], buffers) for name in travelling}
+        self.kinds, parts = sections_of({name: arrays[name] for name in travelling}, buffers)
         self._home = {name: np.array(arrays[name]) for name in arrays if name not in self.kinds}
-        parts = {
-            kind: Layout.of({n: arrays[n] for n, k in self.kinds.items() if k == kind})
-            for kind in _KINDS
-        }
         if not parts[DELTA].size:
             raise ValueError(
                 f"no parameter travels: of {len(arrays)} arrays none matches {', '.join(travel)}"
             )
         # Integers in float64 are exact to 2^53.
-        self._vectors = {kind: _gather(parts[kind], arrays) for kind in _KINDS if parts[kind].names}
-        self._layouts = {kind: parts[kind] for kind in self._vectors}
+        self._layouts = {kind: layout for kind, layout in parts.items() if layout.names}
+        self._vectors = {kind: _gather(layout, arrays) for kind, layout in self._layouts.items()}
         self.layouts = self._layouts | dict.fromkeys(optimizer.sections, parts[DELTA])
         optimizer.begin(parts[DELTA].size)
         self.version = 0
@@ -139,6 +135,26 @@ class ServerModel:
 
 
 _KINDS = (DELTA, BUFFERS, COUNTERS)
+
+
+def sections_of(
+    arrays: Arrays, buffers: Collection[str] | None
+) -> tuple[dict[str, str], dict[str, Layout]]:
+    """The section that each travelling array's change belongs to, and the layout of each kind of section.
+
+    Args:
+        arrays: those that travel, in their order.
+        buffers: as for `ServerModel`.
+
+    Raises:
+        ValueError: an array is neither of floats nor of integers.
+    """
+    kinds = {name: _kind(name, array, buffers) for name, array in arrays.items()}
+    layouts = {
+        kind: Layout.of({name: arrays[name] for name, its in kinds.items() if its == kind})
+        for kind in _KINDS
+    }
+    return kinds, layouts
 
 
 def _kind(name: str, array: NDArray[np.generic], buffers: Collection[str] | None) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies.attacks import Attack, Gaussian, NotANumber, Scaling, SignFlip, Zero
-from strategies.update import CONTROL, DELTA, Layout, Section, Update
+from strategies.update import CONTROL, COUNTERS, DELTA, Layout, Section, Update
 
 LAYOUT = Layout(("w",), ((5,),))
 HONEST = np.arange(-2, 3, dtype=np.float32)
@@ -29,6 +29,17 @@ def test_each_attack_sends_what_it_says_in_every_section(section):
     np.testing.assert_array_equal(poisoned(Scaling(factor=10), section), 10 * HONEST)
     np.testing.assert_array_equal(poisoned(Zero(), section), 0 * HONEST)
     assert np.isnan(poisoned(NotANumber(), section)).all()
+
+
+def test_counters_stay_as_they_are():
+    sections = {DELTA: Section(HONEST, LAYOUT), COUNTERS: Section(HONEST, LAYOUT)}
+    lie = Scaling().poison(Update(sections, 1.0, (0,), 0), np.random.default_rng(0))
+    np.testing.assert_array_equal(lie.sections[COUNTERS].vector, HONEST)
+
+
+def test_an_attack_that_says_nothing_is_told_so():
+    with pytest.raises(TypeError, match="Attack does not say"):
+        poisoned(Attack())
 
 
 def test_gaussian_noise_has_the_deviation_asked_for():
