@@ -135,10 +135,17 @@ class Pipeline:
         return self.quarantine.judge(round_number, updates, refused)
 
     def _least_clients(self, there: int) -> int:
-        """Clients that must be there to ask for the quorum and the rule to have their inputs."""
-        needed = max(self.admission.quorum, getattr(self.combiner, "least_inputs", 1))
+        """Of so many clients that are there, how many must be left for the quorum and the rule to have their inputs."""
+        least = getattr(self.combiner, "least_inputs", lambda planned: 1)
         cohort = getattr(self.sampler, "cohort", lambda available: available)
-        return next((count for count in range(needed, there) if cohort(count) >= needed), there)
+        planned = self.claim.inputs
+
+        def enough(count: int) -> bool:
+            asked: int = cohort(count)
+            needed: int = least(asked if planned is None else planned)
+            return asked >= max(self.admission.quorum, needed)
+
+        return next((count for count in range(1, there) if enough(count)), there)
 
     def _order(self) -> Iterable[Checked]:
         # The collector decides whether clients run their halves at all, so it speaks before the stages do.
