@@ -11,18 +11,34 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+
 from strategies.collectors import Plain
-from strategies.combiners import Mean
+from strategies.combiners import (
+    Bucketing,
+    Bulyan,
+    CenteredClipping,
+    FLTrust,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    MultiKrum,
+    NearestNeighborMixing,
+    NormBounding,
+    TrimmedMean,
+)
 from strategies.contract import Claim, ContractError
 from strategies.pipeline import Pipeline
-from strategies.protocols import Collector, Combiner, Stage
+from strategies.protocols import Collector, Combiner, Job, Stage
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
 from strategies.stages import Clip
-from strategies.update import CONTROL, DELTA
+from strategies.update import CONTROL, DELTA, Section, Update
 
 BEGIN, END = "<!-- contract:begin -->", "<!-- contract:end -->"
 
@@ -65,6 +81,15 @@ SERVERS: dict[str, type[ServerOptimizer]] = {
 }
 
 
+def root_update(job: Job) -> Update:
+    """The server's own update, where a rule asks for one: 1 everywhere."""
+    sections = {
+        name: Section(np.ones(layout.size, np.float32), layout)
+        for name, layout in job.layouts.items()
+    }
+    return Update(sections, 1.0, (), job.version)
+
+
 @dataclass(frozen=True)
 class Combination:
     """One choice of each part, by name."""
@@ -80,9 +105,10 @@ class Combination:
         return Pipeline(
             collector=clients.collector,
             stages=STAGES[self.stage],
-            combiner=COMBINERS[self.combiner],
+            combiner=copy(COMBINERS[self.combiner]),  # some remember their rounds
             optimizer=SERVERS[self.server](),
             client_sections=clients.sections,
+            root=root_update,
         )
 
     def answer(self) -> Claim | ContractError:

@@ -108,8 +108,9 @@ class FederatedData:
         targets = task.train().targets.numpy()
         self._root, rest = _set_aside(targets, root_examples, seed)
         natural = task.natural_ids() if partition == "natural" else None
-        owned = None if natural is None else [natural[row] for row in rest]
-        parts = [rest[part] for part in cut(settings, targets[rest], owned)]
+        if natural is not None and len(natural) == len(targets):  # `cut` refuses any other number
+            natural = [natural[row] for row in rest]
+        parts = [rest[part] for part in cut(settings, targets[rest], natural)]
         held = np.array([len(part) for part in parts], dtype=np.int64)
         # Client c holds rows[starts[c] : starts[c + 1]]: its training part, then its test part.
         self._rows = np.concatenate(parts)

@@ -78,8 +78,8 @@ class SGD(Ranged):
         momentum: of the local optimiser, forgotten between rounds.
         weight_decay: L2 penalty added to the gradient.
         max_grad_norm: gradients are clipped to this L2 norm; None clips nothing.
-        worker_momentum: β of a mean over rounds, which is sent in place of the round's own change Δ: m ← β·m + (1 − β)·Δ,
-            at first m = Δ. It lets robust rules tell noise from lies (Karimireddy et al. 2021, "Learning from History
+        worker_momentum: β of a mean over rounds, sent in place of the round's own change Δ: m ← β·m + (1 − β)·Δ, at
+            first m = Δ. It lets robust rules tell noise from lies (Karimireddy et al. 2021, "Learning from History
             for Byzantine Robust Optimization", Algorithm 2); the client remembers it.
         device: `auto` is CUDA where there is one; otherwise a torch device.
         amp: forward passes in bfloat16, on CUDA only. No loss is scaled, so gradients are true and may be clipped.

@@ -42,7 +42,7 @@ def expected(combination) -> str | None:
     if vanilla and combination.stage:
         return "Clip"
     if combination.server == "`scaffold`":
-        sound = sends_control and combination.combiner == "mean, uniform"
+        sound = sends_control and combination.combiner != "mean, by examples"
         return None if sound else "SCAFFOLD's server"
     return f"server {script.SERVERS[combination.server].__name__}" if sends_control else None
 
@@ -70,22 +70,24 @@ def test_what_composes_runs_and_moves_the_model(combination):
     if answer.client_half:
 
         def change(client, number, arrays):
-            return dict.fromkeys(answer.sections, np.float32([3.0, -4.0]))
+            return dict.fromkeys(answer.sections, np.float32([3.0, 4.0]))
 
         node = trellis_node(change, stages=pipeline.stages)
     else:
-        node = vanilla_node(lambda arrays: {"w": arrays["w"] + np.float32([3.0, -4.0])})
+        node = vanilla_node(lambda arrays: {"w": arrays["w"] + np.float32([3.0, 4.0])})
     one = PipelineStrategy(pipeline, federated_every=0)
-    one.start(ScriptedGrid({1: node, 2: node}), pack_model(parameters(0, 0)), num_rounds=2)
+    one.start(
+        ScriptedGrid(dict.fromkeys(range(1, 4), node)), pack_model(parameters(0, 0)), num_rounds=2
+    )
     assert pipeline.admission.refusals == {}
-    assert one.model.parameters[0] > 0 > one.model.parameters[1]
+    assert (one.model.parameters > 0).all()
 
 
 @pytest.mark.parametrize(
     ("package", "table", "besides"),
     [
         (strategies.stages, [part for parts in script.STAGES.values() for part in parts], ()),
-        (strategies.combiners, list(script.COMBINERS.values()), ()),
+        (strategies.combiners, list(script.COMBINERS.values()), (strategies.combiners.Robust,)),
         (strategies.collectors, [clients.collector for clients in script.CLIENTS.values()], ()),
         (
             strategies.server_models,
