@@ -33,6 +33,10 @@ AGREEMENT_SPREAD = 2.0
 """Deviations of the round's clients by which a client's agreement must fall short as well."""
 AGREEMENT_SHARE = 0.1
 """Of the median client's agreement: a client that has less is against the others, or beside them."""
+CORRELATION_SPREAD = 3.0
+"""Times the median client's highest correlation that those of a group must reach as well, …"""
+CORRELATION_CERTAIN = 0.85
+"""… and the correlation that is enough whatever the others' are."""
 _LEAST_SPREAD = 0.01
 
 
@@ -77,12 +81,12 @@ class Detector(Ranged):
     Attributes:
         excess: the mean excess from which a client is flagged.
         certain: the excess of one round from which it is flagged whatever it did before.
-        correlation: of the residuals of two clients, from which they are one group.
+        correlation: of the residuals of two clients, from which they are one group; more where clients are alike.
     """
 
     excess: Annotated[float, Gt(0)] = 1.3
     certain: Annotated[float, Gt(0)] = 2.5
-    correlation: Annotated[float, Gt(0), Le(1)] = 0.85
+    correlation: Annotated[float, Gt(0), Le(1)] = 0.5
     _excesses: dict[int, Average] = field(default_factory=dict, init=False)
     _agreements: dict[int, Average] = field(default_factory=dict, init=False)
     _spreads: tuple[Average, Average] = field(
@@ -155,7 +159,7 @@ class Detector(Ranged):
         """Against the others, or unrelated to them: flipped signs, noise."""
         means = _remember(self._agreements, clients, scores.agreement)
         middle = float(np.median(means))
-        spread = max(_LEAST_SPREAD, self._spreads[1].add(deviation(scores.agreement)))
+        spread = max(_LEAST_SPREAD, self._spreads[1].add(deviation(-scores.agreement)))
         least = min(
             AGREEMENT_SHARE * middle, middle - AGREEMENT_SPREAD * _wider(len(clients)) * spread
         )
@@ -169,7 +173,9 @@ class Detector(Ranged):
         """More alike than separate data make anyone: colluders, copies."""
         n = len(clients)
         mask, texts = np.zeros(n, bool), [""] * n
-        for group in groups(scores.correlation, self.correlation):
+        highest = (scores.correlation - 2 * np.eye(n)).max(axis=1)
+        usual = min(CORRELATION_SPREAD * float(np.median(highest)), CORRELATION_CERTAIN)
+        for group in groups(scores.correlation, max(self.correlation, usual)):
             if 2 * len(group) >= n:  # the majority is what the others are held against
                 continue
             mask[group] = True

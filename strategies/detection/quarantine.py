@@ -50,7 +50,7 @@ class Quarantine(Ranged):
     max_fraction: Annotated[float, Ge(0), Le(1)] = 0.5
     excess: Annotated[float, Gt(0)] = 1.3
     certain: Annotated[float, Gt(0)] = 2.5
-    correlation: Annotated[float, Gt(0), Le(1)] = 0.85
+    correlation: Annotated[float, Gt(0), Le(1)] = 0.5
     records: dict[int, Record] = field(default_factory=dict, init=False)
     _there: frozenset[int] = field(default=frozenset(), init=False)
     _keep: int = field(default=0, init=False)

@@ -26,6 +26,8 @@ _BLOCK_ELEMENTS = 1 << 17
 """Elements of a float64 block over all updates: a megabyte, about a core's second-level cache."""
 _LEAST_COSINE = 0.02
 """Cosines to the reference below it count as this much: who sends noise has some cosine by chance."""
+_NEAR = 0.25
+"""Of the median distance to the reference: a residual shorter than that correlates with its like only."""
 _STEPS = 50
 """Of Weiszfeld's iteration at most; it gains a digit in a few."""
 
@@ -56,7 +58,8 @@ class Scores:
             client for the same progress along r. Not finite where the update is zero.
         agreement: the mean over the weight matrices of the cosine between the client's array and the sum of all the
             others', each scaled to length 1: who lies long or often still has one voice among n, and none about itself.
-        correlation: (n, n), cosines between the residuals u − r; 0 where a residual is zero.
+        correlation: (n, n), cosines between the residuals u − r; 0 between
+            one much shorter than usual and one that is not, 1 where both are zero.
     """
 
     norm: Matrix
@@ -121,7 +124,7 @@ def score(found: Grams) -> Scores:
         cosine=cosine,
         excess=_excess(norm, cosine),
         agreement=agreement(found.arrays),
-        correlation=_ratio(between, np.outer(distances, distances)),
+        correlation=_correlation(between, distances),
     )
 
 
@@ -177,8 +180,12 @@ def groups(correlation: Matrix, least: float) -> list[list[int]]:
 
 
 def deviation(values: Matrix) -> float:
-    """A standard deviation that less than half of the values can't spoil: 1.4826 · median |x − median|."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    """A standard deviation from the lower half of the values, 1.4826 · median (median − x | x ≤ median).
+
+    Outliers above the median, less than half of all, hardly move it; of a symmetric measure they have twice the say.
+    """
+    middle = np.median(values)
+    return 1.4826 * float(np.median(middle - values[values <= middle]))
 
 
 def _excess(norm: Matrix, cosine: Matrix) -> Matrix:
@@ -190,6 +197,17 @@ def _excess(norm: Matrix, cosine: Matrix) -> Matrix:
         return np.asarray(
             np.log(norm / middle) + np.log(typical / np.maximum(cosine, _LEAST_COSINE))
         )
+
+
+def _correlation(between: Matrix, distances: Matrix) -> Matrix:
+    correlation = _ratio(between, np.outer(distances, distances))
+    # A geometric median may fall on several equal updates, and they are still equal.
+    copies = distances == 0
+    correlation[np.ix_(copies, copies)] = 1.0
+    # So close to the reference, what is left is that one's own error, and points to whoever is far off.
+    near = distances < _NEAR * np.median(distances)
+    correlation[near[:, None] != near[None, :]] = 0.0
+    return correlation
 
 
 def _ratio(above: Matrix, below: Matrix) -> Matrix:
