@@ -58,9 +58,9 @@ class Scores:
             client for the same progress along r. Not finite where the update is zero.
         agreement: the mean over the weight matrices of the cosine between the client's array and the sum of all the
             others', each scaled to length 1: who lies long or often still has one voice among n, and none about itself.
-        correlation: (n, n), the cosine between the residuals u − r or that between the updates, whichever is less: short
-            updates all lack the same r, and are not alike for it. Of residuals, 0 between one much shorter than usual
-            and one that is not, 1 where both are zero.
+        correlation: (n, n), the cosine between the residuals u − r or that between the updates, whichever is less:
+            short updates all lack the same r, and are not alike for it. Of residuals, 0 between one much shorter than
+            usual and one that is not, 1 where both are zero.
     """
 
     norm: Matrix
