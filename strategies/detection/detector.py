@@ -31,8 +31,6 @@ EXCESS_SPREAD = 3.5
 """Deviations of the round's clients that a client's excess must reach as well."""
 AGREEMENT_SPREAD = 2.0
 """Deviations of the round's clients by which a client's agreement must fall short as well."""
-AGREEMENT_SHARE = 0.1
-"""Of the median client's agreement: a client that has less is against the others, or beside them."""
 CORRELATION_SPREAD = 3.0
 """Times the median client's highest correlation that those of a group must reach as well, …"""
 CORRELATION_CERTAIN = 0.85
@@ -85,7 +83,7 @@ class Detector(Ranged):
     """
 
     excess: Annotated[float, Gt(0)] = 1.3
-    certain: Annotated[float, Gt(0)] = 2.5
+    certain: Annotated[float, Gt(0)] = 3.0
     correlation: Annotated[float, Gt(0), Le(1)] = 0.5
     _excesses: dict[int, Average] = field(default_factory=dict, init=False)
     _agreements: dict[int, Average] = field(default_factory=dict, init=False)
@@ -156,13 +154,11 @@ class Detector(Ranged):
         ]
 
     def _against(self, clients: Sequence[int], scores: Scores) -> tuple[Mask, list[str]]:
-        """Against the others, or unrelated to them: flipped signs, noise."""
+        """Against the others: flipped signs, and half of all noise."""
         means = _remember(self._agreements, clients, scores.agreement)
         middle = float(np.median(means))
         spread = max(_LEAST_SPREAD, self._spreads[1].add(deviation(-scores.agreement)))
-        least = min(
-            AGREEMENT_SHARE * middle, middle - AGREEMENT_SPREAD * _wider(len(clients)) * spread
-        )
+        least = min(0.0, middle - AGREEMENT_SPREAD * _wider(len(clients)) * spread)
         mask = means < least
         texts = [
             f"agreement {mean:.2f} with the others, theirs {_range(means, mask)}" for mean in means

@@ -49,7 +49,7 @@ class Quarantine(Ranged):
     rounds: Annotated[int, Ge(1)] = 10
     max_fraction: Annotated[float, Ge(0), Le(1)] = 0.5
     excess: Annotated[float, Gt(0)] = 1.3
-    certain: Annotated[float, Gt(0)] = 2.5
+    certain: Annotated[float, Gt(0)] = 3.0
     correlation: Annotated[float, Gt(0), Le(1)] = 0.5
     records: dict[int, Record] = field(default_factory=dict, init=False)
     _there: frozenset[int] = field(default=frozenset(), init=False)
