@@ -1,8 +1,8 @@
 """Distances between updates by one Gram matrix, in bounded memory and without the cancellation that voids them.
 
 ‖xᵢ − xⱼ‖² = Gᵢᵢ + Gⱼⱼ − 2·Gᵢⱼ loses all its digits in float32 when the rows lie far from the origin of G and close to
-one another: raw weights do, and so do honest updates beside a single huge lie when the origin is the mean. So G is
-taken about a centre among the rows, and about another one where the first turns out to be far from somebody's half.
+one another: raw weights do, and so do honest updates beside a huge lie when the origin is the mean. So G is taken about
+one of the rows, and about another one where the first turns out to be far from somebody's half.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float64]
 
+_TRIANGLE_ROWS = 28
+"""Up to so many rows, products with single rows make half a Gram matrix sooner than one product makes all of it."""
+
+_LONG = 1e15
+"""Norms past which a product of two rows may leave float32's range."""
 _FAR = 16.0
 """How many times its squared distance to the nearer half of the others a row's squared norm may be: float32's rounding
 is then at most a few millionths of a distance."""
 
 
 def gram_matrix(rows: Rows) -> Matrix:
-    """Inner products about a centre, (n, n) float64, from float32 blocks whose products are summed in float64.
+    """Inner products about one of the rows, (n, n) float64, from float32 blocks whose products are summed in float64.
 
-    The first centre is the mean of all rows. If some row lies farther from it than its own neighbourhood is wide, the
-    mean was dragged away, and the centre becomes the mean of the half with the smallest norms: where most are honest,
-    no liar in that half is longer than an honest update.
+    If some row lies farther from the first than its own neighbourhood is wide, the first may be a huge lie, and the
+    shortest takes its place: it is no longer than any honest update, so it lies near them all.
     """
-    gram = _about(rows, np.ones(rows.n, bool))
-    if not np.isfinite(gram).all() or _dragged(gram):
+    gram = _about(rows, 0)
+    if not np.isfinite(gram).all() or _far(gram):
         norms = distances_to(rows, None)
-        small = np.zeros(rows.n, bool)
-        small[np.argsort(norms, kind="stable")[: rows.n // 2 + 1]] = True
-        gram = _about(rows, small, np.float64 if norms.max() > 1e15 else np.float32)
+        wide = norms.max() > _LONG
+        gram = _about(rows, int(np.argmin(norms)), np.float64 if wide else np.float32)
     return gram
 
 
@@ -81,25 +84,35 @@ def _squares(block: Vector) -> Matrix:
     return np.asarray(np.einsum("ij,ij->i", block, block, dtype=np.float64))
 
 
-def _about(rows: Rows, centre: NDArray[np.bool_], dtype: type = np.float32) -> Matrix:
-    """The Gram matrix about the mean of the chosen rows."""
-    gram = np.zeros((rows.n, rows.n))
-    everybody = bool(centre.all())
+def _about(rows: Rows, centre: int, dtype: type = np.float32) -> Matrix:
+    """The Gram matrix about one of the rows."""
+    gram, width = np.zeros((rows.n, rows.n)), _width(rows.n)
+    buffer: NDArray[np.floating] = np.empty((rows.n, min(width, rows.size)), dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # taken again in float64 where it overflows
-        for _, block in rows.blocks(width=_width(rows.n)):
-            chosen = block if everybody else block[centre]
-            work = block if dtype is np.float32 else block.astype(dtype)
-            work -= chosen.mean(axis=0, dtype=dtype)
-            gram += work @ work.T
-    return gram
+        for begin in range(0, rows.size, width):
+            views = rows.views(begin, min(begin + width, rows.size))
+            block = buffer[:, : len(views[0])]
+            for row, view in zip(block, views, strict=True):
+                np.subtract(view, views[centre], out=row, dtype=dtype)
+            _add_products(block, gram)
+    return np.triu(gram) + np.triu(gram, 1).T
+
+
+def _add_products(block: NDArray[np.floating], gram: Matrix) -> None:
+    """Adds the block's inner products to the upper triangle."""
+    if len(block) > _TRIANGLE_ROWS:
+        gram += block @ block.T
+        return
+    for index, row in enumerate(block):
+        gram[index, index:] += block[index:] @ row
 
 
 def _width(n: int) -> int:
-    """Wider blocks than elsewhere: a product of few rows is soon done, and starting it costs."""
-    return max(1 << 12, (1 << 19) // n)
+    """Columns of a block: wide enough that starting a product costs little, and two blocks fit a second-level cache."""
+    return min(1 << 14, max(1 << 12, (1 << 18) // n))
 
 
-def _dragged(gram: Matrix) -> bool:
+def _far(gram: Matrix) -> bool:
     distances = squared_distances(gram)
     half = np.partition(distances, len(gram) // 2, axis=1)[:, len(gram) // 2]
     return bool((gram.diagonal() > _FAR * half).any())

@@ -55,24 +55,23 @@ class Wrapper(Robust):
         rule: the inner rule, which tolerates the wrapper's f.
 
     Raises:
-        ValueError: the inner rule was given another f.
+        ValueError: the inner rule is no robust one, or was given another f.
     """
 
     rule: Robust = field(default_factory=TrimmedMean)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.rule, Robust):
+            raise ValueError(
+                f"rule is a {type(self.rule).__name__}: take a robust rule of strategies.combiners, as TrimmedMean"
+            )
         if self.f is None:
             self.f = self.rule.f
         elif self.rule.f not in (None, self.f):
             raise ValueError(
                 f"f = {self.f}, but its rule has f = {self.rule.f}: give f to one of them"
             )
-
-    @property
-    def by_rule(self) -> str:
-        """The inner rule in words."""
-        return self.rule.label
 
     @abstractmethod
     def mixing(self, rows: Rows, f: int, side: Side) -> Matrix:
@@ -117,11 +116,6 @@ class NearestNeighborMixing(Wrapper):
     def least(self, f: int) -> int:
         """2f + 1, and what the inner rule needs."""
         return max(2 * f + 1, self.rule.least(f))
-
-    def needs(self, claim: Claim, part: object) -> None:
-        """Means over clients of different coordinates would mix what does not belong together."""
-        claim.need_shared_support(part)
-        super().needs(claim, part)
 
     def mixing(self, rows: Rows, f: int, side: Side) -> Matrix:
         """See `neighbour_weights`."""

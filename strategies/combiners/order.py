@@ -21,7 +21,7 @@ from strategies.update import Vector
 
 NETWORK_ROWS: Final = 48
 """Up to so many rows a network is faster than sorting columns."""
-_NETWORK_WIDTH: Final = 1 << 17
+_NETWORK_WIDTH: Final = 1 << 15
 """Columns at a time: a comparator's work must outweigh its two calls of numpy."""
 
 _DROPPED: Final = -1

@@ -1,6 +1,6 @@
 """The known answers of docs/architecture.md, section 3, as far as the present parts can give them.
 
-Parts that are not built yet (a rule over distances, central noise, masks) stand here as the few lines of their
+Parts that are not built yet (central noise, masks) stand here as the few lines of their
 contract: they ask the claim for what such a part needs.
 """
 
@@ -11,7 +11,20 @@ import pytest
 from strategies import presets
 from strategies.admission import Admission
 from strategies.collectors import Plain
-from strategies.combiners import Mean
+from strategies.combiners import (
+    Bucketing,
+    Bulyan,
+    CenteredClipping,
+    FLTrust,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    MultiKrum,
+    NearestNeighborMixing,
+    NormBounding,
+    TrimmedMean,
+)
 from strategies.contract import Claim, ContractError, Visibility, check
 from strategies.detection import Quarantine
 from strategies.pipeline import Pipeline
@@ -21,22 +34,6 @@ from strategies.stages import Clip
 from strategies.update import CONTROL, COUNTERS, DELTA
 
 BOTH = frozenset({DELTA, CONTROL})
-
-
-@dataclass(frozen=True)
-class Krum:
-    f: int = 1
-
-    def check(self, claim: Claim) -> Claim:
-        claim.need_visibility(
-            self,
-            Visibility.GROUP,
-            why="distances between updates cannot be seen in a sum of all",
-            instead="use combiner=mean, or a collector that shows sums of groups",
-        )
-        claim.need_groups(self, 2 * self.f + 3, f=self.f, rule="Krum")
-        claim.need_shared_support(self)
-        return claim.given(self, sensitivity=None)
 
 
 class CentralGaussian:
@@ -140,6 +137,70 @@ def test_krum_has_no_sensitivity_so_noise_after_it_is_refused():
     assert clash(*parts, CentralGaussian()) == ("Krum", "CentralGaussian")
 
 
+ROBUST = [
+    Krum(), MultiKrum(), Bulyan(), Median(), TrimmedMean(), GeometricMedian(), CenteredClipping(), NormBounding(),
+    FLTrust(), NearestNeighborMixing(), NearestNeighborMixing(rule=CenteredClipping(tau=1, denominator="cohort")),
+    Bucketing(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ROBUST, ids=lambda rule: type(rule).__name__)
+def test_what_robust_rules_state_and_what_they_refuse(rule):
+    rooted = Claim(root=True)
+    claim = check((SAMPLER, Plain(), Clip(), rule), rooted)
+    assert (claim.weighting, claim.sensitivity) == ("uniform", None)
+    with pytest.raises(ContractError, match="the server sees their sum only"):
+        check((SAMPLER, Masked(), rule), rooted)
+    with pytest.raises(ContractError, match="one client can move the combined vector"):
+        check((SAMPLER, Masked(groups=20), Clip(), rule, CentralGaussian()), rooted)
+    with pytest.raises(ContractError, match="nothing fixes the cohort's size"):
+        check((Uniform(), Plain(), rule), rooted)
+    check((Uniform(), Plain(), replace(rule, f=1)), rooted)
+
+
+@pytest.mark.parametrize("rule", [CenteredClipping, NormBounding])
+def test_a_mean_of_clipped_updates_has_the_sensitivity_of_its_bound(rule):
+    bound = {"tau" if rule is CenteredClipping else "bound": 0.5}
+    fixed = rule(**bound, denominator="cohort")
+    assert fold(Poisson(), Masked(groups=20), fixed).sensitivity == 0.5 / 20
+    assert fold(SAMPLER, Plain(), fixed).sensitivity == 2 * 0.5 / 20
+    assert fold(SAMPLER, Plain(), rule(**bound)).sensitivity is None
+    assert fold(SAMPLER, Plain(), rule(denominator="cohort")).sensitivity is None
+    counted = frozenset({DELTA, COUNTERS})
+    assert fold(SAMPLER, Plain(), fixed, sections=counted).sensitivity is None
+    mechanism = CentralGaussian()
+    fold(SAMPLER, Masked(groups=20), fixed, mechanism)
+    assert mechanism.scale == 2 * 0.5 / 20
+
+
+def test_several_steps_of_centred_clipping_have_no_sensitivity():
+    steps = CenteredClipping(tau=0.5, denominator="cohort", iterations=2)
+    assert fold(SAMPLER, Plain(), steps).sensitivity is None
+
+
+def test_fltrust_needs_root_data():
+    assert clash(SAMPLER, Plain(), FLTrust()) == ("the pipeline's default", "FLTrust")
+    wrapped = NearestNeighborMixing(rule=FLTrust())
+    assert clash(SAMPLER, Plain(), wrapped)[1] == "nearest-neighbour mixing"
+
+
+@pytest.mark.parametrize(
+    ("rule", "enough"),
+    [
+        (Krum(f=2), 7), (MultiKrum(f=2), 7), (MultiKrum(f=2, keep=8), 10), (Bulyan(f=2), 11), (Median(f=2), 5),
+        (TrimmedMean(f=2), 5), (GeometricMedian(f=2), 5), (CenteredClipping(f=2), 5), (NormBounding(f=2), 5),
+        (NearestNeighborMixing(f=2), 5), (NearestNeighborMixing(f=2, rule=Krum()), 7), (Bucketing(f=2), 9),
+        (Bucketing(f=2, size=3, rule=Krum()), 19),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_each_rules_condition_holds_to_the_client(rule, enough):
+    fold(Uniform(population=enough), Plain(), rule)
+    assert clash(Uniform(population=enough - 1), Plain(), rule) == ("Uniform", rule.label)
+    fold(Uniform(population=200), Masked(groups=enough), rule)
+    clash(Uniform(population=200), Masked(groups=enough - 1), rule)
+
+
 def test_robust_rules_work_on_single_updates_and_on_group_sums_and_never_on_one_sum():
     fold(SAMPLER, Plain(), Krum(f=8))
     fold(SAMPLER, Masked(groups=7), Krum(f=2))
@@ -152,7 +213,9 @@ def test_krums_condition_is_on_groups_where_groups_are_all_that_is_seen():
 
 
 def test_coordinate_wise_rules_need_clients_to_speak_of_the_same_coordinates():
-    assert clash(SAMPLER, Plain(), TopK(), Krum()) == ("TopK", "Krum")
+    for rule in (Median(), TrimmedMean(), Bulyan(), NearestNeighborMixing()):
+        assert clash(SAMPLER, Plain(), TopK(), rule) == ("TopK", rule.label)
+    fold(SAMPLER, Plain(), TopK(), Krum())
     fold(SAMPLER, Plain(), TopK(), Mean())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fl_app.cli.main import main
@@ -150,3 +152,29 @@ def test_a_part_that_does_not_fit_is_refused_by_a_dry_run_too(name, told, capsys
     error = capsys.readouterr().err
     assert told in error
     assert name in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["strategy=krum", "num_clients=10", "combiner.f=4"], "f = 4 needs at least 11 inputs a round and gets 10"),
+        (["strategy=bulyan", "num_clients=20", "combiner.f=5"], "Bulyan with f = 5 needs at least 23 inputs a round"),
+        (["strategy=trimmed_mean", "num_clients=10", "combiner.f=5"], "needs at least 11 inputs"),
+        (["strategy=robust", "num_clients=10", "combiner.rule._target_=strategies.combiners.Krum", "combiner.f=4"],
+         "nearest-neighbour mixing with f = 4 needs at least 11"),
+        (["strategy=krum", "num_clients=2"], "Krum with f = 0 needs at least 3 inputs"),
+        (["strategy=krum", "num_clients=100", "sampler.fraction=0.1", "combiner.f=4"], "gets 10"),
+        (["combiner=fltrust"], "set task.root_examples=100"),
+        (["combiner=nnm", "combiner.f=2", "combiner.rule.f=1"], "give f to one of them"),
+        (["combiner=krum", "combiner.f=-1"], "must be a whole number of at least 0, or null"),
+        (["combiner=bucketing", "combiner.seed=3"], "is filled in by the application"),
+        (["combiner=nnm", "combiner.rule._target_=strategies.combiners.Mean"], "rule is a Mean: take a robust rule"),
+    ],
+)  # fmt: skip
+def test_a_robust_rule_that_cannot_work_is_refused_before_a_run(
+    overrides: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code = main(["run", "task=digits", f"output_dir={tmp_path}", *overrides])
+    told = " ".join(capsys.readouterr().err.split())
+    assert code == 2, told
+    assert words in told

@@ -181,7 +181,7 @@ def test_a_quorum_that_is_never_met_leaves_void_rounds_and_the_first_model(tmp_p
 def test_a_rate_that_blows_up_costs_the_clients_updates_and_goes_on_to_the_last_round(tmp_path):
     _, summary, lines = run(tmp_path, "rounds=2", "client.lr=1e30", "admission.on_shortfall=skip")
     assert (summary["status"], summary["rounds_completed"]) == ("failed", 2)
-    assert "no round had a good update" in summary["reason"]
+    assert "no round had enough good updates" in summary["reason"]
     assert any("lower client.lr" in line for line in lines)
 
 
@@ -366,7 +366,7 @@ def test_a_run_in_which_no_client_ever_succeeds_has_failed(tmp_path):
         "admission.max_attempts=1",
     )
     assert (result.status, result.exit_code) == ("failed", 1)
-    assert "no round had a good update" in summary["reason"]
+    assert "no round had enough good updates" in summary["reason"]
     log = (result.summary_path.parent / "run.log").read_text()
     assert "a step of the user's own" in log
     assert "tests/support/models.py" in log  # the traceback, which is not for the screen

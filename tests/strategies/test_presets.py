@@ -5,12 +5,33 @@ import pytest
 
 import strategies
 from strategies import ContractError
+from strategies.combiners import (
+    Bulyan,
+    CenteredClipping,
+    FLTrust,
+    GeometricMedian,
+    Krum,
+    Median,
+    MultiKrum,
+    NearestNeighborMixing,
+    NormBounding,
+    TrimmedMean,
+)
 from strategies.presets import PROXIMAL_MU
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
-from strategies.update import CONTROL, DELTA
+from strategies.update import CONTROL, DELTA, Section, Update
 from strategies.wire import CONFIG, pack_model, unpack_model
 from tests.support.grids import ScriptedGrid, trellis_node, vanilla_node
 from tests.support.updates import parameters
+
+
+def ROOT(job):  # noqa: N802 - a constant that is called
+    """What a server with clean data would make of any model."""
+    sections = {
+        name: Section(np.ones(lay.size, np.float32), lay) for name, lay in job.layouts.items()
+    }
+    return Update(sections, 1.0, (), job.version)
+
 
 VANILLA = {
     "fedavg": (strategies.fedavg, {}, SGD(lr=1.0, momentum=0.0)),
@@ -105,3 +126,53 @@ def test_scaffold_needs_to_know_how_many_clients_there_are():
 def test_every_name_that_the_package_offers_is_there():
     assert all(hasattr(strategies, name) for name in strategies.__all__)
     assert issubclass(ContractError, ValueError)
+
+
+ROBUST = {
+    "robust": (strategies.robust, {"f": 1}, NearestNeighborMixing(f=1, rule=TrimmedMean())),
+    "krum": (strategies.krum, {"f": 1}, Krum(f=1)),
+    "multi_krum": (strategies.multi_krum, {"f": 1, "keep": 2}, MultiKrum(f=1, keep=2)),
+    "bulyan": (strategies.bulyan, {"f": 0}, Bulyan(f=0)),
+    "median": (strategies.median, {}, Median(f=0)),
+    "trimmed_mean": (strategies.trimmed_mean, {"f": 1}, TrimmedMean(f=1)),
+    "geometric_median": (strategies.geometric_median, {}, GeometricMedian(f=0)),
+    "centered_clipping": (strategies.centered_clipping, {"tau": 1.0}, CenteredClipping(f=0, tau=1)),
+    "norm_bounding": (strategies.norm_bounding, {"bound": 3.0}, NormBounding(f=0, bound=3)),
+    "fltrust": (strategies.fltrust, {"root": ROOT}, FLTrust(f=0)),
+}
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_a_robust_strategy_runs_with_vanilla_clients_one_of_which_lies(name):
+    make, keywords, combiner = ROBUST[name]
+
+    def fit(arrays):
+        return {"w": arrays["w"] + np.float32([1, 2])}
+
+    def lie(arrays):
+        return {"w": arrays["w"] - np.float32([90, 90])}
+
+    nodes = {number: vanilla_node(fit) for number in range(1, 6)}
+    if name != "bulyan":  # which bears a liar among seven
+        nodes[3] = vanilla_node(lie, examples=10**6)
+    strategy = make(**keywords, seed=1)
+    assert strategy.pipeline.combiner == combiner
+    result = strategy.start(ScriptedGrid(nodes), pack_model(parameters(0, 0)), num_rounds=3)
+    moved = unpack_model(result.arrays)["w"]
+    assert (moved > 0.5).all()
+
+
+def test_a_robust_strategy_skips_a_round_with_too_few_replies_and_goes_on():
+    def fit(arrays):
+        return {"w": arrays["w"] + np.float32([1, 2])}
+
+    nodes = {number: vanilla_node(fit) for number in range(1, 7)}
+    strategy = strategies.krum(f=2)  # needs 7
+    result = strategy.start(ScriptedGrid(nodes), pack_model(parameters(0, 0)), num_rounds=2)
+    assert unpack_model(result.arrays)["w"].tolist() == [0, 0]
+    assert strategy.model.version == 2
+
+
+def test_f_must_be_given_where_nothing_fixes_the_cohort():
+    with pytest.raises(ContractError, match=r"set f \(combiner.f=1\)"):
+        strategies.robust(f=None)

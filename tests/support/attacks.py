@@ -40,8 +40,8 @@ class _Watched:
         self._seen[update.members[0]] = update
         self._inner.add(update)
 
-    def result(self):
-        return self._inner.result()
+    def result(self, *arguments, **keywords):
+        return self._inner.result(*arguments, **keywords)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from safetensors.numpy import load_file
 from fl_app.assembly import Assembly
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
-from fl_app.engine import InProcessPool
-from fl_app.run import run_engine
+from fl_app.engine import Adversary, AdversaryPool, EngineGrid, InProcessPool
+from fl_app.run import composed, run_engine
 from strategies.attacks import LIE
 from strategies.stages.clip import l2_norm
 from strategies.update import CONTROL, DELTA
+from strategies.wire import RECEIPT, UPDATE, pack, unpack
 from tests.fl_app.engine.engine_helpers import INSTANT, CountingPool, echo, make_grid, request
 from tests.support.attacks import Recording, Watching
 
@@ -186,8 +187,6 @@ def test_a_grid_of_whole_rounds_gives_its_pool_all_requests_at_once() -> None:
 
 
 def test_requests_of_a_round_without_attackers_pass_as_they_are():
-    from fl_app.engine import Adversary, AdversaryPool
-
     inner = CountingPool(echo)
     pool = AdversaryPool(inner, Adversary(Recording(), (), 0), frozenset({1}))
     pool.start()
@@ -199,38 +198,76 @@ def test_requests_of_a_round_without_attackers_pass_as_they_are():
     pool.close()
     with pytest.raises(RuntimeError, match="closed"):
         list(inner.stream([[]]))
-    assert isinstance(inner, InProcessPool)
 
 
-def test_the_servers_requests_hold_no_lie_afterwards(tmp_path):
-    """What was pushed stays as it is: the lie is in a request of the attacker's own."""
-    config = compose([*SMALL, *WATCHED, f"output_dir={tmp_path}"])
-    assembly = Assembly(config)
-    asked = []
+class Tampering(InProcessPool):
+    """A pool that remembers what it was asked, and may spoil what honest clients answer."""
 
-    class Asked(InProcessPool):
-        def stream(self, chunks):
-            asked.extend(message for chunk in chunks for message in chunk)
-            return super().stream(chunks)
+    spoil = staticmethod(lambda reply: reply)
+    victim = -1
 
-    from fl_app.engine import AdversaryPool, EngineGrid
-    from fl_app.run import composed
+    def __init__(self, factory):
+        super().__init__(factory)
+        self.asked = []
 
-    attackers = attackers_of()
-    inner = Asked(lambda: assembly.client(simulated=True).answer)
-    pushed = []
+    def stream(self, chunks):
+        self.asked.extend(message for chunk in chunks for message in chunk)
+        for chunk, replies in zip(chunks, super().stream(chunks), strict=True):
+            clients = [message.content["config"]["client"] for message in chunk]
+            yield [
+                self.spoil(reply) if client == self.victim else reply
+                for client, reply in zip(clients, replies, strict=True)
+            ]
 
-    class Pushing(EngineGrid):
-        def push_messages(self, messages):
-            pushed.extend(messages := list(messages))
-            return super().push_messages(messages)
 
+class Pushing(EngineGrid):
+    """A grid that keeps what it was given to send."""
+
+    def push_messages(self, messages):
+        self.pushed = list(messages)
+        return super().push_messages(self.pushed)
+
+
+def one_round(pool=Tampering):
+    """A round of six clients on a pool of one's own: the pool and the grid."""
+    assembly = Assembly(compose([*SMALL, *WATCHED]))
+    inner = pool(lambda: assembly.client(simulated=True).answer)
     grid = Pushing(
-        AdversaryPool(inner, assembly.adversary, attackers),
+        AdversaryPool(inner, assembly.adversary, attackers_of()),
         num_clients=6, devices=INSTANT, seed=0, work=lambda client: 1.0, whole_rounds=True,
     )  # fmt: skip
     composed(assembly, 6).start(grid, assembly.initial_arrays(), num_rounds=1)
-    lied_to = {m.content["config"]["client"] for m in asked if LIE in m.content}
-    assert lied_to == attackers
-    assert len({id(m.content[LIE]) for m in asked if LIE in m.content}) == 1
-    assert not any(LIE in message.content for message in pushed)
+    return inner, grid
+
+
+def test_the_servers_requests_hold_no_lie_afterwards():
+    """What was pushed stays as it is: the lie is in a request of the attacker's own, and shared among them."""
+    pool, grid = one_round()
+    told = [message.content for message in pool.asked if LIE in message.content]
+    assert {content["config"]["client"] for content in told} == attackers_of()
+    assert len({id(content[LIE]) for content in told}) == 1
+    assert not any(LIE in message.content for message in grid.pushed)
+
+
+def without_receipt(reply):
+    del reply.content[RECEIPT]
+    return reply
+
+
+def with_nan(reply):
+    vector = np.full(unpack(reply.content[UPDATE][DELTA]).shape, np.nan, np.float32)
+    reply.content[UPDATE] = ArrayRecord({DELTA: pack(vector)})
+    return reply
+
+
+@pytest.mark.parametrize("how", [without_receipt, with_nan])
+def test_what_the_server_will_refuse_is_not_seen(how):
+    class Spoiling(Tampering):
+        spoil = staticmethod(how)
+        victim = min(set(range(6)) - attackers_of())
+
+    one_round(Spoiling)
+    ((seen, lies),), (sent,) = Recording.rounds, Watching.rounds
+    assert Spoiling.victim not in sent
+    assert len(sent) == 5
+    assert_omniscient(seen, lies, sent, attackers_of())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from report_helpers import write_run
 
 from fl_app.config.faults import ConfigError
-from fl_app.report.analysis import Report, analyse
+from fl_app.report.analysis import Report, analyse, lower_is_better
 from fl_app.report.collect import Collection, Run, canonical, collect
 from fl_app.report.grouping import REPLICATES, default_keys, grouped, matched
 from fl_app.report.tables import notes
@@ -256,3 +256,11 @@ def test_an_interval_without_width_is_told_of_when_nothing_differs() -> None:
         for seed in (1, 2, 3)
     ]
     assert any("no width" in note for note in notes(report_of(*runs)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "lower"),
+    [("accuracy", False), ("loss", True), ("backdoor_success", True), ("label_flip_success", True)],
+)
+def test_an_attackers_success_is_nobody_elses(metric, lower):
+    assert lower_is_better(metric) is lower
