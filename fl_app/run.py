@@ -229,7 +229,10 @@ class _Run:
             if self.strategy.stopped is not None:
                 status, reason = "stopped", self.strategy.stopped.reason
             elif self.summary.rows and all(row["void"] for row in self.summary.rows):
-                status, reason = "failed", f"no round had enough good updates: see {LOG} for the reasons"
+                status, reason = (
+                    "failed",
+                    f"no round had enough good updates: see {LOG} for the reasons",
+                )
         except KeyboardInterrupt:
             status, reason = "stopped", INTERRUPTED
         except ConfigError:
