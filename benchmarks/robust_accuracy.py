@@ -75,6 +75,8 @@ def run_all(folder: Path, jobs: int) -> None:
                 if rule == "bucketing"
                 else [f"strategy={rule}"]
             )
+            if rule == "fltrust":
+                chosen.append("task.root_examples=100")
             f = () if rule == "fedavg" else (f"combiner.f={liars(rule)}",)
             share = f"attack.fraction={liars(rule) / CLIENTS}"
             where = folder / name / rule

@@ -160,6 +160,7 @@ class Assembly:
             optimizer=build(config.server, population=num_clients),
             sampler=build(config.sampler, population=num_clients),
             admission=Admission(**config.admission.model_dump()),
+            quarantine=None if config.quarantine is None else build(config.quarantine),
             client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),
             train_config={**self.hashes, NUM_CLIENTS: num_clients},
             root=self._root_trainer(num_clients),

@@ -197,9 +197,15 @@ class _Run:
             "config_hash": config.identity_hash(),
             "num_clients": num_clients,
         }
-        admission = self.strategy.pipeline.admission
+        pipeline = self.strategy.pipeline
         self.summary = Summary(
-            folder.summary, header, admission, memory.sample, virtual, on_row=self._show
+            folder.summary,
+            header,
+            pipeline.admission,
+            memory.sample,
+            virtual,
+            quarantine=pipeline.quarantine,
+            on_row=self._show,
         )
         folder.checkpoints.state = self.state_dict
         self.strategy.hooks += [

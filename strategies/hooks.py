@@ -24,6 +24,7 @@ class RoundView:
         failed: of those, how many answered with an error or not at all.
         rejected: how many good replies were refused at the door.
         void: fewer good updates came than the quorum, so the model stayed.
+        flagged: clients whose updates were suspicious, by logical id; None where nobody is watched.
         train_metrics: means over the updates that were taken, weighted by examples.
         evaluation: central evaluation of this version; empty where there was none.
         federated: evaluation on the clients' own test parts, weighted by examples; empty where there was none.
@@ -39,6 +40,7 @@ class RoundView:
     failed: int
     rejected: int
     void: bool
+    flagged: tuple[int, ...] | None = None
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
     federated: Mapping[str, float] = field(default_factory=dict)

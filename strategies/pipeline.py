@@ -14,6 +14,7 @@ from strategies.admission import Admission
 from strategies.collectors import Plain
 from strategies.combiners import Mean
 from strategies.contract import Checked, Claim, ContractError, check, name_of
+from strategies.detection import Quarantine
 from strategies.protocols import (
     Accumulator,
     ClientContext,
@@ -45,6 +46,7 @@ class Pipeline:
         optimizer: the server's optimiser.
         sampler: who is asked.
         admission: the server's door.
+        quarantine: who is left out of later rounds for what it sent; None where nobody is watched.
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
         train_config: settings that every client gets with every request.
         root: the server's own update for a job, trained on root data that no client has; None where it has none.
@@ -58,6 +60,7 @@ class Pipeline:
     optimizer: ServerOptimizer = field(default_factory=SGD)
     sampler: Sampler = field(default_factory=Uniform)
     admission: Admission = field(default_factory=Admission)
+    quarantine: Quarantine | None = None
     client_sections: frozenset[str] = frozenset({DELTA})
     train_config: Mapping[str, ConfigValue] = field(default_factory=dict)
     root: Callable[[Job], Update] | None = None
@@ -115,6 +118,35 @@ class Pipeline:
         if isinstance(self.combiner, Learner):
             self.combiner.learn(aggregate)
 
+    def draw(
+        self, there: Sequence[int], *, seed: int, round_number: int, attempt: int
+    ) -> list[int]:
+        """A cohort out of the clients that are there (logical ids, sorted), less those in quarantine."""
+        if self.quarantine is not None:
+            there = self.quarantine.allowed(there, round_number, self._least_clients(len(there)))
+        return self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
+
+    def judge(
+        self, round_number: int, updates: Sequence[Update], refused: Mapping[int, str]
+    ) -> tuple[int, ...] | None:
+        """Who is flagged in a round that is over, as `Quarantine.judge`; None where nobody is watched."""
+        if self.quarantine is None:
+            return None
+        return self.quarantine.judge(round_number, updates, refused)
+
+    def _least_clients(self, there: int) -> int:
+        """Of so many clients that are there, how many must be left for the quorum and the rule to have their inputs."""
+        least = getattr(self.combiner, "least_inputs", lambda planned: 1)
+        cohort = getattr(self.sampler, "cohort", lambda available: available)
+        planned = self.claim.inputs
+
+        def enough(count: int) -> bool:
+            asked: int = cohort(count)
+            needed: int = least(asked if planned is None else planned)
+            return asked >= max(self.admission.quorum, needed)
+
+        return next((count for count in range(1, there) if enough(count)), there)
+
     def _order(self) -> Iterable[Checked]:
         # The collector decides whether clients run their halves at all, so it speaks before the stages do.
         return (
@@ -122,6 +154,7 @@ class Pipeline:
             self.collector,
             *self.stages,
             self.admission,
+            *(() if self.quarantine is None else (self.quarantine,)),
             self.combiner,
             self.optimizer,
         )
@@ -149,13 +182,15 @@ class Pipeline:
         return update
 
     def state_dict(self) -> State:
-        """What of the parts must last: admission's counts, whose updates are in the model, the combiner's memory."""
+        """What of the parts must last: counts, suspicions, whose updates are in the model, the combiner's memory."""
         state: dict[str, Value] = {
             "admission": self.admission.state_dict(),
             "included": {str(client): number for client, number in self.included.items()},
         }
         if isinstance(self.combiner, Learner):
             state["combiner"] = self.combiner.state_dict()
+        if self.quarantine is not None:
+            state["quarantine"] = self.quarantine.state_dict()
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -167,6 +202,8 @@ class Pipeline:
         }
         if isinstance(self.combiner, Learner):
             self.combiner.load_state_dict(mapping_in(state, "combiner"))
+        if self.quarantine is not None:
+            self.quarantine.load_state_dict(mapping_in(state, "quarantine"))
 
 
 def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client: int) -> Update:

@@ -147,12 +147,13 @@ class PipelineStrategy(Strategy):
         parts = self.pipeline
         stages = ", ".join(stage.name for stage in parts.stages) or "none"
         log.info(
-            "pipeline: %r, %r, stages %s, %r, %r",
+            "pipeline: %r, %r, stages %s, %r, %r, quarantine %s",
             parts.sampler,
             parts.collector,
             stages,
             parts.combiner,
             parts.optimizer,
+            parts.quarantine or "none",
         )
 
     @property
@@ -266,7 +267,7 @@ class PipelineStrategy(Strategy):
                 f"round {model.version + 1} comes next, not {server_round}: use `start` to run rounds"
             )
         exchange = self._exchange = self._exchange or self._open(grid)
-        cohort = self.pipeline.sampler.draw(
+        cohort = self.pipeline.draw(
             exchange.clients(), seed=self._seed, round_number=server_round, attempt=0
         )
         job = self._job = self.pipeline.job(model)
@@ -285,17 +286,23 @@ class PipelineStrategy(Strategy):
         accumulator = self.pipeline.begin(self._ready(self._job), len(self._asked))
         sums: dict[str, tuple[float, float]] = {}
         good = refused = 0
+        taken: list[Update] = []
+        refusals: dict[int, str] = {}
         for request, reply in self._replies(replies):
             try:
                 for item in session.receive(reply):
                     if not isinstance(item, Update):
                         raise RuntimeError("a collector of several phases runs by `start` only")
                     self.pipeline.admission.admit(item)
-                    accumulator.add(self.pipeline.decode(item))
+                    update = self.pipeline.decode(item)
+                    accumulator.add(update)
+                    if self.pipeline.quarantine is not None:
+                        taken.append(update)
                     add_metrics(sums, item.metrics, item.weight)
                     good += len(item.members)
             except Refused as refusal:
                 self.pipeline.admission.record(request.client, refusal)
+                refusals[request.client] = refusal.reason
                 refused += refusal.reason not in FAILURES
         for client, late in session.expire():
             self.pipeline.admission.record(client, late)
@@ -303,9 +310,11 @@ class PipelineStrategy(Strategy):
         if aggregate is None or good < self.pipeline.admission.quorum:
             log.warning("round %d is void: %d good updates came", server_round, good)
             model.skip()
+            self.pipeline.judge(model.version, [], refusals)
             return None, None
         model.apply(aggregate)
         self.pipeline.applied(aggregate, model.version)
+        self.pipeline.judge(model.version, taken, refusals)
         return pack_model(model.arrays()), MetricRecord(dict(mean_metrics(sums)))
 
     def configure_evaluate(

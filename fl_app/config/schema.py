@@ -172,6 +172,7 @@ class Config(_Settings):
         combiner: the rule that makes one update of many.
         server: the server's optimiser.
         sampler: who is asked.
+        quarantine: who is left out for what it sent, None where nobody is watched.
         runtime: the machine and the devices.
         travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
         num_clients: auto for as many as there are nodes.
@@ -211,6 +212,10 @@ class Config(_Settings):
         TargetNode, Part(needs=("check", "begin", "step"), offered=frozenset({"population"}))
     ]
     sampler: Annotated[TargetNode, Part(needs=("check", "draw"), offered=frozenset({"population"}))]
+    quarantine: Annotated[
+        TargetNode | None,
+        Part(needs=("check", "allowed", "judge", "summary", "state_dict", "load_state_dict")),
+    ] = None
     runtime: Runtime
     travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     num_clients: Count | Literal["auto"] = "auto"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from fl_app.services.files import write_atomically
 from strategies.admission import Admission
+from strategies.detection import Quarantine
 from strategies.hooks import RoundView
 
 Status = Literal["running", "completed", "failed", "stopped"]
@@ -30,6 +31,7 @@ class Summary:
         admission: whose counts of refusals and strikes are written along.
         peak_memory: bytes, asked at each write.
         virtual: whether the run's clock is a virtual one that is worth reporting.
+        quarantine: whose records are written along, where there is one.
         on_row: told of every new row.
         history: one row per model version.
         earlier_seconds: wall time of the run's earlier processes.
@@ -40,6 +42,7 @@ class Summary:
     admission: Admission
     peak_memory: Callable[[], int]
     virtual: bool
+    quarantine: Quarantine | None = None
     on_row: Callable[[Row], None] = lambda row: None
     history: list[Row] = field(default_factory=list)
     earlier_seconds: float = 0.0
@@ -88,6 +91,7 @@ class Summary:
             "strikes": {
                 str(client): count for client, count in sorted(self.admission.strikes.items())
             },
+            **({} if self.quarantine is None else {"quarantine": self.quarantine.summary()}),
             "totals": {
                 "upload_bytes": sum(row["upload_bytes"] for row in self.history),
                 "download_bytes": sum(row["download_bytes"] for row in self.history),
@@ -114,6 +118,8 @@ class Summary:
             "virtual_seconds": view.clock if self.virtual else None,
             "void": view.void,
         }
+        if view.flagged is not None:
+            row["clients_flagged"] = list(view.flagged)
         if view.train_metrics:
             row["train"] = {name: _number(value) for name, value in view.train_metrics.items()}
         if view.federated:
@@ -143,6 +149,7 @@ _COUNTS = {
     "clients_sampled",
     "clients_failed",
     "updates_rejected",
+    "clients_flagged",
 }
 
 

@@ -30,14 +30,22 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Tally:
-    """What one round counts, over its attempts."""
+    """What one round counts, over its attempts.
+
+    Attributes:
+        refusals: the reason, by client.
+        updates: those of the last attempt, held where clients are watched.
+    """
 
     sampled: int = 0
     failed: int = 0
     rejected: int = 0
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    refusals: dict[int, str] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
 
-    def refused(self, refusal: Refused) -> None:
+    def refused(self, client: int, refusal: Refused) -> None:
+        self.refusals[client] = refusal.reason
         if refusal.reason in FAILURES:
             self.failed += 1
         else:
@@ -77,6 +85,8 @@ class Synchronous:
             else:
                 model.apply(aggregate)
                 pipeline.applied(aggregate, model.version)
+            taken = [] if aggregate is None else tally.updates
+            flagged = pipeline.judge(model.version, taken, tally.refusals)
             yield RoundView(
                 round=model.version,
                 model=model,
@@ -88,6 +98,7 @@ class Synchronous:
                 failed=tally.failed,
                 rejected=tally.rejected,
                 void=aggregate is None,
+                flagged=flagged,
                 train_metrics=mean_metrics(tally.metrics),
             )
 
@@ -101,9 +112,7 @@ class Synchronous:
         for attempt in range(attempts):
             # Nodes that are all gone for a while cost time, not rounds.
             there = exchange.wait_for_clients(admission.quorum, self.timeout)
-            cohort = pipeline.sampler.draw(
-                there, seed=self.seed, round_number=job.round, attempt=attempt
-            )
+            cohort = pipeline.draw(there, seed=self.seed, round_number=job.round, attempt=attempt)
             asked = replace(job, config={**job.config, "attempt": attempt})
             aggregate, good = self._attempt(pipeline, asked, cohort, exchange, tally)
             if aggregate is not None and good >= admission.quorum:
@@ -126,11 +135,14 @@ class Synchronous:
         tally.sampled += len(cohort)
         accumulator = pipeline.begin(job, len(cohort))
         before, good = tally.rejected, 0
+        tally.updates = []
         for update in self._collect(
             pipeline, pipeline.collector.open(job, cohort), exchange, tally
         ):
             accumulator.add(update)
             tally.taken(update)
+            if pipeline.quarantine is not None:
+                tally.updates.append(update)
             good += len(update.members)
         return accumulator.result(refused=tally.rejected - before), good
 
@@ -141,7 +153,7 @@ class Synchronous:
 
         def refuse(client: int, refusal: Refused) -> None:
             pipeline.admission.record(client, refusal)
-            tally.refused(refusal)
+            tally.refused(client, refusal)
 
         deadline = exchange.now() + self.timeout
         exchange.send(session.start(), ttl=self.timeout)

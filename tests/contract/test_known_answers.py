@@ -26,6 +26,7 @@ from strategies.combiners import (
     TrimmedMean,
 )
 from strategies.contract import Claim, ContractError, Visibility, check
+from strategies.detection import Quarantine
 from strategies.pipeline import Pipeline
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, Scaffold
@@ -40,6 +41,7 @@ class CentralGaussian:
 
     def check(self, claim: Claim) -> Claim:
         claim.need_nothing_in_clear(self)
+        claim.need_public_choice(self)
         self.scale = claim.need_sensitivity(self)
         return claim
 
@@ -223,6 +225,32 @@ def test_under_masks_and_noise_nothing_travels_in_clear():
     assert clash(SAMPLER, Plain(), Clip(), UNIFORM, CentralGaussian()) == (
         "collector plain",
         "CentralGaussian",
+    )
+
+
+class Quiet(Plain):
+    """Each update, and nothing in clear beside it."""
+
+    def check(self, claim: Claim) -> Claim:
+        return replace(super().check(claim), clear=frozenset())
+
+
+def test_under_a_central_epsilon_no_unreleased_update_decides_who_is_asked():
+    fold(SAMPLER, Quiet(), Clip(), UNIFORM, CentralGaussian())
+    parts = (SAMPLER, Quiet(), Clip(), Quarantine(), UNIFORM, CentralGaussian())
+    assert clash(*parts) == ("quarantine", "CentralGaussian")
+    with pytest.raises(ContractError, match="use quarantine=none under a central ε"):
+        fold(*parts)
+
+
+def test_a_sum_of_several_names_nobody():
+    assert clash(SAMPLER, Masked(groups=10), Quarantine()) == ("collector masked", "quarantine")
+    assert clash(SAMPLER, Masked(), Quarantine()) == ("collector masked", "quarantine")
+    assert Pipeline(sampler=SAMPLER, quarantine=Quarantine()).check().watched
+    assert not Pipeline(sampler=SAMPLER).check().watched
+    assert refused(sampler=Uniform(population=4), quarantine=Quarantine()) == (
+        "Uniform",
+        "quarantine",
     )
 
 

@@ -14,6 +14,7 @@ TEN = ["num_clients=10", "task.partition=iid"]
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_rounds_and_two_more_are_four_rounds_bit_for_bit_under_attack(tmp_path, strategy):
     chosen = [*TEN, f"strategy={strategy}", "attack=sign_flip", "attack.fraction=0.1"]
+    chosen += ["task.root_examples=50"] if strategy == "fltrust" else []
     whole, summary, _ = run(tmp_path / "whole", *chosen, "rounds=4")
     run(tmp_path / "parts", *chosen, "rounds=2")
     parts, resumed, lines = run(tmp_path / "parts", *chosen, "rounds=4")
