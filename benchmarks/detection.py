@@ -5,7 +5,7 @@
 Federated averaging on MNIST, IID and with Dirichlet(0.5) label skew. In every round of every seed each attack is judged
 on the same honest updates, by a detector of its own that remembers that attack's rounds; the attackers are others for
 each seed. The model follows the mean of the honest updates, as it does once the attackers are shut out, so that all
-attacks are asked of the same models. The thresholds were chosen on seeds 0 to 19.
+attacks are asked of the same models. The thresholds were chosen on seeds 0 to 23 and 50 to 52.
 
 Prints, for each attack and partition: how many of the attackers' updates were flagged, by which test most often, and
 how many of the honest clients' were. With --runs instead: the accuracy of whole runs in which 4 of 20 clients lie,

@@ -36,7 +36,7 @@ def outside(tmp_path):
 def test_there_is_one_of_each_kind():
     assert set(FILES) == {
         "spirals.py",
-        "median.py",
+        "meamed.py",
         "scaled_sign.py",
         "sign_sgd.py",
         "conf/strategy/careful.yaml",
