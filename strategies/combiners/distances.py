@@ -46,14 +46,15 @@ is then at most a few millionths of a distance."""
 def gram_matrix(rows: Columns) -> Matrix:
     """Inner products about one of the rows, (n, n) float64, from float32 blocks whose products are summed in float64.
 
-    If some row lies farther from the first than its own neighbourhood is wide, the first may be a huge lie, and the
-    shortest takes its place: it is no longer than any honest update, so it lies near them all.
+    If some row lies farther from the first than its own neighbourhood is wide, the first may be a huge lie, and the one
+    of median length takes its place: while most are honest, that is a length that honest updates have.
     """
     gram = _about(rows, 0)
     if not np.isfinite(gram).all() or _far(gram):
         norms = distances_to(rows, None)
         wide = norms.max() > _LONG
-        gram = _about(rows, int(np.argmin(norms)), np.float64 if wide else np.float32)
+        middle = int(np.argsort(norms, kind="stable")[(rows.n - 1) // 2])
+        gram = _about(rows, middle, np.float64 if wide else np.float32)
     return gram
 
 

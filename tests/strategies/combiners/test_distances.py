@@ -63,6 +63,13 @@ def test_a_huge_lie_does_not_drown_the_distances_of_the_others(huge, liars):
     assert worst(found[honest, honest], pairwise(updates[honest])) < 1e-5
 
 
+def test_a_huge_lie_beside_zeros_does_not_spoil_distances_between_raw_weights():
+    updates = drawn(11, 20_000) * np.float32(1e-3) + drawn(1, 20_000, 1)
+    updates[0] = drawn(1, 20_000, 2) * np.float32(1e6)
+    updates[1:4] = 0
+    assert worst(fast(updates)[4:, 4:], pairwise(updates[4:])) < 1e-5
+
+
 def test_rows_in_several_pieces_are_one_vector():
     updates = drawn(7, 1000)
     cuts = [0, 1, 400, 400, 1000]
