@@ -16,13 +16,15 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.combiners.rows import Rows, block_width
+from strategies.combiners.rows import Rows
 from strategies.update import Vector
 
 NETWORK_ROWS: Final = 48
 """Up to so many rows a network is faster than sorting columns."""
 _NETWORK_WIDTH: Final = 1 << 15
 """Columns at a time: a comparator's work must outweigh its two calls of numpy."""
+_SORT_WIDTH: Final = 1 << 11
+"""Columns at a time where they are sorted one by one."""
 
 _DROPPED: Final = -1
 """The class of a wire whose value nobody reads."""
@@ -71,7 +73,8 @@ def trimmed_mean(rows: Rows, trim: int, *, threads: int = 1) -> Vector:
         out *= share
 
     def by_columns(columns: Vector, out: Vector) -> None:
-        columns[:, trim : n - trim].mean(axis=1, out=out)
+        np.einsum("ij->i", columns[:, trim : n - trim], out=out)  # a third of numpy's own mean
+        out *= share
 
     return _ordered(rows, classes, by_wires, by_columns, threads)
 
@@ -104,7 +107,8 @@ def mean_around_median(rows: Rows, keep: int, *, threads: int = 1) -> Vector:
         )
         first = np.argmin(reach, axis=1) + np.arange(len(columns)) * n
         window = np.take(columns.reshape(-1), first[:, None] + np.arange(keep))
-        window.mean(axis=1, out=out)
+        np.einsum("ij->i", window, out=out)
+        out *= share
 
     return _ordered(rows, tuple(range(n)), by_wires, by_columns, threads)
 
@@ -186,13 +190,15 @@ def _ordered(
                     by_wires(wires, out)
 
     else:
-        width = block_width(rows.n)
+        width = _SORT_WIDTH
 
         def work(begin: int, end: int) -> None:
             columns = np.empty((min(width, end - begin), rows.n), np.float32)
-            for start, block in rows.blocks(begin, end, width):
-                part = columns[: block.shape[1]]
-                np.copyto(part, block.T)
+            for start in range(begin, end, width):
+                part = columns[: min(width, end - start)]
+                # Row by row into columns: a third of the time that a transposed copy of a block takes.
+                for index, view in enumerate(rows.views(start, start + len(part))):
+                    part[:, index] = view
                 part.sort(axis=1)
                 with np.errstate(over="ignore"):
                     by_columns(part, result[start : start + len(part)])
