@@ -75,7 +75,7 @@ def run_engine(config: Config, console: Console) -> RunResult:
         ConfigError: parts may not be composed, or the run's folder is not free for this run.
     """
     num_clients = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
-    return _run(config, num_clients, console, _engine_grid, virtual=True)
+    return _run(config, num_clients, console, engine_grid, virtual=True)
 
 
 def serve(config: Config, grid: Grid, console: Console) -> RunResult:
@@ -335,7 +335,7 @@ class _Run:
 
 
 @contextmanager
-def _engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[Grid]:
+def engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[Grid]:
     """The engine's grid with its pool of workers, ended with the context."""
     config = assembly.config
     data = assembly.data(num_clients)
