@@ -191,7 +191,7 @@ def test_a_group_is_found_in_the_singular_and_in_the_plural(
     for words in (["strategies"], ["strategy"], ["tasks", "models"]):
         assert main(["list", *words]) == 0
         told.append(capsys.readouterr().out)
-    assert told[0].startswith("strategy=\n  fedadagrad  FedAdagrad: ")
+    assert told[0].startswith("strategy=\n  bulyan             Bulyan: ")
     assert told[0] == told[1]
     assert [line for line in told[2].splitlines() if line.endswith("=")] == ["task=", "model="]
     with pytest.raises(SystemExit, match="2"):
