@@ -29,6 +29,16 @@ COUNTER_LIMIT = 2.0**24
 FAILURES = frozenset({"client_error", "timeout"})
 """Reasons that are a client's misfortune: nothing came that could be refused."""
 
+_BLAMELESS = FAILURES | {"duplicate", "num_examples"}
+
+
+def is_wrong(refusal: Refused) -> bool:
+    """Whether a client's update came and was wrong, so that it is one of the f that a robust rule bears.
+
+    A second reply is not: the first may have been taken. Nor is a client without examples.
+    """
+    return refusal.reason not in _BLAMELESS
+
 
 @dataclass
 class Admission(Ranged):
@@ -115,7 +125,7 @@ def _surely_within(vector: Vector, limit: float) -> bool:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = float(vector @ vector)
-    return 4 * squares <= limit**2
+    return limit > 1e-10 and 4 * squares <= limit**2  # squares of 1e-23 and less vanish
 
 
 def shown(text: str, limit: int = 200) -> str:

@@ -108,7 +108,8 @@ class Pipeline:
         """The combiner at the start of a round. A cohort that the contract fixes counts, not who is there to ask."""
         cohort = asked if self.claim.cohort is None else self.claim.cohort
         inputs = self.claim.inputs
-        root = None if self.root is None else self.root(job)
+        wanted = self.root is not None and getattr(self.combiner, "wants_root", False)
+        root = self.root(job) if self.root is not None and wanted else None
         plan = Plan(job.layouts, cohort, cohort if inputs is None else inputs, job.round, root)
         return self.combiner.begin(plan)
 
@@ -121,8 +122,11 @@ class Pipeline:
     def draw(
         self, there: Sequence[int], *, seed: int, round_number: int, attempt: int
     ) -> list[int]:
-        """A cohort out of the clients that are there (logical ids, sorted), less those in quarantine."""
-        if self.quarantine is not None:
+        """A cohort out of the clients that are there (logical ids, sorted), less those in quarantine.
+
+        A round's second attempt asks those too: the first one failed without them.
+        """
+        if self.quarantine is not None and attempt == 0:
             there = self.quarantine.allowed(there, round_number, self._least_clients(len(there)))
         return self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
 

@@ -137,7 +137,7 @@ def bulyan(f: int, **keywords: Any) -> PipelineStrategy:
     return _robust(Bulyan(f=f), **keywords)
 
 
-def median(f: int = 0, **keywords: Any) -> PipelineStrategy:
+def median(f: int, **keywords: Any) -> PipelineStrategy:
     """The coordinate-wise median (Yin et al. 2018, Definition 1); n > 2f."""
     return _robust(Median(f=f), **keywords)
 
@@ -147,23 +147,23 @@ def trimmed_mean(f: int, **keywords: Any) -> PipelineStrategy:
     return _robust(TrimmedMean(f=f), **keywords)
 
 
-def geometric_median(f: int = 0, **keywords: Any) -> PipelineStrategy:
+def geometric_median(f: int, **keywords: Any) -> PipelineStrategy:
     """RFA, the geometric median (Pillutla et al. 2022, Algorithm 2); n > 2f."""
     return _robust(GeometricMedian(f=f), **keywords)
 
 
 def centered_clipping(
-    tau: float | None = None, f: int = 0, iterations: int = 1, **keywords: Any
+    f: int, tau: float | None = None, iterations: int = 1, **keywords: Any
 ) -> PipelineStrategy:
     """Centred clipping round the last aggregate (Karimireddy et al. 2021, eq. CC); n > 2f."""
     return _robust(CenteredClipping(f=f, tau=tau, iterations=iterations), **keywords)
 
 
-def norm_bounding(bound: float | None = None, f: int = 0, **keywords: Any) -> PipelineStrategy:
+def norm_bounding(f: int, bound: float | None = None, **keywords: Any) -> PipelineStrategy:
     """Norm bounding (Sun et al. 2019, §4); n > 2f."""
     return _robust(NormBounding(f=f, bound=bound), **keywords)
 
 
-def fltrust(root: Callable[[Job], Update], f: int = 0, **keywords: Any) -> PipelineStrategy:
+def fltrust(f: int, root: Callable[[Job], Update], **keywords: Any) -> PipelineStrategy:
     """FLTrust (Cao et al. 2021, Algorithm 2). `root` trains the server's own update for a job, on data of its own."""
     return _robust(FLTrust(f=f), root=root, **keywords)

@@ -175,7 +175,7 @@ class Accumulator(Protocol):
         """The combined update, None when there are too few to combine.
 
         Args:
-            refused: replies of this cohort that came and were refused: no honest client can have sent them.
+            refused: updates of this cohort that came and were refused as wrong.
         """
         ...
 

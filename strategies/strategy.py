@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from strategies.admission import FAILURES, Admission
+from strategies.admission import Admission, is_wrong
 from strategies.contract import Claim
 from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
@@ -303,7 +303,7 @@ class PipelineStrategy(Strategy):
             except Refused as refusal:
                 self.pipeline.admission.record(request.client, refusal)
                 refusals[request.client] = refusal.reason
-                refused += refusal.reason not in FAILURES
+                refused += is_wrong(refusal)
         for client, late in session.expire():
             self.pipeline.admission.record(client, late)
         aggregate = accumulator.result(refused)

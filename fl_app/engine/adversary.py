@@ -75,7 +75,7 @@ class Adversary:
     def _read(
         self, request: Message, reply: Message, layouts: dict[int, Mapping[str, Layout]]
     ) -> Update | None:
-        """The update as the server will have it; None of a client that failed, or that the server will refuse."""
+        """The update as the server will have it; None of one that failed, is malformed or not finite."""
         if reply.has_error():
             return None
         model = record_in(request.content, ARRAYS, ArrayRecord)
@@ -89,10 +89,10 @@ class Adversary:
             update = read_update(
                 reply.content, Expected(layouts[id(model)], client, round_number, version)
             )
+            for stage in reversed(self._stages):
+                update = stage.decode(update)
         except Refused:
             return None
-        for stage in reversed(self._stages):
-            update = stage.decode(update)
         finite = all(np.isfinite(one.vector).all() for one in update.sections.values())
         return update if finite else None
 

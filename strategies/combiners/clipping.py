@@ -15,15 +15,17 @@ from annotated_types import Ge, Gt
 from strategies.combiners.distances import distances_to
 from strategies.combiners.robust import Robust, Side
 from strategies.combiners.rows import Rows
-from strategies.contract import Claim
+from strategies.contract import Claim, Visibility
 from strategies.state import State, array_like, mapping_in
 from strategies.update import MAXIMUM_SECTIONS, Update, Vector
 
 Denominator = Literal["replies", "cohort"]
+_MARGIN = 1e-5
+"""Far more than float32 distances and weights can be wrong by."""
 
 
 def clipped_mean(
-    rows: Rows, centre: Vector | None, bound: float | None, denominator: int
+    rows: Rows, centre: Vector | None, bound: float | None, denominator: int | None = None
 ) -> Vector:
     """The mean of updates clipped round a centre: c + Σᵢ (xᵢ − c)·min(1, τ/‖xᵢ − c‖) / denominator, (d,) float32.
 
@@ -31,12 +33,14 @@ def clipped_mean(
         rows: n updates x.
         centre: c, (d,); None for the origin.
         bound: τ; None for the median of the distances ‖xᵢ − c‖, which a majority of honest clients keeps among theirs.
-        denominator: n, or the cohort that was planned.
+        denominator: the cohort that was planned; n where it is None.
     """
     distances = distances_to(rows, centre)
     tau = float(np.median(distances)) if bound is None else bound
     scales = np.divide(tau, distances, out=np.ones(rows.n), where=distances > tau)
-    weights = scales / denominator
+    if denominator is not None:  # a promise: rounding may not lift a clipped update above its bound
+        scales *= 1 - _MARGIN
+    weights = scales / (rows.n if denominator is None else denominator)
     mean = rows.combined(weights)
     if centre is not None:
         mean += np.float32(1 - weights.sum()) * centre
@@ -46,6 +50,8 @@ def clipped_mean(
 def sensitivity(claim: Claim, bound: float | None, denominator: Denominator) -> float | None:
     """How far one client can move a mean of vectors clipped to one bound, None where it can by any length."""
     if bound is None or denominator != "cohort" or claim.cohort is None:
+        return None
+    if claim.visibility is not Visibility.EACH:  # one client moves its whole group's sum
         return None
     if claim.sections & MAXIMUM_SECTIONS:
         return None
@@ -73,17 +79,20 @@ class CenteredClipping(Robust):
     label: ClassVar[str] = "centred clipping"
 
     def least(self, f: int) -> int:
-        """2f + 1: a majority is honest."""
-        return 2 * f + 1
+        """2f + 1: a majority is honest. With a fixed denominator 1, since a void round would tell who replied."""
+        return 1 if self.denominator == "cohort" else 2 * f + 1
 
     def states(self, claim: Claim) -> Claim:
-        """One step round a centre that has been released moves by τ / cohort for one client more or less."""
+        """One step round the last aggregate moves by τ / cohort for one client more or less.
+
+        The last aggregate must be what was released: a mechanism's noise goes on before `Pipeline.applied`.
+        """
         found = sensitivity(claim, self.tau, self.denominator) if self.iterations == 1 else None
         return claim.given(self, denominator=self.denominator, sensitivity=found)
 
     def combine(self, rows: Rows, f: int, side: Side) -> Vector:
         """See `Robust.combine`."""
-        denominator = rows.n if self.denominator == "replies" else side.planned
+        denominator = None if self.denominator == "replies" else side.planned
         centre = None if side.centre is None else np.concatenate(side.centre)
         for _ in range(self.iterations):
             centre = clipped_mean(rows, centre, self.tau, denominator)
@@ -130,8 +139,8 @@ class NormBounding(Robust):
     label: ClassVar[str] = "norm bounding"
 
     def least(self, f: int) -> int:
-        """2f + 1: the median norm must be an honest one."""
-        return 2 * f + 1
+        """2f + 1: the median norm must be an honest one. With a fixed denominator 1, as of `CenteredClipping`."""
+        return 1 if self.denominator == "cohort" else 2 * f + 1
 
     def states(self, claim: Claim) -> Claim:
         """With a fixed bound it is the mean of a clip."""
@@ -140,5 +149,5 @@ class NormBounding(Robust):
 
     def combine(self, rows: Rows, f: int, side: Side) -> Vector:
         """See `Robust.combine`."""
-        denominator = rows.n if self.denominator == "replies" else side.planned
+        denominator = None if self.denominator == "replies" else side.planned
         return clipped_mean(rows, None, self.bound, denominator)

@@ -37,7 +37,9 @@ _TRIANGLE_ROWS = 28
 """Up to so many rows, products with single rows make half a Gram matrix sooner than one product makes all of it."""
 
 _LONG = 1e15
-"""Norms past which a product of two rows may leave float32's range."""
+"""Norms past which a product of two rows may leave float32's range, …"""
+_SHORT = 1e-12
+"""… and below which the squares of their elements may vanish in it."""
 _FAR = 16.0
 """How many times its squared distance to the nearer half of the others a row's squared norm may be: float32's rounding
 is then at most a few millionths of a distance."""
@@ -47,15 +49,28 @@ def gram_matrix(rows: Columns) -> Matrix:
     """Inner products about one of the rows, (n, n) float64, from float32 blocks whose products are summed in float64.
 
     If some row lies farther from the first than its own neighbourhood is wide, the first may be a huge lie, and the one
-    of median length takes its place: while most are honest, that is a length that honest updates have.
+    of median length takes its place: while most are honest, that is a length that honest updates have. It may still
+    lie elsewhere than they do; then the distances found, wrong by no more than that length allows, tell who does not.
     """
     gram = _about(rows, 0)
-    if not np.isfinite(gram).all() or _far(gram):
+    if not np.isfinite(gram).all() or gram.max() < _SHORT**2 or _far(gram):
         norms = distances_to(rows, None)
-        wide = norms.max() > _LONG
-        middle = int(np.argsort(norms, kind="stable")[(rows.n - 1) // 2])
-        gram = _about(rows, middle, np.float64 if wide else np.float32)
+        exact = np.float32 if _SHORT < norms.max() < _LONG else np.float64
+        gram = _about(rows, int(np.argsort(norms, kind="stable")[(rows.n - 1) // 2]), exact)
+        if _far(gram):
+            gram = _about(rows, most_central(squared_distances(gram)), exact)
     return gram
+
+
+def most_central(distances: Matrix) -> int:
+    """The row whose nearer half of the others is nearest: while most rows are honest, one among the honest."""
+    return int(np.argmin(majority_radii(distances)))
+
+
+def majority_radii(distances: Matrix) -> Matrix:
+    """How far, squared, each row must reach for a majority of the rows, itself included; (n,)."""
+    half = len(distances) // 2
+    return np.asarray(np.partition(distances, half, axis=1)[:, half])
 
 
 def squared_distances(gram: Matrix) -> Matrix:
@@ -83,20 +98,23 @@ def products_with(rows: Columns, point: Vector) -> tuple[Matrix, Matrix]:
     products, squares = np.zeros(rows.n), np.zeros(rows.n)
     for begin, block in rows.blocks():
         part = point[begin : begin + block.shape[1]]
+        found = _squares(block)
         with np.errstate(over="ignore", invalid="ignore"):
-            found = block @ part
-        products += found if np.isfinite(found).all() else block.astype(np.float64) @ part
-        squares += _squares(block)
+            product = block @ part
+        exact = np.isfinite(product).all() and found.min() > _SHORT**2
+        products += product if exact else block.astype(np.float64) @ part
+        squares += found
     return products, np.sqrt(squares)
 
 
 def _squares(block: Vector) -> Matrix:
-    """Σⱼ xᵢⱼ² of each row of a block: in float32, again in float64 where a square overflows (past 1e19)."""
+    """Σⱼ xᵢⱼ² of each row of a block: in float32, again in float64 where squares overflow (past 1e19) or vanish."""
     with np.errstate(over="ignore"):
-        squares = np.einsum("ij,ij->i", block, block)
-    if np.isfinite(squares).all():
-        return np.asarray(squares, np.float64)
-    return np.asarray(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+        squares = np.einsum("ij,ij->i", block, block).astype(np.float64)
+    for row in np.flatnonzero(~np.isfinite(squares) | (squares < _SHORT**2)):
+        wide = block[row].astype(np.float64)
+        squares[row] = wide @ wide
+    return np.asarray(squares, np.float64)
 
 
 def _about(rows: Columns, centre: int, dtype: type = np.float32) -> Matrix:
@@ -129,5 +147,4 @@ def _width(n: int) -> int:
 
 def _far(gram: Matrix) -> bool:
     distances = squared_distances(gram)
-    half = np.partition(distances, len(gram) // 2, axis=1)[:, len(gram) // 2]
-    return bool((gram.diagonal() > _FAR * half).any())
+    return bool((gram.diagonal() > _FAR * majority_radii(distances)).any())

@@ -14,8 +14,11 @@ import numpy as np
 from strategies.combiners.distances import Matrix, products_with
 from strategies.combiners.robust import Robust, Side
 from strategies.combiners.rows import Rows
-from strategies.contract import Claim
-from strategies.update import Vector
+from strategies.contract import Claim, ContractError, name_of
+from strategies.update import MODEL_SECTIONS, Vector
+
+_LEAST_LENGTH = 1e-20
+"""Of the server's own update's length: clients whose updates are shorter are not trusted."""
 
 
 def trust_weights(products: Matrix, norms: Matrix, root_norm: float) -> Matrix:
@@ -28,26 +31,35 @@ def trust_weights(products: Matrix, norms: Matrix, root_norm: float) -> Matrix:
         norms: ‖gᵢ‖, (n,).
         root_norm: ‖g₀‖.
     """
-    longest = np.finfo(float).max
-    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 1 / longest)
-    trust = np.maximum(0, products * inverse / root_norm) if root_norm else np.zeros_like(norms)
+    # Of an update so much shorter than the server's float32 knows no direction that is worth its scaling up.
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > _LEAST_LENGTH * root_norm)
+    trust = np.clip(products * inverse / root_norm, 0, 1) if root_norm else np.zeros_like(norms)
     total = trust.sum()
     return trust * inverse * (root_norm / total) if total > 0 else np.zeros_like(norms)
 
 
 @dataclass
 class FLTrust(Robust):
-    """The mean by trust in the server's own update. Bears any number of liars but all, if its root data are clean."""
+    """The mean by trust in the server's own update. Bears any number of liars but all, as far as a cosine can tell."""
 
     label: ClassVar[str] = "FLTrust"
+    wants_root: ClassVar[bool] = True
 
     def least(self, f: int) -> int:
         """F + 1: somebody must be honest."""
         return f + 1
 
     def needs(self, claim: Claim, part: object) -> None:
-        """An update of the server's own, over the same sections."""
+        """An update of the server's own, of the model's own sections: the server has no control variate."""
         claim.need_root(part)
+        beyond = sorted(claim.sections - MODEL_SECTIONS)
+        if beyond:
+            raise ContractError(
+                claim.source("sections"),
+                name_of(part),
+                f"the server's own update has no section {', '.join(beyond)} to hold the clients' against",
+                "use client=sgd or client=proximal, or another combiner",
+            )
         super().needs(claim, part)
 
     def combine(self, rows: Rows, f: int, side: Side) -> Vector:

@@ -4,8 +4,9 @@
     aggregate = multi_krum(updates, f=2)
 
 They do not change their input and know nothing of clients, messages or models. Give them deltas (or gradients), n ≥ 1
-rows of finite numbers; every one raises `ValueError` for anything else, and for fewer rows than its f needs. Ties go to
-the first row. `threads` may share the work of the coordinate-wise rules; the result is the same for any number.
+rows of finite numbers whose sums float32 can hold. Every one raises `ValueError` for NaN and infinities, and for fewer
+rows than its f needs. Ties go to the first row. `threads` may share the work of the coordinate-wise rules; the result
+is the same for any number.
 """
 
 from __future__ import annotations
@@ -91,15 +92,15 @@ def trimmed_mean(updates: Updates, *, f: int, threads: int = 1) -> Vector:
 
 
 def geometric_median(
-    updates: Updates, *, f: int = 0, smoothing: float = 1e-6, iterations: int = 100
+    updates: Updates, *, f: int = 0, smoothing: float = 1e-6, iterations: int = 1000
 ) -> Vector:
-    """The geometric median by smoothed Weiszfeld steps from the mean (Pillutla et al. 2022, Algorithm 2); n > 2f.
+    """The geometric median by smoothed Weiszfeld steps (Pillutla et al. 2022, Algorithm 2); n > 2f.
 
     Args:
         updates: (n, d) float32.
         f: updates that may be anything; the result does not depend on it.
         smoothing: ν, a distance below which an update pulls no harder.
-        iterations: steps at most; fewer where the weights have settled.
+        iterations: steps at most, from the mean of the closest majority; fewer where they become too short to tell.
     """
     rule = GeometricMedian(f=f, smoothing=smoothing, iterations=iterations)
     return _apply(rule, updates)

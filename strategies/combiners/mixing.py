@@ -55,7 +55,7 @@ class Wrapper(Robust):
         rule: the inner rule, which tolerates the wrapper's f.
 
     Raises:
-        ValueError: the inner rule is no robust one, or was given another f.
+        ValueError: the inner rule is no robust one, was given another f, or divides by the cohort.
     """
 
     rule: Robust = field(default_factory=TrimmedMean)
@@ -66,12 +66,21 @@ class Wrapper(Robust):
             raise ValueError(
                 f"rule is a {type(self.rule).__name__}: take a robust rule of strategies.combiners, as TrimmedMean"
             )
+        if getattr(self.rule, "denominator", "replies") != "replies":
+            raise ValueError(
+                "rule.denominator = cohort: means of updates have no sensitivity, and no cohort to be divided by"
+            )
         if self.f is None:
             self.f = self.rule.f
         elif self.rule.f not in (None, self.f):
             raise ValueError(
                 f"f = {self.f}, but its rule has f = {self.rule.f}: give f to one of them"
             )
+
+    @property
+    def wants_root(self) -> bool:  # type: ignore[override]
+        """Whether the inner rule does."""
+        return self.rule.wants_root
 
     @abstractmethod
     def mixing(self, rows: Rows, f: int, side: Side) -> Matrix:

@@ -1,7 +1,8 @@
 """What robust rules have in common: they see all of a round's updates at once, and tolerate f of them being anything.
 
-f is what the user configured. Too few replies make a round void, they never lower f. A reply that the server refused
-counts differently: no honest client can have sent it, so it is one of the f, and of the others f − 1 may lie.
+f is what the user configured: all clients of a round whose update may be wrong, by malice or by fault. Too few replies
+make a round void, they never lower f. An update that came and was refused as wrong is one of the f, so that f − 1 of
+those that are left may be wrong.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Robust(Ranged, ABC):
     label: ClassVar[str] = "robust rule"
     by_coordinate: ClassVar[bool] = False
     """Whether the rule compares clients coordinate by coordinate."""
+    wants_root: ClassVar[bool] = False
+    """Whether the rule holds updates against one of the server's own."""
 
     @abstractmethod
     def least(self, f: int) -> int:
@@ -165,13 +168,26 @@ class Held:
 
     def _side(self, names: list[str]) -> Side:
         plan, memory = self._plan, self._rule.memory()
+        root = None if plan.root is None else {n: s.vector for n, s in plan.root.sections.items()}
         return Side(
             round=plan.round,
             planned=plan.inputs,
-            root=None if plan.root is None else _pieces(plan.root, names),
-            centre=None if memory is None else tuple(memory[name] for name in names),
+            root=self._fitting(root, names, "the server's own update"),
+            centre=self._fitting(memory, names, "the remembered aggregate"),
             threads=available_threads(),
         )
+
+    def _fitting(
+        self, vectors: Mapping[str, Vector] | None, names: list[str], what: str
+    ) -> tuple[Vector, ...] | None:
+        """Vectors beside the updates, in the order of their sections; raises `ValueError` where they do not fit."""
+        if vectors is None:
+            return None
+        for name in names:
+            size = self._plan.layouts[name].size
+            if name not in vectors or vectors[name].shape != (size,):
+                raise ValueError(f"{what} has no section {name} of {size} elements")
+        return tuple(vectors[name] for name in names)
 
 
 def _pieces(update: Update, names: list[str]) -> tuple[Vector, ...]:

@@ -54,6 +54,7 @@ class Quarantine(Ranged):
     records: dict[int, Record] = field(default_factory=dict, init=False)
     _there: frozenset[int] = field(default=frozenset(), init=False)
     _keep: int = field(default=0, init=False)
+    _void: bool = field(default=False, init=False)
 
     label = "quarantine"
 
@@ -89,8 +90,13 @@ class Quarantine(Ranged):
             there: logical ids.
             round_number: of the round that begins, from 1. Quarantines that it is past are over.
             keep: clients without whom there is no round: where fewer are left, those come back whose time is up first.
+
+        After a void round everybody is asked: those who were left may have been silent, and liars must not gain by
+        having had others shut out that no round succeeds.
         """
         self._there, self._keep = frozenset(there), keep
+        if self._void:
+            return list(there)
         for client, record in self.records.items():
             if record.until is not None and record.until < round_number:
                 record.release()
@@ -119,6 +125,7 @@ class Quarantine(Ranged):
         Returns:
             The clients that were flagged, sorted.
         """
+        self._void = not updates
         updates = sorted(updates, key=lambda update: update.members)
         clients = [update.members[0] for update in updates]
         enough = len(updates) >= LEAST_UPDATES
@@ -147,7 +154,7 @@ class Quarantine(Ranged):
         records: dict[str, Value] = {
             str(client): record.state_dict() for client, record in self.records.items()
         }
-        return {"records": records, "detector": self._detector.state_dict()}
+        return {"records": records, "void": self._void, "detector": self._detector.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Takes up an earlier run's records."""
@@ -155,6 +162,7 @@ class Quarantine(Ranged):
         self.records = {
             int(client): Record.of(int(client), mapping_in(records, client)) for client in records
         }
+        self._void = bool(state.get("void"))
         self._detector.load_state_dict(mapping_in(state, "detector"))
 
     def _shut(self, client: int) -> bool:
@@ -163,7 +171,10 @@ class Quarantine(Ranged):
     def _shut_out(self, round_number: int, flags: Mapping[int, Sequence[str]]) -> None:
         """Quarantines who has enough strikes, the most often flagged first, as far as there is room."""
         due = [client for client in flags if self._due(client)]
-        due.sort(key=lambda client: (-len(self.records[client].strikes), client))
+        # Ids are the clients' own to choose: with the same strikes those go first who are flagged for more.
+        due.sort(
+            key=lambda client: (-len(self.records[client].strikes), -len(flags[client]), client)
+        )
         known, shut = len(self._there), sum(map(self._shut, self._there))
         room = min(int(self.max_fraction * known), known - self._keep) - shut
         for place, client in enumerate(due):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.combiners.geometric_median import weiszfeld
 from strategies.update import MAXIMUM_SECTIONS, Update, Vector
 
 Matrix = NDArray[np.float64]
@@ -28,8 +29,8 @@ _LEAST_COSINE = 0.02
 """Cosines to the reference below it count as this much: who sends noise has some cosine by chance."""
 _NEAR = 0.25
 """Of the median distance to the reference: a residual shorter than that correlates with its like only."""
-_STEPS = 50
-"""Of Weiszfeld's iteration at most; it gains a digit in a few."""
+_STEPS = 200
+"""Of Weiszfeld's iteration at most."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def inner_products(vectors: Sequence[Vector]) -> Matrix:
 def score(found: Grams) -> Scores:
     """All scores of a round."""
     gram = found.whole
-    weights = geometric_median(gram)
+    weights = reference_weights(gram)
     products, square = gram @ weights, float(weights @ gram @ weights)
     squares = gram.diagonal()
     norm = np.sqrt(squares)
@@ -131,23 +132,10 @@ def score(found: Grams) -> Scores:
     )
 
 
-def geometric_median(gram: Matrix) -> Matrix:
-    """Weights of the rows whose combination has the least sum of distances to them, (n,) summing to 1.
-
-    Args:
-        gram: their inner products, (n, n).
-    """
-    squares = gram.diagonal()
-    weights = np.full(len(gram), 1 / len(gram))
-    least = 1e-12 * max(float(np.median(squares)), np.finfo(np.float64).tiny)
-    for _ in range(_STEPS):
-        distances = squares - 2 * gram @ weights + weights @ gram @ weights
-        nearer = 1 / np.sqrt(np.maximum(distances, least))
-        nearer /= nearer.sum()
-        moved, weights = float(np.abs(nearer - weights).max()), nearer
-        if moved < 1e-6:
-            break
-    return weights
+def reference_weights(gram: Matrix) -> Matrix:
+    """Weights of the updates in their geometric median, (n,), smoothed over a millionth of their usual length."""
+    usual = max(float(np.median(gram.diagonal())), np.finfo(np.float64).tiny)
+    return weiszfeld(gram, 1e-6 * np.sqrt(usual), _STEPS)
 
 
 def agreement(arrays: Sequence[Matrix]) -> Matrix:
@@ -163,23 +151,29 @@ def agreement(arrays: Sequence[Matrix]) -> Matrix:
 
 
 def groups(correlation: Matrix, least: float) -> list[list[int]]:
-    """Sets of two or more clients that are connected by correlations of at least `least`, each sorted.
+    """Sets of two or more clients of which every two correlate by at least `least`, each sorted.
+
+    Complete linkage, the likest pairs first: who mixes several clients' updates is like each of them, and does not make
+    them like one another.
 
     Args:
         correlation: (n, n), as in `Scores`.
         least: in (0, 1].
     """
-    linked = correlation >= least
-    left, found = set(range(len(correlation))), []
-    while left:
-        group, edge = set[int](), {min(left)}
-        while edge:
-            group |= edge
-            edge = {int(other) for one in edge for other in np.flatnonzero(linked[one])} - group
-        left -= group
-        if len(group) > 1:
-            found.append(sorted(group))
-    return found
+    n = len(correlation)
+    member = list(range(n))
+    groups_of = {index: [index] for index in range(n)}
+    first, second = np.triu_indices(n, 1)
+    strong = np.flatnonzero(correlation[first, second] >= least)
+    for pair in strong[np.argsort(-correlation[first[strong], second[strong]], kind="stable")]:
+        one, other = member[first[pair]], member[second[pair]]
+        if one == other:
+            continue
+        if correlation[np.ix_(groups_of[one], groups_of[other])].min() >= least:
+            for index in groups_of[other]:
+                member[index] = one
+            groups_of[one] += groups_of.pop(other)
+    return sorted(sorted(group) for group in groups_of.values() if len(group) > 1)
 
 
 def deviation(values: Matrix) -> float:

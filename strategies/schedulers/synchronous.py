@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from strategies.admission import FAILURES
+from strategies.admission import FAILURES, is_wrong
 from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.metrics import add_metrics, mean_metrics
@@ -40,12 +40,14 @@ class _Tally:
     sampled: int = 0
     failed: int = 0
     rejected: int = 0
+    wrong: int = 0
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     refusals: dict[int, str] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
 
     def refused(self, client: int, refusal: Refused) -> None:
         self.refusals[client] = refusal.reason
+        self.wrong += is_wrong(refusal)
         if refusal.reason in FAILURES:
             self.failed += 1
         else:
@@ -134,7 +136,7 @@ class Synchronous:
         """Asks one cohort: the combined update and how many clients are in it."""
         tally.sampled += len(cohort)
         accumulator = pipeline.begin(job, len(cohort))
-        before, good = tally.rejected, 0
+        before, good = tally.wrong, 0
         tally.updates = []
         for update in self._collect(
             pipeline, pipeline.collector.open(job, cohort), exchange, tally
@@ -144,7 +146,7 @@ class Synchronous:
             if pipeline.quarantine is not None:
                 tally.updates.append(update)
             good += len(update.members)
-        return accumulator.result(refused=tally.rejected - before), good
+        return accumulator.result(refused=tally.wrong - before), good
 
     def _collect(
         self, pipeline: Pipeline, session: Session, exchange: Exchange, tally: _Tally

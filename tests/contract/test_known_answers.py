@@ -139,8 +139,7 @@ def test_krum_has_no_sensitivity_so_noise_after_it_is_refused():
 
 ROBUST = [
     Krum(), MultiKrum(), Bulyan(), Median(), TrimmedMean(), GeometricMedian(), CenteredClipping(), NormBounding(),
-    FLTrust(), NearestNeighborMixing(), NearestNeighborMixing(rule=CenteredClipping(tau=1, denominator="cohort")),
-    Bucketing(),
+    FLTrust(), NearestNeighborMixing(), NearestNeighborMixing(rule=CenteredClipping(tau=1)), Bucketing(),
 ]  # fmt: skip
 
 
@@ -162,15 +161,30 @@ def test_what_robust_rules_state_and_what_they_refuse(rule):
 def test_a_mean_of_clipped_updates_has_the_sensitivity_of_its_bound(rule):
     bound = {"tau" if rule is CenteredClipping else "bound": 0.5}
     fixed = rule(**bound, denominator="cohort")
-    assert fold(Poisson(), Masked(groups=20), fixed).sensitivity == 0.5 / 20
+    assert fold(Poisson(), Plain(), fixed).sensitivity == 0.5 / 20
     assert fold(SAMPLER, Plain(), fixed).sensitivity == 2 * 0.5 / 20
     assert fold(SAMPLER, Plain(), rule(**bound)).sensitivity is None
     assert fold(SAMPLER, Plain(), rule(denominator="cohort")).sensitivity is None
     counted = frozenset({DELTA, COUNTERS})
     assert fold(SAMPLER, Plain(), fixed, sections=counted).sensitivity is None
-    mechanism = CentralGaussian()
-    fold(SAMPLER, Masked(groups=20), fixed, mechanism)
-    assert mechanism.scale == 2 * 0.5 / 20
+    # One client moves the whole of its group's clipped sum.
+    assert fold(SAMPLER, Masked(groups=20), fixed).sensitivity is None
+
+
+@pytest.mark.parametrize("rule", [CenteredClipping, NormBounding])
+def test_a_fixed_denominator_is_no_reason_for_a_void_round(rule):
+    """Whether there is an output at all would depend on one client, which no sensitivity says."""
+    assert rule(f=3, denominator="cohort").least_inputs(20) == 1
+    assert rule(f=3).least_inputs(20) == 7
+    with pytest.raises(ValueError, match="no sensitivity, and no cohort to be divided by"):
+        Bucketing(rule=rule(denominator="cohort"))
+
+
+def test_fltrust_has_no_control_variate_to_hold_clients_against():
+    rooted = Claim(root=True, sections=BOTH)
+    for rule in (FLTrust(), NearestNeighborMixing(rule=FLTrust())):
+        with pytest.raises(ContractError, match="no section control to hold the clients' against"):
+            check((SAMPLER, Plain(), rule), rooted)
 
 
 def test_several_steps_of_centred_clipping_have_no_sensitivity():

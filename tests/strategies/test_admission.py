@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.admission import Admission
+from strategies.admission import Admission, is_wrong
 from strategies.contract import Claim, ContractError
 from strategies.update import BUFFERS
 from strategies.wire import Refused
@@ -113,3 +113,24 @@ def test_an_update_is_not_changed_at_the_door():
     one.delta.vector.flags.writeable = False
     Admission().admit(one)
     np.testing.assert_array_equal(one.delta.vector, [1, -2, 3])
+
+
+@pytest.mark.parametrize(
+    ("reason", "wrong"),
+    [
+        ("not_finite", True), ("too_large", True), ("malformed", True), ("shape", True), ("timeout", False),
+        ("client_error", False), ("duplicate", False), ("num_examples", False),
+    ],
+)  # fmt: skip
+def test_an_update_that_came_and_was_wrong_is_told_from_misfortune(reason, wrong):
+    assert is_wrong(Refused(reason, "")) is wrong
+
+
+@pytest.mark.parametrize("limit", [1e-30, 1e-9, 1.0, 1e30])
+def test_the_fast_pass_lets_nothing_through_that_the_slow_one_would_not(limit):
+    admission = Admission(max_value=limit)
+    largest = np.float32(limit)
+    admission.admit(update([np.nextafter(largest, np.float32(0)), 0.0]))
+    for beyond in (np.nextafter(largest, np.float32(np.inf)), -2 * largest):
+        with pytest.raises(Refused, match="too_large"):
+            admission.admit(update([0.0, beyond]))

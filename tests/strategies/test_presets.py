@@ -133,12 +133,16 @@ ROBUST = {
     "krum": (strategies.krum, {"f": 1}, Krum(f=1)),
     "multi_krum": (strategies.multi_krum, {"f": 1, "keep": 2}, MultiKrum(f=1, keep=2)),
     "bulyan": (strategies.bulyan, {"f": 0}, Bulyan(f=0)),
-    "median": (strategies.median, {}, Median(f=0)),
+    "median": (strategies.median, {"f": 1}, Median(f=1)),
     "trimmed_mean": (strategies.trimmed_mean, {"f": 1}, TrimmedMean(f=1)),
-    "geometric_median": (strategies.geometric_median, {}, GeometricMedian(f=0)),
-    "centered_clipping": (strategies.centered_clipping, {"tau": 1.0}, CenteredClipping(f=0, tau=1)),
-    "norm_bounding": (strategies.norm_bounding, {"bound": 3.0}, NormBounding(f=0, bound=3)),
-    "fltrust": (strategies.fltrust, {"root": ROOT}, FLTrust(f=0)),
+    "geometric_median": (strategies.geometric_median, {"f": 1}, GeometricMedian(f=1)),
+    "centered_clipping": (
+        strategies.centered_clipping,
+        {"f": 1, "tau": 1.0},
+        CenteredClipping(f=1, tau=1),
+    ),
+    "norm_bounding": (strategies.norm_bounding, {"f": 1, "bound": 3.0}, NormBounding(f=1, bound=3)),
+    "fltrust": (strategies.fltrust, {"f": 1, "root": ROOT}, FLTrust(f=1)),
 }
 
 

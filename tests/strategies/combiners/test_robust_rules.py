@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from strategies.combiners import (
     CenteredClipping,
+    GeometricMedian,
     Krum,
     Median,
     MultiKrum,
@@ -83,12 +84,42 @@ def test_the_coordinatewise_rules_are_the_papers(case):
     assert close(functional.trimmed_mean(updates, f=f), plain.trimmed_mean(updates, f))
 
 
-@settings(max_examples=100)
-@given(cases(lambda f: 2 * f + 1), st.integers(1, 30), st.sampled_from([1e-6, 0.1, 2.0]))
-def test_the_geometric_median_takes_weiszfelds_steps(case, iterations, smoothing):
+@settings(max_examples=60)
+@given(cases(lambda f: 2 * f + 1), st.sampled_from([1e-6, 0.1, 2.0]))
+def test_the_geometric_median_is_where_weiszfelds_steps_end(case, smoothing):
     updates, _ = case
-    found = functional.geometric_median(updates, smoothing=smoothing, iterations=iterations)
-    assert close(found, plain.geometric_median(updates, smoothing, iterations), 20)
+    found = functional.geometric_median(updates, smoothing=smoothing, iterations=5000)
+    wanted = plain.geometric_median(updates, smoothing, 5000)
+
+    def way(point):
+        return np.sqrt(((updates - point.astype(np.float64)) ** 2).sum(axis=1)).sum()
+
+    # On a line, or at an update, the way is flat or the steps are slow: what is found is as short.
+    assert close(found, wanted, 100) or way(found) <= way(wanted) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("n", "f"), [(9, 4), (20, 9), (51, 25)])
+@pytest.mark.parametrize("huge", [1e3, 1e10, 3e38])
+def test_the_geometric_median_bears_nearly_half_however_long_the_lie(n, f, huge):
+    honest = drawn(n - f, 1000) * np.float32(0.01)
+    updates = np.vstack([honest, np.full((f, 1000), huge, np.float32)])
+    found = functional.geometric_median(updates, f=f)
+    # Its displacement is at most 2(n − f)/(n − 2f) times the honest spread (Minsker 2015; Pillutla et al. 2022).
+    spread = np.linalg.norm(honest - honest.mean(axis=0), axis=1).max()
+    assert np.linalg.norm(found - honest.mean(axis=0)) < 2 * (n - f) / (n - 2 * f) * spread
+    assert np.linalg.norm(found - honest.mean(axis=0)) < 5 * spread
+
+
+@pytest.mark.parametrize("tiny", [1e-15, 4e-23, 1e-30, 1e-40])
+def test_a_tiny_update_buys_no_trust_by_squares_that_vanish(tiny):
+    root, honest = drawn(1, 10_000, 1)[0], drawn(9, 10_000) + 2 * drawn(1, 10_000, 1)
+    lie = np.full(10_000, np.float32(tiny) * np.float32(0.5))
+    lie[0] = np.float32(tiny)
+    updates = np.vstack([honest, lie])
+    found = functional.fltrust(updates, root=root).astype(np.float64)
+    without = functional.fltrust(honest, root=root).astype(np.float64)
+    assert np.linalg.norm(found) <= np.linalg.norm(root.astype(np.float64)) * (1 + 1e-6)
+    assert np.linalg.norm(found - without) < 0.2 * np.linalg.norm(without)
 
 
 @given(SEEDS)
@@ -161,9 +192,22 @@ def test_a_rule_over_distances_within_mixing_sees_the_mixed_updates(case):
     inner = functional.multi_krum(functional.nnm(updates, f=f), f=f)
     found = functional.nnm(updates, f=f, rule=MultiKrum())
     # Mixed updates that are equal but for rounding tie: then any of them will do.
-    apart = plain.pairwise(plain.nnm(updates, f))[~np.eye(len(updates), dtype=bool)]
+    apart = plain.pairwise(plain.nnm(updates, f))[np.triu_indices(len(updates), 1)]
     if np.diff(np.sort(apart)).min(initial=1) > 1e-4:
         assert close(found, inner)
+
+
+def test_a_rule_over_distances_within_mixing_is_the_rule_on_the_mixed_updates():
+    """The same without a condition, on updates that are drawn once."""
+    for seed in range(20):
+        updates = drawn(13, 30, seed)
+        mixed = functional.nnm(updates, f=3)
+        for rule, alone in (
+            (MultiKrum(), functional.multi_krum(mixed, f=3)),
+            (GeometricMedian(), functional.geometric_median(mixed, f=3)),
+            (CenteredClipping(tau=1), functional.centered_clipping(mixed, f=3, tau=1)),
+        ):
+            assert close(functional.nnm(updates, f=3, rule=rule), alone), (seed, rule)
 
 
 @given(st.integers(1, 30), st.integers(1, 6), SEEDS)
@@ -182,7 +226,9 @@ def test_buckets_are_a_partition_and_repeat_with_their_seed(n, size, seed):
 def test_buckets_without_a_seed_cannot_be_foreseen():
     updates = drawn(12, 1)
     drawings = {functional.bucketing(updates).tobytes() for _ in range(20)}
-    assert len(drawings) == 20  # 12!/2^6/6! partitions: two alike in 20 drawings once in 50
+    assert (
+        len(drawings) == 20
+    )  # 12!/2^6 ordered partitions: two alike in 20 drawings about once in 40,000
 
 
 RULES = {

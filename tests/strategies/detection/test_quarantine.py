@@ -94,7 +94,22 @@ def test_refusals_count_in_a_void_round_too():
     part = Quarantine(strikes=1, window=1)
     part.allowed(range(4), 1, 1)
     assert part.judge(1, NO_UPDATES, refused(2)) == (2,)
-    assert part.allowed(range(4), 2, 1) == [0, 1, 3]
+    assert part.summary()[0]["quarantined"]
+
+
+def test_after_a_void_round_everybody_is_asked_once_more():
+    """Liars who had honest clients shut out and then fall silent void one round, not all of them."""
+    part = Quarantine(strikes=1, window=1)
+    part.allowed(range(10), 1, 1)
+    part.judge(1, honest(range(9)), refused(9))
+    assert part.allowed(range(10), 2, 1) == list(range(9))
+    part.judge(2, NO_UPDATES, {0: "timeout"})
+    anew = Quarantine(strikes=1, window=1)
+    anew.load_state_dict(part.state_dict())
+    for each in (part, anew):
+        assert each.allowed(range(10), 3, 1) == list(range(10))
+    part.judge(3, honest(range(10)), {})
+    assert part.allowed(range(10), 4, 1) == list(range(9))
 
 
 def test_who_should_be_shut_out_and_cannot_be_is_told_of_and_stays(caplog):
