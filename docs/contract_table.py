@@ -158,8 +158,15 @@ def _merged(servers: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
     for server, combiners in servers.items():
         by_combiners.setdefault(tuple(combiners), []).append(server)
     for same, names in by_combiners.items():
-        together = "any" if set(same) == set(COMBINERS) else "; ".join(same)
-        yield ", ".join(names), together
+        yield ", ".join(names), _together(same)
+
+
+def _together(combiners: tuple[str, ...]) -> str:
+    """Combiners by name, or by those that are not among them where these are fewer."""
+    others = [name for name in COMBINERS if name not in combiners]
+    if not others:
+        return "any"
+    return f"any but {'; '.join(others)}" if len(others) < len(combiners) else "; ".join(combiners)
 
 
 def insert(text: str) -> str:

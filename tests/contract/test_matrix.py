@@ -41,6 +41,8 @@ def expected(combination) -> str | None:
     sends_control = "client=scaffold" in combination.client
     if vanilla and combination.stage:
         return "Clip"
+    if combination.combiner == "`fltrust`" and sends_control:
+        return "FLTrust"
     if combination.server == "`scaffold`":
         sound = sends_control and combination.combiner != "mean, by examples"
         return None if sound else "SCAFFOLD's server"
