@@ -302,6 +302,7 @@ class _Run:
             "folder": self.folder.path,
         }
         self.console.begin(config.strategy, config.rounds, facts)
+        self._warn()
         if resumed:
             self.console.note(f"goes on after round {len(self.summary.history)}")
         data.plot(self.folder.path / "partition.png")
@@ -316,6 +317,20 @@ class _Run:
             liars = len(attack.attackers(self.num_clients, self.config.seed))
             told["attack"] = f"{self.config.attack.name}, {liars} of {self.num_clients} clients"
         return told
+
+    def _warn(self) -> None:
+        """Of a rule that bears fewer than lie: the figures would speak of the setting, not of the rule."""
+        combiner, attack = self.strategy.pipeline.combiner, self.assembly.attack
+        if not isinstance(combiner, Robust):
+            return
+        f = combiner.tolerance(self.strategy.pipeline.claim.inputs or self.num_clients)
+        liars = 0 if attack is None else len(attack.attackers(self.num_clients, self.config.seed))
+        if liars > f:
+            self.console.note(
+                f"{liars} clients lie and the rule bears {f}: raise combiner.f or num_clients, or lower attack.fraction"
+            )
+        elif f == 0:
+            self.console.note("the rule bears no liar: raise num_clients, or set combiner.f")
 
     def _show(self, row: Row) -> None:
         self.console.round(row, self.config.rounds)

@@ -131,7 +131,7 @@ class Claim:
                 self.source("groups", "cohort"),
                 name_of(part),
                 f"{rule} with f = {f} needs at least {least} inputs a round and gets {self.inputs}",
-                "ask more clients a round, or lower f",
+                "ask more clients a round, or " + ("lower f" if f else "use another combiner"),
             )
 
     def need_sensitivity(self, part: object) -> float:

@@ -127,7 +127,8 @@ class Pipeline:
         A round's second attempt asks those too: the first one failed without them.
         """
         if self.quarantine is not None and attempt == 0:
-            there = self.quarantine.allowed(there, round_number, self._least_clients(len(there)))
+            keep = self.least_clients(len(there))
+            there = self.quarantine.allowed(there, round_number, keep)
         return self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
 
     def judge(
@@ -138,18 +139,21 @@ class Pipeline:
             return None
         return self.quarantine.judge(round_number, updates, refused)
 
-    def _least_clients(self, there: int) -> int:
-        """Of so many clients that are there, how many must be left for the quorum and the rule to have their inputs."""
-        least = getattr(self.combiner, "least_inputs", lambda planned: 1)
+    def least_clients(self, most: int) -> int:
+        """How many clients must be there for the quorum and the rule to have their inputs; `most` if none suffice."""
         cohort = getattr(self.sampler, "cohort", lambda available: available)
-        planned = self.claim.inputs
 
         def enough(count: int) -> bool:
             asked: int = cohort(count)
-            needed: int = least(asked if planned is None else planned)
-            return asked >= max(self.admission.quorum, needed)
+            return asked >= max(self.admission.quorum, self.least_inputs(asked))
 
-        return next((count for count in range(1, there) if enough(count)), there)
+        return next((count for count in range(1, most) if enough(count)), most)
+
+    def least_inputs(self, asked: int) -> int:
+        """Updates without which the rule makes no aggregate of a round that asked so many clients."""
+        least = getattr(self.combiner, "least_inputs", None)
+        inputs = asked if self.claim.inputs is None else self.claim.inputs
+        return 1 if least is None else int(least(inputs))
 
     def _order(self) -> Iterable[Checked]:
         # The collector decides whether clients run their halves at all, so it speaks before the stages do.

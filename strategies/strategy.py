@@ -30,6 +30,9 @@ from strategies.wire import ARRAYS, CONFIG, Refused, pack_model, read_metrics, u
 
 log = logging.getLogger(__name__)
 
+_MOST_CLIENTS = 1_000_000
+"""No sampler is asked for more in search of a cohort that is large enough."""
+
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 _T = TypeVar("_T")
 
@@ -40,7 +43,7 @@ class PipelineStrategy(Strategy):
     Args:
         pipeline: the parts.
         seed: of everything that may be repeated.
-        min_clients: clients to wait for before the first round.
+        min_clients: clients to wait for before the first round; more where the rule or the quorum need more.
         population: number of all clients: nodes that give a logical id past it are left out. None takes all.
         travel: shell patterns of the arrays that are sent and trained; the others stay as they are.
         buffers: names of float arrays that are running statistics; told by torch's names when None.
@@ -122,7 +125,8 @@ class PipelineStrategy(Strategy):
         model = self._begin(initial_arrays)
         self._take_up(train_config)
         exchange = self._exchange = self._open(grid)
-        exchange.wait_for_clients(self._min_clients, timeout)
+        needed = self.pipeline.least_clients(_MOST_CLIENTS)
+        exchange.wait_for_clients(max(self._min_clients, needed), timeout)
         result = Result(arrays=initial_arrays)
         if evaluate_fn is not None and model.version == 0:
             _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))

@@ -25,6 +25,8 @@ _EXAMPLES = """examples:
       a whole setting by its name (trellis list experiments)
   trellis run backend=flower rounds=3
       on Flower's own simulation
+  trellis run strategy=robust num_clients=20 attack=alie attack.fraction=0.3 quarantine=strikes
+      a robust rule against clients that lie, on the in-process engine
   trellis run task._target_=my_module.MyTask
       a class of your own, from the working directory or PYTHONPATH
   trellis run strategy=scaffold --dry-run

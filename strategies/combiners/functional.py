@@ -28,6 +28,21 @@ from strategies.combiners.rows import Mixed, Rows, Stack
 from strategies.combiners.summation import CompensatedSum
 from strategies.update import Vector
 
+__all__ = [
+    "bucketing",
+    "bulyan",
+    "centered_clipping",
+    "fltrust",
+    "geometric_median",
+    "krum",
+    "mean",
+    "median",
+    "multi_krum",
+    "nnm",
+    "norm_bounding",
+    "trimmed_mean",
+]
+
 Updates = NDArray[np.float32]
 """(n, d) float32; anything that numpy makes such an array of is taken too."""
 

@@ -78,6 +78,11 @@ class Wrapper(Robust):
             )
 
     @property
+    def described(self) -> str:
+        """Both rules in words."""
+        return f"{self.label}, then {self.rule.described}"
+
+    @property
     def wants_root(self) -> bool:  # type: ignore[override]
         """Whether the inner rule does."""
         return self.rule.wants_root

@@ -56,6 +56,11 @@ class Robust(Ranged, ABC):
 
     f: Annotated[int, Ge(0)] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.f is not None and not isinstance(self.f, int | np.integer):
+            raise ValueError(f"f = {self.f!r}: a number of clients is a whole number")
+
     label: ClassVar[str] = "robust rule"
     by_coordinate: ClassVar[bool] = False
     """Whether the rule compares clients coordinate by coordinate."""
@@ -118,7 +123,12 @@ class Robust(Ranged, ABC):
     def promise(self, planned: int) -> str:
         """For a user: what the rule bears of so many planned inputs."""
         f = self.tolerance(planned)
-        return f"{self.label}: {f} of {planned} may lie, {self.least(f)} must reply"
+        return f"{self.described}: {f} of {planned} may lie, {self.least(f)} must reply"
+
+    @property
+    def described(self) -> str:
+        """The rule in words."""
+        return self.label
 
     def begin(self, plan: Plan) -> Held:
         """An accumulator that keeps the round's updates, as they came, until all are there."""

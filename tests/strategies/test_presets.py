@@ -17,6 +17,7 @@ from strategies.combiners import (
     NormBounding,
     TrimmedMean,
 )
+from strategies.exchange import NoClientsError
 from strategies.presets import PROXIMAL_MU
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
 from strategies.update import CONTROL, DELTA, Section, Update
@@ -166,15 +167,18 @@ def test_a_robust_strategy_runs_with_vanilla_clients_one_of_which_lies(name):
     assert (moved > 0.5).all()
 
 
-def test_a_robust_strategy_skips_a_round_with_too_few_replies_and_goes_on():
+def test_a_robust_strategy_waits_for_as_many_clients_as_its_rule_needs():
     def fit(arrays):
         return {"w": arrays["w"] + np.float32([1, 2])}
 
     nodes = {number: vanilla_node(fit) for number in range(1, 7)}
-    strategy = strategies.krum(f=2)  # needs 7
-    result = strategy.start(ScriptedGrid(nodes), pack_model(parameters(0, 0)), num_rounds=2)
-    assert unpack_model(result.arrays)["w"].tolist() == [0, 0]
-    assert strategy.model.version == 2
+    with pytest.raises(NoClientsError, match="6 of 7 clients came"):
+        strategies.krum(f=2).start(
+            ScriptedGrid(nodes), pack_model(parameters(0, 0)), num_rounds=2, timeout=5.0
+        )
+    half = strategies.krum(f=2, fraction=0.5)
+    with pytest.raises(NoClientsError, match="6 of 13 clients came"):
+        half.start(ScriptedGrid(nodes), pack_model(parameters(0, 0)), timeout=5.0)
 
 
 def test_f_must_be_given_where_nothing_fixes_the_cohort():
