@@ -119,10 +119,14 @@ class Synchronous:
             aggregate, good = self._attempt(pipeline, asked, cohort, exchange, tally)
             if aggregate is not None and good >= admission.quorum:
                 return aggregate
-            needed = max(admission.quorum, pipeline.least_inputs(len(cohort)))
+            reason = (
+                f"the quorum is {admission.quorum}"
+                if good < admission.quorum
+                else f"the rule needs {pipeline.least_inputs(len(cohort))}"
+            )
             log.warning(
-                "round %d, attempt %d of %d: %d of %d clients sent a good update, %d are needed",
-                job.round, attempt + 1, attempts, good, len(cohort), needed,
+                "round %d, attempt %d of %d: %d of %d clients sent a good update, %s",
+                job.round, attempt + 1, attempts, good, len(cohort), reason,
             )  # fmt: skip
         return None
 
