@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -100,6 +101,10 @@ class Checker:
                 self._value(Parameter(parameter.name), item, f"{path}.{i}")
                 for i, item in enumerate(value)
             ]
+        if is_dataclass(parameter.annotation) and not isinstance(value, Mapping):
+            mend = f"{path}._target_=package.module.Class"
+            self._refuse(path, f"must hold a _target_ and its settings, as in {mend}", value)
+            return ABSENT
         try:
             return admit(parameter.annotation, value)
         except InadmissibleError as refusal:

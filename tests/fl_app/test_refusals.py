@@ -166,6 +166,7 @@ def test_a_part_that_does_not_fit_is_refused_by_a_dry_run_too(name, told, capsys
         (["strategy=krum", "num_clients=100", "sampler.fraction=0.1", "combiner.f=4"], "gets 10"),
         (["combiner=fltrust"], "set task.root_examples=100"),
         (["combiner=nnm", "combiner.f=2", "combiner.rule.f=1"], "give f to one of them"),
+        (["combiner=nnm", "combiner.rule=krum"], "as in combiner.rule._target_=package.module.Class"),
         (["combiner=krum", "combiner.f=-1"], "must be a whole number of at least 0, or null"),
         (["combiner=bucketing", "combiner.seed=3"], "is filled in by the application"),
         (["combiner=nnm", "combiner.rule._target_=strategies.combiners.Mean"], "rule is a Mean: take a robust rule"),
