@@ -133,13 +133,12 @@ def _trellis(rule: str, n: int, d: int, threads: int) -> Side:
 
     from fl_app.engine.flwr_internals import claim_identity
     from strategies import Admission
-    from strategies.combiners import Bulyan, Krum, Mean, Median, MultiKrum, TrimmedMean, robust
+    from strategies.combiners import Bulyan, Krum, Mean, Median, MultiKrum, TrimmedMean
     from strategies.protocols import Plan
     from strategies.update import DELTA, Layout, Section, Update
     from strategies.wire import Expected, read_update, write_update
 
     claim_identity(1)
-    robust.available_threads = lambda: threads
     kinds = {"krum": Krum, "multi_krum": MultiKrum, "bulyan": Bulyan, "median": Median}
     kinds |= {"trimmed_mean": TrimmedMean}
     combiner = Mean(weighting="uniform") if rule == "mean" else kinds[rule](f=tolerated(rule, n))

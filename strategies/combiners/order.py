@@ -7,7 +7,6 @@ work in blocks that stay in a core's cache, and a column gives the same bits wha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -111,13 +110,6 @@ def mean_around_median(rows: Rows, keep: int, *, threads: int = 1) -> Vector:
         out *= share
 
     return _ordered(rows, tuple(range(n)), by_wires, by_columns, threads)
-
-
-def available_threads() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _window_sums(wires: Sequence[Vector], keep: int) -> list[Vector]:

@@ -15,7 +15,6 @@ from typing import Annotated, ClassVar, Final
 import numpy as np
 from annotated_types import Ge
 
-from strategies.combiners.order import available_threads
 from strategies.combiners.rows import Rows, Stack
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import Plan
@@ -35,7 +34,7 @@ class Side:
         planned: inputs that were planned, for rules whose denominator does not depend on who replied.
         root: the server's own update as a row, in the pieces of the others'; None where it has none.
         centre: what the last rounds came to, as a row; None in the first round and for rules without a memory.
-        threads: that may share the work.
+        threads: that share the work of ordering columns; more than one rarely pays (docs/robustness.md).
     """
 
     round: int = 1
@@ -184,7 +183,6 @@ class Held:
             planned=plan.inputs,
             root=self._fitting(root, names, "the server's own update"),
             centre=self._fitting(memory, names, "the remembered aggregate"),
-            threads=available_threads(),
         )
 
     def _fitting(

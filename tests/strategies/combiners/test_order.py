@@ -110,9 +110,5 @@ def test_a_huge_value_on_either_side_leaves_no_rounding_behind(n, huge):
     assert np.abs(near).max() < np.abs(honest).max()
 
 
-def test_threads_are_those_the_process_may_use():
-    assert order.available_threads() >= 1
-
-
 def test_nothing_is_ordered_where_there_is_no_column():
     assert order.median(Stack.of(np.empty((3, 0), np.float32)), threads=2).shape == (0,)
