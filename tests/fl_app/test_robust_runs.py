@@ -30,7 +30,7 @@ def test_buckets_repeat_with_the_seed_and_for_any_number_of_workers(tmp_path):
     assert_same_model(one, two)
 
 
-@pytest.mark.parametrize("strategy", ["robust", "krum", "trimmed_mean", "geometric_median"])
+@pytest.mark.parametrize("strategy", ["robust", "krum"])
 @pytest.mark.parametrize("attack", ["scaling", "nan", "alie"])
 def test_a_third_of_liars_does_not_stop_learning(tmp_path, strategy, attack):
     chosen = [*TEN, f"strategy={strategy}", f"attack={attack}", "attack.fraction=0.3"]
@@ -41,7 +41,7 @@ def test_a_third_of_liars_does_not_stop_learning(tmp_path, strategy, attack):
     assert not any(row["void"] for row in summary["history"])
 
 
-@pytest.mark.parametrize("attack", ["scaling", "nan", "min_max", "collusion", "zero"])
+@pytest.mark.parametrize("attack", ["scaling", "nan", "min_max"])
 def test_more_liars_than_f_may_win_but_crash_nothing(tmp_path, attack):
     for strategy in ("robust", "multi_krum"):
         chosen = [*TEN, f"strategy={strategy}", "combiner.f=3", f"attack={attack}"]
