@@ -72,8 +72,14 @@ class Zero(Attack):
 
 @dataclass(frozen=True)
 class NotANumber(Attack):
-    """NaN in every element: what poisons a mean for good, unless the server looks."""
+    """NaN in every element, or infinities: what poisons a mean for good, unless the server looks.
+
+    Attributes:
+        infinite: +∞ in place of NaN.
+    """
+
+    infinite: bool = False
 
     def lie(self, vector: Vector, rng: np.random.Generator) -> Vector:
-        """NaN."""
-        return np.full_like(vector, np.nan)
+        """NaN or +∞."""
+        return np.full_like(vector, np.inf if self.infinite else np.nan)

@@ -46,7 +46,7 @@ class FLTrust(Robust):
     wants_root: ClassVar[bool] = True
 
     def least(self, f: int) -> int:
-        """F + 1: somebody must be honest."""
+        """One more than f: somebody must be honest."""
         return f + 1
 
     def needs(self, claim: Claim, part: object) -> None:

@@ -55,16 +55,16 @@ class Robust(Ranged, ABC):
 
     f: Annotated[int, Ge(0)] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.f is not None and not isinstance(self.f, int | np.integer):
-            raise ValueError(f"f = {self.f!r}: a number of clients is a whole number")
-
     label: ClassVar[str] = "robust rule"
     by_coordinate: ClassVar[bool] = False
     """Whether the rule compares clients coordinate by coordinate."""
     wants_root: ClassVar[bool] = False
     """Whether the rule holds updates against one of the server's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.f is not None and not isinstance(self.f, int | np.integer):
+            raise ValueError(f"f = {self.f!r}: a number of clients is a whole number")
 
     @abstractmethod
     def least(self, f: int) -> int:
@@ -75,7 +75,7 @@ class Robust(Ranged, ABC):
         """The rule itself: `rows` of at least `least(f)` updates to one vector (d,), float32."""
 
     def tolerance(self, inputs: int) -> int:
-        """F among so many planned inputs."""
+        """How many of so many planned inputs may lie."""
         if self.f is not None:
             return self.f
         f = int(DEFAULT_SHARE * inputs)

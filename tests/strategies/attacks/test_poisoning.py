@@ -29,6 +29,7 @@ def test_each_attack_sends_what_it_says_in_every_section(section):
     np.testing.assert_array_equal(poisoned(Scaling(factor=10), section), 10 * HONEST)
     np.testing.assert_array_equal(poisoned(Zero(), section), 0 * HONEST)
     assert np.isnan(poisoned(NotANumber(), section)).all()
+    assert np.isposinf(poisoned(NotANumber(infinite=True), section)).all()
 
 
 def test_counters_stay_as_they_are():

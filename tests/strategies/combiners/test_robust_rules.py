@@ -364,3 +364,8 @@ def test_f_belongs_to_a_wrapper_or_its_rule_but_not_twice():
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="must be"):
         make()
+
+
+def test_f_is_a_whole_number():
+    with pytest.raises(ValueError, match=r"f = 1\.5: a number of clients is a whole number"):
+        functional.trimmed_mean(drawn(7, 3), f=1.5)
