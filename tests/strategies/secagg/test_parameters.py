@@ -158,7 +158,8 @@ def test_one_line_for_people():
     said = choose(100, dropouts=0.3, colluders=0.1).describe()
     assert said == (
         "each of 100 clients masks with 58 others, 30 of its 59 shareholders open a mask; fails to hide"
-        " with probability 0, to complete ≤ 2^-22 (30% drop out, 10% collude); every sum holds 60 honest clients or more"
+        " with probability 0, to complete ≤ 2^-22 (30% drop out, 10% collude);"
+        " every sum holds 60 honest clients or more"
     )
     said = choose(500, dropouts=0.05, colluders=0.1, malicious=True).describe()
     assert "masks with 54 that it draws and all that draw it, 41 of its 55 shareholders" in said
