@@ -60,7 +60,7 @@ class FixedPoint(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top < 1:
+        if self.top < 1 or math.isinf(self.scale):
             raise ValueError(
                 f"{self.members} members within ±{self.limit} and noise within ±{self.headroom} leave no step in 32"
                 f" bits: fewer members, a larger limit or less noise"
