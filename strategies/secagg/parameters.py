@@ -79,10 +79,9 @@ class Parameters:
 
     def describe(self) -> str:
         """One line for people."""
-        drawn = (
-            " that it draws and all that draw it" if self.malicious and not self.complete else ""
-        )
-        others = f"{self.degree}{drawn}" if drawn else f"{self.degree} others"
+        others = f"{self.degree} others"
+        if self.malicious and not self.complete:
+            others = f"{self.degree} that it draws and all that draw it"
         against = "; against a malicious server, " if self.malicious else "; "
         return (
             f"each of {self.members} clients masks with {others}, {self.threshold} of its {self.holders}"
@@ -139,11 +138,9 @@ def choose(
         raise ValueError(_refusal(crowd, dropouts, colluders, malicious))
     sparse = () if complete else range(LEAST_DEGREE, members - 1, 1 if malicious else 2)
     shape = next(filter(None, map(viable, sparse)), whole)
-    least, exposed = (
-        _least_honest(crowd, shape, privacy_bits)
-        if malicious
-        else (crowd.honest, shape.log2_exposed)
-    )
+    least, exposed = crowd.honest, shape.log2_exposed
+    if malicious:
+        least, exposed = _least_honest(crowd, shape, privacy_bits)
     return Parameters(
         members=members,
         degree=shape.degree,
