@@ -4,8 +4,8 @@ The keystream of AES-256-GCM (NIST SP 800-38D) or of ChaCha20 (RFC 8439), read a
 nonce is zero: a key is derived for one mask and used for nothing else, so no two streams share both key and nonce.
 
 GCM's keystream is AES in counter mode from block 2. It is taken from GCM, whose tag nobody asks for, because masks
-took a fifth less time than by OpenSSL 4.0's plain counter mode on a processor with wide AES instructions (VAES); without
-these it may be the other way round.
+took a fifth less time than by OpenSSL 4.0's plain counter mode where the processor has wide AES instructions;
+without these it may be the other way round.
 """
 
 from __future__ import annotations
