@@ -1,7 +1,7 @@
 """Secure aggregation: a sum of vectors that nobody sees one of.
 
 The primitives are pure functions, one a module: `shamir` (over `field`), `keys`, `masks`, `sealing`, `fixed_point`,
-`graph`, `parameters` (over `tails`). Over them lies the protocol, without a network or a clock: `terms` and `statements`
+`graph`, `parameters` (over `tails`). Over them lies the protocol, without a network or a clock: `terms`, `statements`
 (what both halves say), `masking`, `opening` (the server's arithmetic), `member` with its `vault` and `policy` (the
 client's half). `strategies.collectors.Masked` is the server's half, and the only one that knows of rounds.
 """

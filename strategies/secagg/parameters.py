@@ -36,6 +36,9 @@ from strategies.secagg.tails import log2_tails
 LEAST_DEGREE = 10
 """No client is hidden among a handful: ⌊γn⌋ and ⌊δn⌋ of few clients are 0 or 1, and zeros prove anything."""
 
+LEAST_SPARSE = 100
+"""No sparse graph for fewer against a malicious server: little work is saved, and small sums could be opened."""
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -136,7 +139,8 @@ def choose(
     whole = viable(members - 1)
     if whole is None:  # what the complete graph cannot do, no smaller one can
         raise ValueError(_refusal(crowd, dropouts, colluders, malicious))
-    sparse = () if complete else range(LEAST_DEGREE, members - 1, 1 if malicious else 2)
+    whole_only = complete or (malicious and members <= LEAST_SPARSE)
+    sparse = () if whole_only else range(LEAST_DEGREE, members - 1, 1 if malicious else 2)
     shape = next(filter(None, map(viable, sparse)), whole)
     least, exposed = crowd.honest, shape.log2_exposed
     if malicious:

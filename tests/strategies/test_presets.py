@@ -199,9 +199,9 @@ def test_f_must_be_given_where_nothing_fixes_the_cohort():
 def test_a_secure_strategy_sees_sums_only(strategy, tmp_path):
     half = MaskedClient(tmp_path)
     nodes = {
-        number: trellis_node(lambda *_: {DELTA: [1.0, -2.0]}, half=half) for number in range(9)
+        number: trellis_node(lambda *_: {DELTA: [0.5, -1.0]}, half=half) for number in range(9)
     }
     result = strategy.start(ScriptedGrid(nodes), pack_model(parameters(0, 0)), num_rounds=2)
-    np.testing.assert_allclose(unpack_model(result.arrays)["w"], [2, -4], rtol=1e-6)
+    np.testing.assert_allclose(unpack_model(result.arrays)["w"], [1, -2], rtol=1e-5)
     assert strategy.claim.visibility < Visibility.EACH
     assert strategy.claim.clear == frozenset()
