@@ -10,8 +10,8 @@ All work with vanilla clients, which return weights (set `vanilla=False` where t
 The robust ones weight every client alike and bear f of a round's clients sending anything at all. A round with too few
 replies for f is tried again, and then skipped; f is never lowered.
 
-The secure ones need `pipeline_mod(half=MaskedClient(folder))` in the ClientApp. A masked client can't be made to clip or
-be judged by itself: one that lies can spoil the sum that it is in.
+The secure ones need `pipeline_mod(half=MaskedClient(folder))` in the ClientApp. A masked client can't be made to clip,
+or be judged by itself: one that lies can spoil the sum that it is in.
 """
 
 from __future__ import annotations
