@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -43,7 +44,7 @@ from strategies.secagg.statements import (
     pair_context,
     seed_commitment,
 )
-from strategies.secagg.terms import ID_BYTES, SECAGG, ModelDigest, Said, Terms
+from strategies.secagg.terms import ID_BYTES, SECAGG, ModelDigest, Said, Terms, are_ids
 from strategies.secagg.vault import Vault, forget_all
 from strategies.update import Update
 from strategies.wire import Refused, config_of, integer_in, pack
@@ -170,39 +171,40 @@ class MaskedClient:
                 f"{len(holders)} shareholders are left, {terms.threshold} open a secret",
             )
         shares = share(state["seed"] + state["masking"], terms.threshold, len(holders))
-        sealing, keys, sealed = (
-            KeyPair.from_private(state["sealing"]),
-            dict(zip(peers, rows, strict=True)),
-            [],
-        )
-        state |= {"step": SHARES, "peers": peers, "keys": rows, "from": theirs, "held": {}}
+        sealing, sealed = KeyPair.from_private(state.pop("sealing")), []
+        # One agreement a neighbour gives the keys for both directions.
+        common = {
+            peer: _agreed(sealing, row[:KEY_BYTES], _sealing_context(terms, client, peer),
+                          _sealing_context(terms, peer, client))
+            for peer, row in zip(peers, rows, strict=True)
+        }  # fmt: skip
+        state |= {"step": SHARES, "peers": peers, "keys": rows, "held": {}}
+        state["opens"] = {str(peer): common[peer][1] for peer in theirs}
         for point, (holder, row) in enumerate(zip(holders, shares, strict=True), 1):
             plain = point.to_bytes(POINT_BYTES, "big") + row.tobytes()
             if holder == client:
                 state["held"][str(client)] = plain
             else:
-                info = terms.context("share", sender=client, receiver=holder)
-                sealed.append(seal(_agreed(sealing, keys[holder][:KEY_BYTES], info), plain, info))
+                info = _sealing_context(terms, client, holder)
+                sealed.append(seal(common[holder][0], plain, info))
         vault.keep(session, state)
         commitment = seed_commitment(terms, client, state["seed"])
         return {"to": mine, "sealed": b"".join(sealed), "commitment": commitment}
 
     def _receive(self, state: dict[str, Any], terms: Terms, said: Said) -> None:
         """Opens the shares of those who sent some, and takes note of who masks with this client."""
-        client, keys = state["client"], dict(zip(state["peers"], state["keys"], strict=True))
+        client, opens = state["client"], state["opens"]
         partners, senders = said.clients("partners"), said.clients("senders")
         if not set(senders) <= set(partners) or not set(partners) <= set(state["peers"]):
             raise Refused("neighbours", "those who sent shares are not among the neighbours")
-        if not set(senders) <= set(state["from"]):
+        if not opens.keys() >= set(map(str, senders)):
             raise Refused("neighbours", "shares came of clients that did not draw this one")
-        sealing = KeyPair.from_private(state["sealing"])
         for sender, sealed in zip(
             senders, said.rows("sealed", len(senders), SEALED_BYTES), strict=True
         ):
-            info = terms.context("share", sender=sender, receiver=client)
+            info = _sealing_context(terms, sender, client)
             try:
-                key = sealing.agree(keys[sender][:KEY_BYTES], info)
-                state["held"][str(sender)] = unseal(key, sealed, info)
+                state["held"][str(sender)] = unseal(opens[str(sender)], sealed, info)
             except ValueError as error:
                 raise Refused(
                     "malformed", f"the share of client {sender} was changed on its way"
@@ -296,13 +298,13 @@ class MaskedClient:
         roster = self._policy.roster
         assert roster is not None
         signatures = said.rows("signatures", len(peers), SIGNATURE_BYTES)
-        flat = said.values.get("drawn")
+        flat, cohort = said.values.get("drawn"), set(state["cohort"])
         if not isinstance(flat, list) or len(flat) != len(peers) * terms.degree:
             raise Refused("malformed", "each neighbour's own neighbours are missing")
         theirs = []
         for index, (peer, row, signature) in enumerate(zip(peers, rows, signatures, strict=True)):
             drawn = flat[index * terms.degree : (index + 1) * terms.degree]
-            if not all(type(one) is int for one in drawn) or peer not in state["cohort"]:
+            if not (are_ids(drawn) and peer in cohort):
                 raise Refused("neighbours", f"client {peer} is not of this session")
             if not verify(roster.keys[peer], signature, introduction(terms, peer, row, drawn)):
                 raise Refused("signature", f"the keys of client {peer} are not signed by it")
@@ -331,11 +333,12 @@ class MaskedClient:
         signers = said.clients("signers")
         signatures = said.rows("signatures", len(signers), SIGNATURE_BYTES)
         signed = agreement(terms, state["survivors"])
-        good = sum(
-            verify(roster.keys[signer], signature, signed)
+        valid = (
+            signer
             for signer, signature in zip(signers, signatures, strict=True)
-            if signer in survivors
+            if signer in survivors and verify(roster.keys[signer], signature, signed)
         )
+        good = sum(1 for _ in islice(valid, terms.quorum))  # more of them prove no more
         if good < terms.quorum:
             raise Refused(
                 "signature", f"{good} of the survivors signed their set, {terms.quorum} must"
@@ -349,16 +352,20 @@ def _pairwise(state: Mapping[str, Any], terms: Terms) -> tuple[list[bytes], list
     added: list[bytes] = []
     taken: list[bytes] = []
     for partner in state["partners"]:
-        key = _agreed(masking, keys[partner][KEY_BYTES:], pair_context(terms, client, partner))
+        (key,) = _agreed(masking, keys[partner][KEY_BYTES:], pair_context(terms, client, partner))
         (added if client < partner else taken).append(key)
     return added, taken
 
 
-def _agreed(pair: KeyPair, public: bytes, info: bytes) -> bytes:
+def _agreed(pair: KeyPair, public: bytes, *infos: bytes) -> list[bytes]:
     try:
-        return pair.agree(public, info)
+        return pair.agree_for(public, *infos)
     except ValueError as error:
         raise Refused("neighbours", f"a neighbour's public key is none: {error}") from error
+
+
+def _sealing_context(terms: Terms, sender: int, receiver: int) -> bytes:
+    return terms.context("share", sender=sender, receiver=receiver)
 
 
 def _in_step(state: Mapping[str, Any], step: str) -> None:
