@@ -95,13 +95,19 @@ def modes(members: int = 100, size: int = 100_000, tolerated: float = 0.05) -> N
     cohort = Cohort(members, size)
     gone = cohort.gone(tolerated)
     print(f"\n{members} clients, d = {size:,}, {len(gone)} drop out of {tolerated:.0%}\n")
-    print("| | semi-honest | | | malicious | | |\n| phase" + " | up, B | down, B | server, ms" * 2 + " |")
+    print(
+        "| | semi-honest | | | malicious | | |\n| phase"
+        + " | up, B | down, B | server, ms" * 2
+        + " |"
+    )
     print("| --- |" + " --: |" * 6)
     both = [repeated(cohort, tolerated, gone, malicious=mode) for mode in (False, True)]
     for phase in ("keys", "shares", "upload", "agree", "unmask"):
         cells = [_cells(one, phase) for one in both]
         print(f"| {phase} | " + " | ".join(cells) + " |")
-    said = [f"client {1e3 * one.client(gone):.1f} ms, server {one.server.cpu:.2f} s" for one in both]
+    said = [
+        f"client {1e3 * one.client(gone):.1f} ms, server {one.server.cpu:.2f} s" for one in both
+    ]
     print(f"\nsemi-honest: {said[0]}; malicious: {said[1]}")
 
 

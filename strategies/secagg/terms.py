@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Annotated, Any, Final, get_type_hints
 
@@ -92,7 +92,7 @@ class Terms(Ranged):
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 over all terms."""
-        text = json.dumps(asdict(self), sort_keys=True, default=bytes.hex)
+        text = json.dumps(self.record(), sort_keys=True, default=bytes.hex)
         return hashlib.sha256(text.encode()).digest()
 
     def context(self, purpose: str, /, **named: bytes | int | str) -> bytes:
@@ -109,10 +109,8 @@ class Terms(Ranged):
 
     def record(self) -> dict[str, Any]:
         """The terms as a ConfigRecord's values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {"metrics": list(self.metrics)}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Terms:

@@ -43,9 +43,17 @@ class Vault:
         with FileLock(self._folder / _LOCK, mode=0o600):
             yield
 
-    def keep(self, session: bytes, state: dict[str, Any]) -> None:
-        """Writes a session's state; bytes are kept as they are."""
-        _write(self._path(session, "json"), json.dumps(state, default=_hexadecimal).encode())
+    def keep(self, session: bytes, state: dict[str, Any], *, durable: bool = True) -> None:
+        """Writes a session's state; bytes are kept as they are.
+
+        Args:
+            session: its id.
+            state: what JSON can hold, and bytes.
+            durable: wait until it is on the disk. A step that may be taken once has to, before its reply is sent; after
+                a step that may be repeated, a power failure may cost the client its session, and nothing else.
+        """
+        text = json.dumps(state, default=_hexadecimal)
+        _write(self._path(session, "json"), text.encode(), durable=durable)
 
     def recall(self, session: bytes) -> dict[str, Any]:
         """A session's state as it was kept, bytes as `bytes`.
@@ -55,11 +63,13 @@ class Vault:
         """
         try:
             text = self._path(session, "json").read_text()
+            state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
         except FileNotFoundError:
-            raise Refused(
-                "session", f"session {session.hex()[:8]} is over, or never began here"
-            ) from None
-        state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
+            said = f"session {session.hex()[:8]} is over, or never began here"
+            raise Refused("session", said) from None
+        except ValueError as error:  # cut off by a power failure
+            said = f"session {session.hex()[:8]} can't be read: {error}"
+            raise Refused("session", said) from error
         return state
 
     def keep_upload(self, session: bytes, upload: bytes) -> None:
@@ -110,14 +120,15 @@ def _forget(folder: Path) -> None:
             path.unlink()
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Atomically, so that a process that dies leaves the old file or the new one."""
+def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Atomically, so that a process that dies leaves the old file or the new one; `durable`: a machine, too."""
     temporary = path.with_suffix(f".{os.getpid()}.part")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 
