@@ -82,8 +82,8 @@ def costs(clients: tuple[int, ...], sizes: tuple[int, ...]) -> None:
                 degree = Masked(dropouts=tolerated).plan(members)[0].degree
                 wall = median(w.wall for c, w in one.clients.items() if c not in gone)
                 print(
-                    f"| {members} | {size:,} | {tolerated:.0%} | {len(gone)} | {degree} | {1e3 * one.client(gone):.1f} |"
-                    f" {1e3 * wall:.1f} | {1e3 * other.client(gone):.2f} | {one.server.cpu:.2f} |"
+                    f"| {members} | {size:,} | {tolerated:.0%} | {len(gone)} | {degree} |"
+                    f" {1e3 * one.client(gone):.1f} | {1e3 * wall:.1f} | {1e3 * other.client(gone):.2f} | {one.server.cpu:.2f} |"
                     f" {other.server.cpu:.3f} | {_sum(one, 'up'):,.0f} | {_sum(other, 'up'):,.0f} |"
                     f" {_sum(one, 'down'):,.0f} | {_sum(other, 'down'):,.0f} |",
                     flush=True,
@@ -96,9 +96,7 @@ def modes(members: int = 100, size: int = 100_000, tolerated: float = 0.05) -> N
     gone = cohort.gone(tolerated)
     print(f"\n{members} clients, d = {size:,}, {len(gone)} drop out of {tolerated:.0%}\n")
     print(
-        "| | semi-honest | | | malicious | | |\n| phase"
-        + " | up, B | down, B | server, ms" * 2
-        + " |"
+        "| | semi-honest: up, B | down, B | server, ms | malicious: up, B | down, B | server, ms |"
     )
     print("| --- |" + " --: |" * 6)
     both = [repeated(cohort, tolerated, gone, malicious=mode) for mode in (False, True)]
