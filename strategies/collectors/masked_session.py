@@ -33,6 +33,7 @@ from strategies.secagg.statements import (
     UPLOAD,
 )
 from strategies.secagg.terms import SECAGG, Said, Terms
+from strategies.update import Update
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,18 @@ class MaskedSession:
         members: logical ids, ascending.
         terms: of the session.
         void: ids of the sessions on this model that came to nothing; this one's is added if it does, too.
+        keep: told of the sum before anything is made of it.
     """
 
-    def __init__(self, job: Job, members: Sequence[int], terms: Terms, void: list[bytes]) -> None:
-        self._job, self._terms, self._void = job, terms, void
+    def __init__(
+        self,
+        job: Job,
+        members: Sequence[int],
+        terms: Terms,
+        void: list[bytes],
+        keep: Callable[[Update], None] = lambda update: None,
+    ) -> None:
+        self._job, self._terms, self._void, self._keep = job, terms, void, keep
         self._steps = _MALICIOUS if terms.malicious else _SEMI_HONEST
         self._step = ""
         self._config = ConfigRecord(
@@ -278,6 +287,7 @@ class MaskedSession:
             update = self._contents.update(sums, tail, tuple(sorted(survivors)), self._job.version)
         except Refused as refused:
             return [Void(str(refused))]
+        self._keep(update)
         if (cut := update.metrics[SATURATED]) > 0:
             log.warning(
                 "%.3g%% of all elements were cut at ±%g: raise collector.limit, or clip",
