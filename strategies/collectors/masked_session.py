@@ -290,8 +290,9 @@ class MaskedSession:
         self.done = True
         sums, tail, noise = opened(self._total, self._contents, self._terms)
         try:
-            members, version = tuple(sorted(survivors)), self._job.version
-            update = self._contents.update(sums, tail, members, version, noise)
+            update = self._contents.update(
+                sums, tail, tuple(sorted(survivors)), self._job.version, noise
+            )
         except Refused as refused:
             return [Void(str(refused))]
         return [update]

@@ -61,7 +61,7 @@ def masked(
 def opened(
     total: Ring, contents: Contents, terms: Terms
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """An unmasked sum of uploads as the sums of vectors, in their units, and of tails; and a vector's rounding noise."""
+    """An unmasked sum of uploads as sums of vectors, in their units, and of tails; and the noise of one vector."""
     coding, tail_scale = codings(terms)
     tail = total[contents.size :].view(np.int32) / tail_scale
     return coding.decode(total[: contents.size]), tail, coding.noise(rounding=rounding(terms))

@@ -98,7 +98,7 @@ class MaskedClient:
             if self._digest.of(records_in(request, ArrayRecord)) != terms.model:
                 raise Refused("terms", "the model is not the one that the session's keys are for")
             self._receive(state, terms, said)
-            vault.keep(session, state)
+            vault.keep(session, state, durable=False)
         return None
 
     def reply(self, update: Update, request: RecordDict) -> RecordDict:
@@ -147,7 +147,7 @@ class MaskedClient:
             signed = introduction(terms, client, reply["keys"], drawn)
             reply |= {"drawn": drawn, "signature": self._policy.identities[client].sign(signed)}
         vault.record(KEYS, terms.run.hex(), terms.model.hex(), terms.session.hex())
-        vault.keep(terms.session, state)
+        vault.keep(terms.session, state, durable=False)
         return reply
 
     def _shares(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:

@@ -44,9 +44,17 @@ class Vault:
         with FileLock(self._folder / _LOCK, mode=0o600):
             yield
 
-    def keep(self, session: bytes, state: dict[str, Any]) -> None:
-        """Writes a session's state; bytes are kept as they are."""
-        _write(self._path(session, "json"), json.dumps(state, default=_hexadecimal).encode())
+    def keep(self, session: bytes, state: dict[str, Any], *, durable: bool = True) -> None:
+        """Writes a session's state; bytes are kept as they are.
+
+        Args:
+            session: its id.
+            state: plain data.
+            durable: the state must not fall back behind a power cut either, or a key would be used for a second
+                message; where nothing of the kind depends on it, there is no need to wait for the disk.
+        """
+        data = json.dumps(state, default=_hexadecimal).encode()
+        _write(self._path(session, "json"), data, durable=durable)
 
     def recall(self, session: bytes) -> dict[str, Any]:
         """A session's state as it was kept, bytes as `bytes`.
@@ -64,8 +72,8 @@ class Vault:
         return state
 
     def keep_upload(self, session: bytes, upload: bytes) -> None:
-        """Writes what is about to be sent."""
-        _write(self._path(session, "upload"), upload)
+        """Writes what is about to be sent; if a power cut takes it, this client has dropped out."""
+        _write(self._path(session, "upload"), upload, durable=False)
 
     def upload(self, session: bytes) -> bytes | None:
         """What was sent, byte for byte; None where nothing was."""
@@ -118,23 +126,22 @@ def _forget(folder: Path) -> None:
             path.unlink()
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Atomically: whatever dies leaves the old file or the new one, and the new one once this has returned.
-
-    Were a session's state to fall back behind a message that was sent, a key would be used for a second message.
-    """
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
+    """Atomically: a process that dies leaves the old file or the new one; durably, so does a power cut."""
     temporary = path.with_suffix(f".{os.getpid()}.part")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _hexadecimal(value: object) -> dict[str, str]:
