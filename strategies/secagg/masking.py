@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.contents import Contents
-from strategies.secagg.fixed_point import FixedPoint
+from strategies.secagg.fixed_point import FixedPoint, Rounding
 from strategies.secagg.masks import add_masks
 from strategies.secagg.terms import Terms
 from strategies.update import Update
@@ -48,7 +48,7 @@ def masked(
                 vector,
                 upload[place],
                 factor=factor,
-                rounding="stochastic" if terms.stochastic else "nearest",
+                rounding=rounding(terms),
             )
         except ValueError as error:
             raise Refused("not_finite", str(error)) from error
@@ -60,11 +60,16 @@ def masked(
 
 def opened(
     total: Ring, contents: Contents, terms: Terms
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """An unmasked sum of uploads as the sums of vectors, in their units, and of tails."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """An unmasked sum of uploads as sums of vectors, in their units, and of tails; and the noise of one vector."""
     coding, tail_scale = codings(terms)
     tail = total[contents.size :].view(np.int32) / tail_scale
-    return coding.decode(total[: contents.size]), tail
+    return coding.decode(total[: contents.size]), tail, coding.noise(rounding=rounding(terms))
+
+
+def rounding(terms: Terms) -> Rounding:
+    """How a session's elements are rounded."""
+    return "stochastic" if terms.stochastic else "nearest"
 
 
 def codings(terms: Terms) -> tuple[FixedPoint, int]:
