@@ -153,9 +153,7 @@ class Cohort:
 
     def restart(self) -> None:
         """New objects over the same folder, as after a crash of every client."""
-        self.clients = {
-            one: MaskedClient(self.folder, self.policies[one]) for one in self.members
-        }
+        self.clients = {one: MaskedClient(self.folder, self.policies[one]) for one in self.members}
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -279,6 +277,4 @@ class Cohort:
         return np.concatenate([steps, tail]).astype(np.int64).astype(np.uint32)
 
     def sum_of(self, terms: Terms, clients: Iterable[int]) -> np.ndarray:
-        return np.sum(
-            [self.encoded(terms, one) for one in clients], axis=0, dtype=np.uint32
-        )
+        return np.sum([self.encoded(terms, one) for one in clients], axis=0, dtype=np.uint32)
