@@ -1,4 +1,4 @@
-"""Encrypted sums by CKKS: clients share a key that the server lacks, the server adds ciphertexts, clients decrypt sums."""
+"""Encrypted sums by CKKS: clients share a key that the server lacks, it adds ciphertexts, clients decrypt sums."""
 
 from strategies.ckks.key import KeyFileError, SharedKey
 from strategies.ckks.parameters import CkksParameters

@@ -68,7 +68,9 @@ class SharedKey:
             with path.open("rb") as file:
                 data = file.read(_LARGEST + 1)
         except OSError as error:
-            raise KeyFileError(f"cannot read the CKKS key {path}: {error.strerror}; {mend}") from error
+            raise KeyFileError(
+                f"cannot read the CKKS key {path}: {error.strerror}; {mend}"
+            ) from error
         try:
             return cls._parse(data)
         except ValueError as error:

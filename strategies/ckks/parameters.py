@@ -1,7 +1,7 @@
 """The parameters of the CKKS scheme (Cheon et al. 2017), and SEAL's context for them.
 
-Clients' ciphertexts are only ever added: the modulus of a ciphertext is one prime q, and a real vector of N values fills
-one polynomial of degree N, two values a slot (a slot holds a complex number). That is 8 bytes a value for a fresh
+Clients' ciphertexts are only ever added: the modulus of a ciphertext is one prime q, and a real vector of N values
+fills one polynomial of degree N, two values a slot (a slot holds a complex number). That is 8 bytes a value for a fresh
 ciphertext, half of what slots of one real value each would take.
 
 The scale follows from what the sum may reach. A polynomial's coefficients are averages of its slots times roots of
@@ -56,7 +56,7 @@ class CkksParameters:
     bits: tuple[int, ...] = (60,)
     members: int = 100
     limit: float = 1.0
-    noise_bits: float = 6.0
+    noise_bits: float = 5.0
     decryptions: int = 4096
 
     def __post_init__(self) -> None:

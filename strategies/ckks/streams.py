@@ -1,8 +1,8 @@
 """SEAL's objects to residues and back, so that no stranger's byte ever reaches SEAL's parsers unchecked.
 
 A ciphertext travels as what is in it and nothing else: residues modulo q, and a seed. How many there are is known
-beforehand; degree, level, size, form and scale are our own, and are written into SEAL's stream here. A forged ciphertext of
-another level, with three components, or one that inflates to gigabytes therefore can't even be expressed.
+beforehand; degree, level, size, form and scale are our own, and are written into SEAL's stream here. A forged
+ciphertext of another level, with three components, or one that inflates to gigabytes can't even be expressed.
 
 sealapi saves to paths only, compressed by Zstandard, and loads from paths: memory behind a file descriptor serves.
 """
@@ -30,7 +30,10 @@ _UNCOMPRESSED, _ZSTANDARD = 0, 2
 _CIPHERTEXT: Final = struct.Struct("<32sBQQQdQ")  # identity, NTT form, size, N, primes, scale, 1
 _PLAINTEXT: Final = struct.Struct("<32sQd")  # identity, coefficients, scale
 _COUNT: Final = struct.Struct("<Q")
+_ARRAY_AT: Final = _CIPHERTEXT.size + _HEADER.size + _COUNT.size
+"""Where a ciphertext's residues begin behind its first header."""
 _BLAKE2XB: Final = 1
+_OTHER_FORMAT: Final = "this TenSEAL writes another format than SEAL 4's"
 
 
 class CiphertextError(ValueError):
@@ -42,36 +45,43 @@ class _Saved(Protocol):
 
 
 class Scratch:
-    """A file for SEAL to save to and load from, seen by this process only."""
+    """A file for SEAL to save to and load from, seen by this process only.
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self._file = path
+    Args:
+        descriptor: of the open file.
+        path: by which it can be opened again.
+    """
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor, self._path = descriptor, path
 
     def save(self, item: _Saved) -> bytes:
         """What an object's `save` writes."""
-        self._file.write_bytes(b"")
-        item.save(self.path)
-        return self._file.read_bytes()
+        item.save(self._path)  # which cuts off what was there
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def write(self, data: bytes) -> str:
         """The path to load these bytes from."""
-        self._file.write_bytes(data)
-        return self.path
+        os.ftruncate(self._descriptor, len(data))
+        os.pwrite(self._descriptor, data, 0)
+        return self._path
 
 
 @contextmanager
 def scratch() -> Iterator[Scratch]:
     """A scratch file: in memory where the system has such files, else in a folder that only this user can enter."""
-    if not hasattr(os, "memfd_create"):
-        with tempfile.TemporaryDirectory(prefix="trellis-ckks-") as folder:
-            yield Scratch(Path(folder) / "scratch")
-        return
-    descriptor = os.memfd_create("trellis-ckks", os.MFD_CLOEXEC)
-    try:
-        yield Scratch(Path(f"/proc/self/fd/{descriptor}"))
-    finally:
-        os.close(descriptor)
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("trellis-ckks", os.MFD_CLOEXEC)
+        try:
+            yield Scratch(descriptor, f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+    else:
+        with (
+            tempfile.TemporaryDirectory(prefix="trellis-ckks-") as folder,
+            (Path(folder) / "scratch").open("w+b", buffering=0) as file,
+        ):
+            yield Scratch(file.fileno(), file.name)
 
 
 class Streams:
@@ -85,26 +95,25 @@ class Streams:
     """
 
     def __init__(self, ring: Ring, degree: int, scratch: Scratch, scale: float = 1.0) -> None:
+        import pyarrow as pa
+
         self._ring, self._degree, self._scratch, self._scale = ring, degree, scratch, scale
+        self._codec = pa.Codec("zstd")
         probe = scratch.save(ring.seal.Plaintext())
         magic, size, self._major, self._minor, *_ = _HEADER.unpack_from(probe)
         if (magic, size) != (_MAGIC, _HEADER.size):
-            raise RuntimeError("this TenSEAL writes another format than SEAL 4's")
+            raise RuntimeError(_OTHER_FORMAT)
 
     def fresh(self, ciphertext: Any) -> tuple[Residues, bytes]:
         """The first component (N,) of a seeded ciphertext, and the seed of its second."""
-        template = self._ciphertext(np.zeros(self._degree, np.uint64), bytes(SEED_BYTES))
-        data = self._saved(ciphertext, template)
-        start = _HEADER.size + _CIPHERTEXT.size + _HEADER.size + _COUNT.size
-        end = start + 8 * self._degree
-        return np.frombuffer(data, "<u8", self._degree, start), data[end + _HEADER.size + 1 :]
+        generator = _HEADER.size + 1 + SEED_BYTES
+        data = self._saved(ciphertext, _CIPHERTEXT.size, 8 * self._degree, generator)
+        return np.frombuffer(data, "<u8", self._degree, _ARRAY_AT), data[-SEED_BYTES:]
 
     def whole(self, ciphertext: Any) -> Residues:
         """Both components (2, N) of a ciphertext."""
-        template = self._ciphertext(np.zeros(2 * self._degree, np.uint64), b"")
-        data = self._saved(ciphertext, template)
-        start = _HEADER.size + _CIPHERTEXT.size + _HEADER.size + _COUNT.size
-        return np.frombuffer(data, "<u8", 2 * self._degree, start).reshape(2, -1)
+        data = self._saved(ciphertext, _CIPHERTEXT.size, 16 * self._degree)
+        return np.frombuffer(data, "<u8", 2 * self._degree, _ARRAY_AT).reshape(2, -1)
 
     def load(self, residues: Residues, seed: bytes = b"") -> Any:
         """A ciphertext of (N,) residues and a seed, or of (2, N) residues.
@@ -124,9 +133,8 @@ class Streams:
 
     def key_residues(self, key: Any, primes: int) -> Residues:
         """The residues (primes, N) of a secret key."""
-        template = self._key(np.zeros((primes, self._degree), np.uint64))
-        data = self._saved(key, template)
-        start = _HEADER.size + _PLAINTEXT.size + _HEADER.size + _COUNT.size
+        data = self._saved(key, _PLAINTEXT.size, 8 * primes * self._degree)
+        start = _ARRAY_AT - _CIPHERTEXT.size + _PLAINTEXT.size
         return np.frombuffer(data, "<u8", offset=start).reshape(primes, self._degree)
 
     def load_key(self, residues: Residues) -> Any:
@@ -144,20 +152,21 @@ class Streams:
             self._scratch.write(b"")
         return key
 
-    def _saved(self, item: _Saved, template: bytes) -> bytes:
-        """An object's stream without compression; as long as the template says, or TenSEAL has changed."""
-        import pyarrow as pa
+    def _saved(self, item: _Saved, members: int, array: int, rest: int = 0) -> bytes:
+        """What follows the header of an object's stream, without compression.
 
+        Raises:
+            RuntimeError: it is not as long as its parts: this TenSEAL writes another format.
+        """
         data = self._scratch.save(item)
-        if _HEADER.unpack_from(data)[4] == _UNCOMPRESSED:
-            plain = data[_HEADER.size :]
+        wanted = members + _HEADER.size + _COUNT.size + array + rest
+        if _HEADER.unpack_from(data)[4] == _ZSTANDARD:
+            plain: bytes = self._codec.decompress(data[_HEADER.size :], wanted, asbytes=True)
         else:
-            plain = pa.Codec("zstd").decompress(
-                data[_HEADER.size :], len(template) - _HEADER.size, asbytes=True
-            )
-        if len(plain) + _HEADER.size != len(template):
-            raise RuntimeError("this TenSEAL writes another format than SEAL 4's")
-        return template[: _HEADER.size] + plain
+            plain = data[_HEADER.size :]
+        if len(plain) != wanted:
+            raise RuntimeError(_OTHER_FORMAT)
+        return plain
 
     def _framed(self, body: bytes) -> bytes:
         size = _HEADER.size + len(body)
@@ -167,7 +176,9 @@ class Streams:
         )
 
     def _array(self, residues: Residues) -> bytes:
-        return self._framed(_COUNT.pack(residues.size) + residues.astype("<u8").tobytes())
+        return self._framed(
+            _COUNT.pack(residues.size) + residues.astype("<u8", copy=False).tobytes()
+        )
 
     def _ciphertext(self, residues: Residues, seed: bytes) -> bytes:
         members = _CIPHERTEXT.pack(

@@ -1,4 +1,4 @@
-"""Vectors to ciphertexts and sums of ciphertexts to vectors: the clients' halves, with the key, and the server's, without."""
+"""Vectors to ciphertexts, and their sums to vectors: the clients' half, with the key, and the server's, without."""
 
 from __future__ import annotations
 
