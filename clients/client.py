@@ -22,8 +22,9 @@ from clients.tasks import Examples, FederatedData, Task, evaluate
 from clients.trainers import SGD, Fit, FitJob
 from clients.trainers.together import fit_together
 from strategies.attacks import LIE, Attack, Attacker, Omniscient
+from strategies.collectors import PlainClient
 from strategies.pipeline import encode
-from strategies.protocols import Stage
+from strategies.protocols import ClientHalf, Stage
 from strategies.records import record_in, records_in
 from strategies.seeds import generator, integer
 from strategies.update import Update
@@ -32,10 +33,12 @@ from strategies.wire import (
     CONFIG,
     METRICS,
     NUM_EXAMPLES,
+    TRAINS,
     Refused,
+    config_of,
+    integer_in,
     unpack,
     unpack_model,
-    write_update,
 )
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class Client:
         data: the task's data cut among so many clients.
         trainer: how a client fits.
         stages: client halves, in order.
+        half: the collector's: what becomes of an encoded update; the plain collector's by default.
         store: what clients remember.
         seed: the run's.
         hashes: of this end's code and configuration, held against those of each request.
@@ -73,6 +77,7 @@ class Client:
         trainer: SGD,
         *,
         stages: Sequence[Stage] = (),
+        half: ClientHalf | None = None,
         store: ClientStore,
         seed: int = 0,
         hashes: Mapping[str, str] | None = None,
@@ -83,6 +88,7 @@ class Client:
         self._make_data = data
         self._data: dict[int, FederatedData] = {}
         self._stages, self._store = tuple(stages), store
+        self._half: ClientHalf = half or PlainClient()
         self._seed, self._hashes = seed, dict(hashes or {})
         self._attack = attack
         self._liars: dict[int, frozenset[int]] = {}
@@ -96,12 +102,13 @@ class Client:
         models: dict[int, Arrays] = {}
         for index, message in enumerate(messages):
             try:
-                config = _config(message)
+                config = config_of(message.content)
                 self._compare(config)
-                if message.metadata.message_type.startswith("train"):
+                ready = self._without_training(message, config)
+                if ready is None:
                     jobs.append((index, self._job(message, config, models)))
                 else:
-                    replies[index] = Message(self._evaluate(message), reply_to=message)
+                    replies[index] = Message(ready, reply_to=message)
             except (ValueError, RuntimeError, LookupError, TypeError, Refused) as error:
                 replies[index] = _failure(message, error)
         for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
@@ -111,11 +118,19 @@ class Client:
                 replies[index] = _failure(messages[index], error)
         return [replies[index] for index in range(len(messages))]
 
+    def _without_training(self, message: Message, config: ConfigRecord) -> RecordDict | None:
+        """The reply to a request for which nothing has to be trained; None where something has."""
+        if not message.metadata.message_type.startswith("train"):
+            return self._evaluate(message)
+        if config.get(TRAINS, True):
+            return self._half.prepare(message.content)
+        return self._half.answer(message.content)
+
     def hello(self, message: Message, client: int) -> Message:
         """The reply to the query by which the server learns which logical client a node is."""
         try:
-            self._compare(_config(message))
-        except (MismatchError, LookupError) as error:
+            self._compare(config_of(message.content))
+        except (MismatchError, Refused) as error:
             return _failure(message, error)
         return Message(RecordDict({CONFIG: ConfigRecord({"client": client})}), reply_to=message)
 
@@ -129,14 +144,14 @@ class Client:
                 )
 
     def _federated(self, config: ConfigRecord) -> FederatedData:
-        count = _integer(config, NUM_CLIENTS)
+        count = integer_in(config, NUM_CLIENTS)
         if count not in self._data:
             self._data[count] = self._make_data(count)
         return self._data[count]
 
     def _job(self, message: Message, config: ConfigRecord, models: dict[int, Arrays]) -> FitJob:
         """What a request asks for; requests that share a model's record share its arrays in `models`."""
-        client = _integer(config, "client")
+        client = integer_in(config, "client")
         data = self._federated(config)
         records = records_in(message.content, ArrayRecord)
         arrays = models.get(id(records[ARRAYS]))
@@ -151,8 +166,10 @@ class Client:
                 if name not in self._not_broadcast
             },
             examples=self._examples(data, client),
-            seed=integer(self._seed, "train", _integer(config, "server-round"), client),
-            state=self._store.load(client, _integer(config, "included")) if self._remembers else {},
+            seed=integer(self._seed, "train", integer_in(config, "server-round"), client),
+            state=self._store.load(client, integer_in(config, "included"))
+            if self._remembers
+            else {},
             settings=dict(config.items()),
         )
 
@@ -177,7 +194,7 @@ class Client:
 
     def _lie(self, update: Update, message: Message, round_number: int) -> Update:
         """What is sent in place of an update: itself, unless the client has been told to lie."""
-        (client,), count = update.members, _integer(_config(message), NUM_CLIENTS)
+        (client,), count = update.members, integer_in(config_of(message.content), NUM_CLIENTS)
         if self._attack is None or not self._is_liar(client, count):
             return update
         told = record_in(message.content, LIE, ArrayRecord)
@@ -192,26 +209,24 @@ class Client:
     def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
         if isinstance(fit, Exception):
             return _failure(message, fit)
-        config = _config(message)
-        round_number = _integer(config, "server-round")
+        config = config_of(message.content)
+        round_number = integer_in(config, "server-round")
         update = Update(
             fit.sections,
             float(fit.num_examples),
             (job.client,),
-            _integer(config, "version"),
+            integer_in(config, "version"),
             fit.metrics,
         )
         if fit.state:
-            self._store.propose(job.client, _integer(config, "included"), round_number, fit.state)
+            self._store.propose(job.client, integer_in(config, "included"), round_number, fit.state)
         lie = self._lie(update, message, round_number)
         encoded = encode(lie, self._stages, config, job.client)
-        return Message(
-            write_update(encoded, client=job.client, round_number=round_number), reply_to=message
-        )
+        return Message(self._half.reply(encoded, message.content), reply_to=message)
 
     def _evaluate(self, message: Message) -> RecordDict:
-        config = _config(message)
-        examples = self._federated(config).test(_integer(config, "client"))
+        config = config_of(message.content)
+        examples = self._federated(config).test(integer_in(config, "client"))
         arrays = unpack_model(records_in(message.content, ArrayRecord)[ARRAYS])
         metrics: dict[str, float] = {"num_examples": 0.0}
         if len(examples):
@@ -248,20 +263,6 @@ def _failure(message: Message, error: Exception) -> Message:
     log.warning("a %s request failed: %s", message.metadata.message_type, error, exc_info=error)
     reason = f"{type(error).__name__}: {error}"
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-
-
-def _config(message: Message) -> ConfigRecord:
-    record = record_in(message.content, CONFIG, ConfigRecord)
-    if record is None:
-        raise LookupError(f"the request has no ConfigRecord {CONFIG!r}")
-    return record
-
-
-def _integer(config: ConfigRecord, key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"the request's {key!r} should be a whole number, not {value!r}")
-    return value
 
 
 def _flat(record: ArrayRecord, name: str) -> NDArray[np.float32]:

@@ -78,10 +78,11 @@ class Admission(Ranged):
         """Passes an update or refuses it.
 
         Raises:
-            Refused: `num_examples` (not in [1, max_examples]) or `not_finite` or `too_large`, by element.
+            Refused: `num_examples` (not in [1, max_examples] a member) or `not_finite` or `too_large`, by element.
         """
-        if not 1 <= update.weight <= self.max_examples:  # NaN fails every comparison
-            raise Refused("num_examples", f"{update.weight:g} is not in [1, {self.max_examples:g}]")
+        most = self.max_examples * len(update.members)
+        if not 1 <= update.weight <= most:  # NaN fails every comparison
+            raise Refused("num_examples", f"{update.weight:g} is not in [1, {most:g}]")
         for name, section in update.sections.items():
             if not section.vector.size:
                 continue

@@ -24,6 +24,7 @@ class RoundView:
         failed: of those, how many answered with an error or not at all.
         rejected: how many good replies were refused at the door.
         void: fewer good updates came than the quorum, so the model stayed.
+        void_reason: why, where it is.
         flagged: clients whose updates were suspicious, by logical id; None where nobody is watched.
         train_metrics: means over the updates that were taken, weighted by examples.
         evaluation: central evaluation of this version; empty where there was none.
@@ -40,6 +41,7 @@ class RoundView:
     failed: int
     rejected: int
     void: bool
+    void_reason: str = ""
     flagged: tuple[int, ...] | None = None
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)

@@ -15,31 +15,47 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from numpy.typing import NDArray
 
+from strategies.collectors import PlainClient
 from strategies.pipeline import encode
-from strategies.protocols import Stage
-from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section
+from strategies.protocols import ClientHalf, Stage
+from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section, Update
 from strategies.wire import (
     ARRAYS,
-    CONFIG,
+    TRAINS,
     Expected,
     Refused,
+    config_of,
+    integer_in,
     read_weights,
     unpack,
     unpack_model,
-    write_update,
 )
 
 
-def pipeline_mod(stages: Sequence[Stage] = ()) -> Mod:
-    """A mod that subtracts what was sent, applies the stages' client halves, and writes the reply."""
+def pipeline_mod(stages: Sequence[Stage] = (), half: ClientHalf | None = None) -> Mod:
+    """A mod that subtracts what was sent, applies the stages' client halves, and writes the reply.
+
+    Args:
+        stages: the server's, in the same order.
+        half: the client half of the server's collector, the plain one's by default. Where that has several phases,
+            the train function is called for the one that trains.
+    """
+    collector = half or PlainClient()
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if message.metadata.message_type.partition(".")[0] != "train":
             return call_next(message, context)
+        request = message.content
+        if not config_of(request).get(TRAINS, True):
+            return Message(collector.answer(request), reply_to=message)
+        ready = collector.prepare(request)
+        if ready is not None:
+            return Message(ready, reply_to=message)
         reply = call_next(message, context)
         if reply.has_error():
             return reply
-        return Message(_encoded(message.content, reply.content, stages), reply_to=message)
+        update = _encoded(request, reply.content, stages)
+        return Message(collector.reply(update, request), reply_to=message)
 
     return mod
 
@@ -63,15 +79,15 @@ def layouts_of(arrays: dict[str, NDArray[np.generic]], kinds: dict[str, str]) ->
     }
 
 
-def _encoded(request: RecordDict, reply: RecordDict, stages: Sequence[Stage]) -> RecordDict:
-    config = request.config_records[CONFIG]
+def _encoded(request: RecordDict, reply: RecordDict, stages: Sequence[Stage]) -> Update:
+    config = config_of(request)
     sent = unpack_model(request.array_records[ARRAYS])
     named = config.get("buffers")
     kinds = kinds_of(sent, [str(name) for name in named] if isinstance(named, list) else [])
     layouts = layouts_of(sent, kinds)
-    client, number, version = (config.get(key) for key in ("client", "server-round", "version"))
-    if not (isinstance(client, int) and isinstance(number, int) and isinstance(version, int)):
-        raise Refused("malformed", "the request lacks client, server-round or version")
+    client, number, version = (
+        integer_in(config, key) for key in ("client", "server-round", "version")
+    )
     wanted = config.get("sections")
     extra = sorted(set(map(str, wanted)) - set(layouts)) if isinstance(wanted, list) else []
     weights = RecordDict({key: value for key, value in reply.items() if key not in extra})
@@ -80,7 +96,7 @@ def _encoded(request: RecordDict, reply: RecordDict, stages: Sequence[Stage]) ->
         update = update.with_section(
             name, _section(reply.array_records.get(name), layouts[DELTA], name)
         )
-    return write_update(encode(update, stages, config, client), client=client, round_number=number)
+    return encode(update, stages, config, client)
 
 
 def _section(record: ArrayRecord | None, layout: Layout, name: str) -> Section:

@@ -23,6 +23,7 @@ from strategies.protocols import (
     ConfigValue,
     Job,
     Learner,
+    Persistent,
     Plan,
     Sampler,
     Stage,
@@ -180,7 +181,15 @@ class Pipeline:
             config |= {f"{stage.name}.{key}": value for key, value in stage.configure().items()}
         round_number = model.version + 1
         return Job(
-            round_number, model.version, records, config, self.included, model.layouts, model.kinds
+            round_number,
+            model.version,
+            records,
+            config,
+            self.included,
+            model.layouts,
+            model.kinds,
+            self.claim.bounds,
+            self.admission.quorum,
         )
 
     def decode(self, update: Update) -> Update:
@@ -199,6 +208,8 @@ class Pipeline:
             state["combiner"] = self.combiner.state_dict()
         if self.quarantine is not None:
             state["quarantine"] = self.quarantine.state_dict()
+        if isinstance(self.collector, Persistent):
+            state["collector"] = self.collector.state_dict()
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -212,6 +223,8 @@ class Pipeline:
             self.combiner.load_state_dict(mapping_in(state, "combiner"))
         if self.quarantine is not None:
             self.quarantine.load_state_dict(mapping_in(state, "quarantine"))
+        if isinstance(self.collector, Persistent):
+            self.collector.load_state_dict(mapping_in(state, "collector"))
 
 
 def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client: int) -> Update:

@@ -6,7 +6,7 @@ Parts that have a contract offer `check`; parts that must last through a restart
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
@@ -75,6 +75,8 @@ class Job:
         included: for each client the last round whose update the model holds; absent when there is none.
         layouts: the sections that must come back.
         kinds: for each array that is sent, the section that its change belongs to.
+        bounds: L2 bound of one client's contribution, by section, where the pipeline sets one.
+        quorum: good updates without which the round will be void: a sum of fewer need not be opened.
     """
 
     round: int
@@ -84,8 +86,30 @@ class Job:
     included: Mapping[int, int]
     layouts: Mapping[str, Layout]
     kinds: Mapping[str, str]
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    quorum: int = 1
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """One client's part of a session is over, and why: it is missing, or what it sent was refused."""
+
+    client: int
+    refused: Refused
+
+
+@dataclass(frozen=True)
+class Void:
+    """A sum that will not come, and why: nobody in particular is to blame."""
+
+    reason: str
+
+
+Event = Request | Update | Refusal | Void
+"""What may follow from a reply, or from a deadline that has passed."""
+
+
+@runtime_checkable
 class Persistent(Protocol):
     """Anything whose state a checkpoint keeps."""
 
@@ -117,7 +141,11 @@ class Stage(Checked, Protocol):
 
 
 class Session(Protocol):
-    """One cohort's exchange as a state machine: no I/O, no clock."""
+    """One cohort's exchange as a state machine: no I/O, no clock.
+
+    A session of several phases sends the requests of the next one when all have answered, or when the deadline of the
+    present one has passed.
+    """
 
     @property
     def done(self) -> bool:
@@ -128,12 +156,12 @@ class Session(Protocol):
         """The first requests."""
         ...
 
-    def receive(self, reply: Reply) -> Iterable[Request | Update]:
-        """What follows a reply; raises `Refused` for a bad one, after which the session goes on."""
+    def receive(self, reply: Reply) -> Iterable[Event]:
+        """What follows a reply; raises `Refused` for a bad one that nothing follows, and the session goes on."""
         ...
 
-    def expire(self) -> Sequence[tuple[int, Refused]]:
-        """The deadline has passed: who is missing, each with the reason."""
+    def expire(self) -> Iterable[Event]:
+        """The deadline of the present phase has passed: who is missing, and what follows."""
         ...
 
 
@@ -142,6 +170,26 @@ class Collector(Checked, Protocol):
 
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
         """A session over the clients with these logical ids."""
+        ...
+
+
+class ClientHalf(Protocol):
+    """A collector's half on the client. Requests of type `train` come to it, those that train and those that don't."""
+
+    def prepare(self, request: RecordDict) -> RecordDict | None:
+        """Looks at a request that trains, before it does: the reply where it is ready already, None to train.
+
+        Raises:
+            Refused: the client takes no part.
+        """
+        ...
+
+    def reply(self, update: Update, request: RecordDict) -> RecordDict:
+        """What is sent of an encoded update; raises `Refused` as `prepare`."""
+        ...
+
+    def answer(self, request: RecordDict) -> RecordDict:
+        """The reply to a request that trains nothing; raises `Refused` as `prepare`."""
         ...
 
 

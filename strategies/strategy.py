@@ -21,7 +21,7 @@ from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
 from strategies.metrics import add_metrics, mean_metrics
 from strategies.pipeline import Pipeline
-from strategies.protocols import ConfigValue, Job, Reply, Request, Session
+from strategies.protocols import ConfigValue, Job, Refusal, Reply, Request, Session
 from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
 from strategies.state import State, mapping_in
@@ -308,8 +308,9 @@ class PipelineStrategy(Strategy):
                 self.pipeline.admission.record(request.client, refusal)
                 refusals[request.client] = refusal.reason
                 refused += is_wrong(refusal)
-        for client, late in session.expire():
-            self.pipeline.admission.record(client, late)
+        for event in session.expire():
+            if isinstance(event, Refusal):
+                self.pipeline.admission.record(event.client, event.refused)
         aggregate = accumulator.result(refused)
         if aggregate is None or good < self.pipeline.admission.quorum:
             log.warning("round %d is void: %d good updates came", server_round, good)

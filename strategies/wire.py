@@ -30,6 +30,8 @@ METRICS: Final = "metrics"
 UPDATE: Final = "update"
 RECEIPT: Final = "receipt"
 NUM_EXAMPLES: Final = "num-examples"
+TRAINS: Final = "trains"
+"""The setting that is false in a training request that has nothing trained: a further phase of the collector's."""
 
 _HEADER_LIMIT: Final = 4096
 """A longer `.npy` header is not ours: numpy writes 128 bytes for any array of fewer than 32 dimensions."""
@@ -74,6 +76,22 @@ class Expected:
     client: int
     round: int
     version: int
+
+
+def config_of(request: RecordDict) -> ConfigRecord:
+    """A request's configuration; raises `Refused` (`malformed`) where it has none."""
+    record = record_in(request, CONFIG, ConfigRecord)
+    if record is None:
+        raise Refused("malformed", f"the request has no ConfigRecord {CONFIG!r}")
+    return record
+
+
+def integer_in(config: ConfigRecord, key: str) -> int:
+    """A whole number of a request's configuration; raises `Refused` (`malformed`) where it is none."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refused("malformed", f"the request's {key!r} should be a whole number, not {value!r}")
+    return value
 
 
 def pack(array: NDArray[np.generic]) -> Array:

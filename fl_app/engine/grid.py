@@ -75,8 +75,8 @@ class EngineGrid(Grid):
       whose size depends on the batch alone.
 
     What it reads of a request's `config` record, each an int: `server-round` (absent: outside any round, no drop-outs),
-    `attempt` (absent: 0), `phase` and `phases` (absent: 0 of 1). Requests of type `train` train; any others, subtypes
-    of `train` too, take the network's time only.
+    `attempt` (absent: 0), `phase` and `phases` (absent: 0 of 1). Requests of type `train` train unless `trains` is
+    false there; any others, subtypes of `train` too, take the network's time only.
 
     Args:
         pool: runs client code; the grid does not close it.
@@ -220,10 +220,9 @@ class EngineGrid(Grid):
             parcel = _Parcel(_NOBODY, now, now, expiry, metadata, size, None)
             parcel.reply = _unreachable(request, f"there is no node {metadata.dst_node_id}")
             return parcel
-        config = request.content.get("config")
-        round_number, attempt, phase, phases = _whereabouts(
-            config if isinstance(config, ConfigRecord) else {}
-        )
+        record = request.content.get("config")
+        config: Mapping[str, object] = record if isinstance(record, ConfigRecord) else {}
+        round_number, attempt, phase, phases = _whereabouts(config)
         occasion = Occasion(self._seed, client, round_number, attempt)
         dropped = self._devices.drops_at(occasion, phases) if round_number else None
         if dropped is not None and dropped <= phase:
@@ -233,7 +232,7 @@ class EngineGrid(Grid):
                 request, f"client {client} dropped out of round {round_number} at phase {dropped}"
             )
             return parcel
-        trains = metadata.message_type == MessageType.TRAIN
+        trains = metadata.message_type == MessageType.TRAIN and config.get("trains", True) is True
         duration = self._devices.duration(
             occasion,
             examples=self._work(client) if trains else 0,

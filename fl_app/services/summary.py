@@ -118,6 +118,8 @@ class Summary:
             "virtual_seconds": view.clock if self.virtual else None,
             "void": view.void,
         }
+        if view.void:
+            row["void_reason"] = view.void_reason
         if view.flagged is not None:
             row["clients_flagged"] = list(view.flagged)
         if view.train_metrics:
@@ -133,6 +135,7 @@ class Summary:
             "epsilon",
             "virtual_seconds",
             "void",
+            "void_reason",
             "seconds",
             "train",
             "federated",

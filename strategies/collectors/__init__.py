@@ -1,5 +1,5 @@
 """How updates come out of a cohort."""
 
-from strategies.collectors.plain import Plain
+from strategies.collectors.plain import Plain, PlainClient
 
-__all__ = ["Plain"]
+__all__ = ["Plain", "PlainClient"]

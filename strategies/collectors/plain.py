@@ -5,13 +5,13 @@ Server half of FedAvg's exchange (McMahan et al. 2017, Algorithm 1): one request
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict
 
 from strategies.contract import Claim, Visibility
-from strategies.protocols import Job, Reply, Request
+from strategies.protocols import Job, Refusal, Reply, Request
 from strategies.records import bundle, extended
 from strategies.update import Update
 from strategies.wire import (
@@ -21,9 +21,12 @@ from strategies.wire import (
     NUM_EXAMPLES,
     Expected,
     Refused,
+    config_of,
+    integer_in,
     read_update,
     read_weights,
     unpack_model,
+    write_update,
 )
 
 
@@ -84,7 +87,7 @@ class PlainSession:
             for client in self._cohort
         ]
 
-    def receive(self, reply: Reply) -> Iterable[Request | Update]:
+    def receive(self, reply: Reply) -> list[Update]:
         """The update of a reply.
 
         Raises:
@@ -101,14 +104,34 @@ class PlainSession:
             return [read_weights(reply.content, expected, self._sent, self._job.kinds)]
         return [read_update(reply.content, expected)]
 
-    def expire(self) -> list[tuple[int, Refused]]:
+    def expire(self) -> list[Refusal]:
         """Those who have not answered by the deadline."""
         late = sorted(self._waiting)
         self._waiting.clear()
         return [
-            (client, Refused("timeout", "no reply before the round's deadline")) for client in late
+            Refusal(client, Refused("timeout", "no reply before the round's deadline"))
+            for client in late
         ]
 
     def _content(self, client: int) -> RecordDict:
         own = {"client": client, "included": self._job.included.get(client, 0)}
         return bundle({**self._job.records, CONFIG: extended(self._config, own)})
+
+
+class PlainClient:
+    """The client half: the update as it is, with its number of examples and metrics in clear."""
+
+    def prepare(self, request: RecordDict) -> RecordDict | None:
+        """Nothing is to be done before training."""
+        return None
+
+    def reply(self, update: Update, request: RecordDict) -> RecordDict:
+        """The update's records."""
+        (client,), config = update.members, config_of(request)
+        return write_update(update, client=client, round_number=integer_in(config, "server-round"))
+
+    def answer(self, request: RecordDict) -> RecordDict:
+        """Refuses: each request of the plain collector trains."""
+        raise Refused(
+            "phase", "this client sends its updates in clear: the server's collector is another"
+        )

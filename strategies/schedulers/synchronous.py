@@ -20,7 +20,7 @@ from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.metrics import add_metrics, mean_metrics
 from strategies.pipeline import Pipeline
-from strategies.protocols import Job, Request, Session
+from strategies.protocols import Event, Job, Refusal, Request, Session, Void
 from strategies.server_models import ServerModel
 from strategies.update import Update
 from strategies.wire import Refused
@@ -35,6 +35,7 @@ class _Tally:
     Attributes:
         refusals: the reason, by client.
         updates: those of the last attempt, held where clients are watched.
+        void: why the last attempt gave no aggregate, or fewer sums than were planned.
     """
 
     sampled: int = 0
@@ -44,6 +45,7 @@ class _Tally:
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     refusals: dict[int, str] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
+    void: str = ""
 
     def refused(self, client: int, refusal: Refused) -> None:
         self.refusals[client] = refusal.reason
@@ -62,7 +64,7 @@ class Synchronous:
     """One cohort at a time.
 
     Attributes:
-        timeout: seconds (of the exchange's clock) that an attempt at a round may take.
+        timeout: seconds (of the exchange's clock) that each phase of a round may take: plain rounds have one.
         seed: the run's, for the sampler.
     """
 
@@ -100,6 +102,7 @@ class Synchronous:
                 failed=tally.failed,
                 rejected=tally.rejected,
                 void=aggregate is None,
+                void_reason=tally.void if aggregate is None else "",
                 flagged=flagged,
                 train_metrics=mean_metrics(tally.metrics),
             )
@@ -119,15 +122,16 @@ class Synchronous:
             aggregate, good = self._attempt(pipeline, asked, cohort, exchange, tally)
             if aggregate is not None and good >= admission.quorum:
                 return aggregate
-            reason = (
+            short = (
                 f"the quorum is {admission.quorum}"
                 if good < admission.quorum
                 else f"the rule needs {pipeline.least_inputs(len(cohort))}"
             )
+            said = f"{good} of {len(cohort)} clients sent a good update, {short}"
+            tally.void = f"{said}; {tally.void}" if tally.void else said
             log.warning(
-                "round %d, attempt %d of %d: %d of %d clients sent a good update, %s",
-                job.round, attempt + 1, attempts, good, len(cohort), reason,
-            )  # fmt: skip
+                "round %d, attempt %d of %d: %s", job.round, attempt + 1, attempts, tally.void
+            )
         return None
 
     def _attempt(
@@ -137,10 +141,9 @@ class Synchronous:
         tally.sampled += len(cohort)
         accumulator = pipeline.begin(job, len(cohort))
         before, good = tally.wrong, 0
-        tally.updates = []
-        for update in self._collect(
-            pipeline, pipeline.collector.open(job, cohort), exchange, tally
-        ):
+        tally.updates, tally.void = [], ""
+        session = pipeline.collector.open(job, cohort)
+        for update in self._collect(pipeline, session, exchange, tally):
             accumulator.add(update)
             tally.taken(update)
             if pipeline.quarantine is not None:
@@ -152,26 +155,46 @@ class Synchronous:
         self, pipeline: Pipeline, session: Session, exchange: Exchange, tally: _Tally
     ) -> Iterator[Update]:
         """Runs a session to its end: admitted and decoded updates as they come, refusals counted."""
-
-        def refuse(client: int, refusal: Refused) -> None:
-            pipeline.admission.record(client, refusal)
-            tally.refused(client, refusal)
-
-        deadline = exchange.now() + self.timeout
         exchange.send(session.start(), ttl=self.timeout)
+        deadline = exchange.now() + self.timeout
         while not session.done:
             reply = exchange.receive(deadline)
-            if reply is None:
-                for client, refusal in session.expire():
-                    refuse(client, refusal)
-                break
             try:
-                for item in session.receive(reply):
-                    if isinstance(item, Request):
-                        exchange.send([item], ttl=self.timeout)
-                        continue
-                    pipeline.admission.admit(item)
-                    yield pipeline.decode(item)
-            except Refused as refusal:
-                refuse(reply.request.client, refusal)
+                events = list(session.expire() if reply is None else session.receive(reply))
+            except Refused as refused:
+                assert reply is not None
+                events = [Refusal(reply.request.client, refused)]
+            requests = [event for event in events if isinstance(event, Request)]
+            if requests:
+                exchange.send(requests, ttl=self.timeout)
+            if requests or reply is None:
+                deadline = exchange.now() + self.timeout
+            for event in events:
+                update = _admitted(pipeline, event, tally)
+                if update is not None:
+                    yield update
         exchange.forget()
+
+
+def _admitted(pipeline: Pipeline, event: Event, tally: _Tally) -> Update | None:
+    """The decoded update where the event is one that passes; refusals and void sums are counted."""
+    match event:
+        case Update():
+            try:
+                pipeline.admission.admit(event)
+                return pipeline.decode(event)
+            except Refused as refused:
+                if len(event.members) == 1:
+                    return _admitted(pipeline, Refusal(event.members[0], refused), tally)
+                # A sum has no author to strike, but it is one of the inputs that a rule bears f of.
+                tally.wrong += is_wrong(refused)
+                return _admitted(
+                    pipeline, Void(f"a sum of {len(event.members)} clients: {refused}"), tally
+                )
+        case Refusal(client, refused):
+            pipeline.admission.record(client, refused)
+            tally.refused(client, refused)
+        case Void(reason):
+            log.warning("no sum: %s", reason)
+            tally.void = reason
+    return None

@@ -118,7 +118,7 @@ def test_a_request_of_another_server_is_refused():
         del message.content[CONFIG]["version"]
         return trains()(message)
 
-    with pytest.raises(Refused, match="the request lacks client, server-round or version"):
+    with pytest.raises(Refused, match="the request's 'version' should be a whole number, not None"):
         round_trip(Pipeline(), ask)
 
 

@@ -97,7 +97,7 @@ def test_those_who_have_not_answered_by_the_deadline_are_named_once():
     session = Plain().open(JOB, [9, 7, 8])
     session.receive(honest(session.start()[2]))
     late = session.expire()
-    assert [(client, refusal.reason) for client, refusal in late] == [
+    assert [(one.client, one.refused.reason) for one in late] == [
         (7, "timeout"),
         (9, "timeout"),
     ]
