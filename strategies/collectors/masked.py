@@ -1,0 +1,207 @@
+"""The masked collector: the server learns the sum of a cohort's updates and nothing else of them.
+
+Server half of SecAgg+ (Bell, Bonawitz, Gascón, Lepoint & Raykova 2020, "Secure Single-Server Aggregation with
+(Poly)Logarithmic Overhead"); with `complete=True` its graph is that of Bonawitz et al. 2017. The client half is
+`strategies.secagg.MaskedClient`. Four phases, a message each way in each: keys, shares, upload, unmask; the malicious
+mode has a fifth, in which the survivors are agreed on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from strategies.collectors.groups import Grouped
+from strategies.collectors.masked_session import MaskedSession
+from strategies.contract import Claim, ContractError, Visibility, name_of
+from strategies.protocols import Job, Session
+from strategies.ranges import Ranged
+from strategies.secagg.parameters import Parameters, choose
+from strategies.secagg.terms import DIGEST_BYTES, ID_BYTES, ModelDigest, Terms, ids_digest
+from strategies.seeds import generator
+from strategies.state import State, Value
+from strategies.update import BUFFERS, COUNTERS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Masked(Ranged):
+    """Secure aggregation over the cohort, or over random groups of it.
+
+    Attributes:
+        groups: sums a round: 1 hides all in one; more let a robust rule compare the groups' means.
+        malicious: for clients that do not trust the server to follow the protocol (their own policy decides).
+        complete: every client masks with every other, whatever the numbers ask for.
+        dropouts: share of a cohort (or group) that may drop out.
+        colluders: share of it that may collude with the server.
+        limit: largest magnitude of an element of an update; larger ones are cut. None: the pipeline's clip, else 1.
+        headroom: how far noise may lift a sum beyond members times limit, in the same units.
+        max_weight: largest weight that counts, in examples; None where all clients weigh alike.
+        metrics: names of the training metrics that go along under the mask.
+        metric_limit: largest magnitude of a metric.
+        stochastic: round to the neighbouring steps at random, without bias, instead of to the nearer one.
+        seed: of the groups' draw; None for the operating system's entropy. Keys and masks never come of it.
+
+    Raises:
+        ValueError: a setting is out of its range, or groups are weighted by examples.
+    """
+
+    groups: Annotated[int, Ge(1)] = 1
+    malicious: bool = False
+    complete: bool = False
+    dropouts: Annotated[float, Ge(0), Le(0.9)] = 0.3
+    colluders: Annotated[float, Ge(0), Le(0.9)] = 0.1
+    limit: Annotated[float, Gt(0)] | None = None
+    headroom: Annotated[float, Ge(0)] = 0.0
+    max_weight: Annotated[int, Ge(1)] | None = None
+    metrics: tuple[str, ...] = ("train_loss",)
+    metric_limit: Annotated[float, Gt(0)] = 100.0
+    stochastic: bool = False
+    seed: int | None = None
+    _run: bytes = field(default_factory=lambda: os.urandom(ID_BYTES), init=False, repr=False)
+    _void: tuple[bytes, list[bytes]] = field(default=(b"", []), init=False, repr=False)
+
+    label = "collector masked"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups > 1 and self.max_weight is not None:
+            raise ValueError(
+                f"max_weight = {self.max_weight} with {self.groups} groups: rules over groups weigh all alike, leave it out"
+            )
+        self._digest = ModelDigest()
+
+    def check(self, claim: Claim) -> Claim:
+        """Narrows what is seen to sums. Nothing may travel beside them, and only sums are to be made of updates.
+
+        Raises:
+            ContractError: the model has running statistics, or the numbers of clients do not allow for masks.
+        """
+        claim.need_client_half(self)
+        beside = sorted(claim.sections & {BUFFERS, COUNTERS})
+        if beside:
+            raise ContractError(
+                claim.source("sections"),
+                name_of(self),
+                f"the model has {' and '.join(beside)} (running statistics), which no mask hides",
+                "use GroupNorm instead of BatchNorm",
+            )
+        if claim.cohort is not None:
+            self.plan(claim.cohort, claim)
+        return claim.given(
+            self,
+            visibility=Visibility.SUM if self.groups == 1 else Visibility.GROUP,
+            groups=None if self.groups == 1 else self.groups,
+            clear=frozenset[str](),
+            summed="uniform" if self.max_weight is None else "examples",
+        )
+
+    def plan(self, cohort: int, claim: Claim | None = None) -> list[Parameters]:
+        """The protocol's numbers for each group of a cohort of this size.
+
+        Raises:
+            ContractError: there are none.
+        """
+        sizes = [len(group) for group in _split(range(cohort), self.groups)]
+        try:
+            found = {size: self._parameters(size) for size in set(sizes)}
+        except ValueError as error:
+            raise ContractError(
+                "the sampler" if claim is None else claim.source("cohort"),
+                name_of(self),
+                str(error),
+                "ask more clients a round"
+                + (", or make fewer groups" if self.groups > 1 else "")
+                + ", or tolerate fewer drop-outs and colluders",
+            ) from error
+        return [found[size] for size in sizes]
+
+    def _parameters(self, members: int) -> Parameters:
+        return choose(
+            members,
+            dropouts=self.dropouts,
+            colluders=self.colluders,
+            malicious=self.malicious,
+            complete=self.complete,
+        )
+
+    def open(self, job: Job, cohort: Sequence[int]) -> Session:
+        """A session, or one for each group."""
+        order = list(cohort)
+        if self.groups > 1:
+            self._shuffle(order, job)
+        digest = self._digest.of(job.records)
+        if self._void[0] != digest:
+            self._void = (digest, [])
+        plans = self.plan(len(order))
+        sessions = [
+            self._session(job, group, plan, digest)
+            for group, plan in zip(_split(order, self.groups), plans, strict=True)
+        ]
+        return sessions[0] if len(sessions) == 1 else Grouped(sessions)
+
+    def _session(
+        self, job: Job, members: Sequence[int], plan: Parameters, digest: bytes
+    ) -> MaskedSession:
+        quorum = max(2, plan.threshold, plan.quorum if plan.malicious else 0)
+        if self.groups == 1:
+            quorum = max(quorum, min(job.quorum, len(members)))
+        terms = Terms(
+            run=self._run,
+            session=os.urandom(ID_BYTES),
+            model=digest,
+            round=job.round,
+            version=job.version,
+            members=len(members),
+            cohort=ids_digest(members) if self.malicious else bytes(DIGEST_BYTES),
+            degree=plan.degree,
+            threshold=plan.threshold,
+            quorum=quorum,
+            malicious=self.malicious,
+            limit=self._limit(job),
+            headroom=self.headroom,
+            metrics=self.metrics,
+            metric_limit=self.metric_limit,
+            max_weight=float(self.max_weight or 0),
+            stochastic=self.stochastic,
+        )
+        return MaskedSession(job, sorted(members), terms, self._void[1])
+
+    def _limit(self, job: Job) -> float:
+        if self.limit is not None:
+            return self.limit
+        return max(job.bounds.values(), default=1.0)
+
+    def _shuffle(self, cohort: list[int], job: Job) -> None:
+        attempt = job.config.get("attempt", 0)
+        seed = int.from_bytes(os.urandom(8), "big") if self.seed is None else self.seed
+        rng = generator(seed, "groups", job.round, attempt if isinstance(attempt, int) else 0)
+        rng.shuffle(cohort)
+
+    def state_dict(self) -> State:
+        """The run's id, and which sessions on the present model came to nothing: clients ask for both."""
+        state: dict[str, Value] = {
+            "run": self._run.hex(),
+            "model": self._void[0].hex(),
+            "void": b"".join(self._void[1]).hex(),
+        }
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up an earlier run's id, so that clients know the models that they have been in a sum on."""
+        self._run = bytes.fromhex(str(state["run"]))
+        void = bytes.fromhex(str(state["void"]))
+        ids = [void[begin : begin + ID_BYTES] for begin in range(0, len(void), ID_BYTES)]
+        self._void = (bytes.fromhex(str(state["model"])), ids)
+
+
+def _split(cohort: Sequence[int], groups: int) -> list[Sequence[int]]:
+    """So many runs of about equal length."""
+    ends = [len(cohort) * number // groups for number in range(groups + 1)]
+    return [cohort[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]

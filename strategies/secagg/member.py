@@ -1,0 +1,348 @@
+"""A client's half of secure aggregation (Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving
+Machine Learning", Figure 4; Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead").
+
+    keys     a fresh pair to seal shares, a fresh pair to mask        → public keys (signed, with the neighbours drawn)
+    shares   shares of the own seed and masking key to the neighbours → sealed, by way of the server
+    upload   trains; update + own mask ± a mask with each neighbour   → one vector of integers modulo 2³²
+    agree    (malicious mode) one set of survivors                    → signature
+    unmask   of each neighbour EITHER its seed's share, where it survived, OR its masking key's, where it dropped out
+
+Knows nothing of training and of other rounds, but for a ledger: one upload a session, one sum a model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from strategies.contents import Contents
+from strategies.records import bundle, records_in
+from strategies.secagg.keys import KEY_BYTES, KeyPair, derive, verify
+from strategies.secagg.masking import masked
+from strategies.secagg.policy import Policy
+from strategies.secagg.sealing import seal, unseal
+from strategies.secagg.shamir import share
+from strategies.secagg.statements import (
+    AGREE,
+    KEYS,
+    POINT_BYTES,
+    SEALED_BYTES,
+    SHARES,
+    SIGNATURE_BYTES,
+    UNMASK,
+    UPLOAD,
+    agreement,
+    introduction,
+    pair_context,
+    seed_commitment,
+)
+from strategies.secagg.terms import ID_BYTES, SECAGG, ModelDigest, Said, Terms
+from strategies.secagg.vault import Vault
+from strategies.update import Update
+from strategies.wire import Refused, config_of, integer_in, pack
+
+_UPLOADED, _OPENED = "uploaded", "opened"
+
+
+class MaskedClient:
+    """The client half of the collector `masked`, for all logical clients of one process.
+
+    Args:
+        folder: the clients' own, where secrets are kept while a session lasts.
+        policy: conditions without which a client takes no part.
+    """
+
+    def __init__(self, folder: Path, policy: Policy | None = None) -> None:
+        self._folder = folder
+        self._policy = policy or Policy()
+        self._digest = ModelDigest()
+
+    def answer(self, request: RecordDict) -> RecordDict:
+        """The reply of a phase that trains nothing.
+
+        Raises:
+            Refused: `terms`, `session`, `phase`, `replayed`, `malformed`, `neighbours`, `signature`, `survivors` or
+                `reused`, when the client takes no further part.
+        """
+        said, client = Said.of(request), _client(request)
+        steps: dict[str, Callable[[int, Vault, Said, RecordDict], dict[str, Any]]] = {
+            KEYS: self._keys, SHARES: self._shares, AGREE: self._agree, UNMASK: self._unmask,
+        }  # fmt: skip
+        step = steps.get(said.step())
+        if step is None:
+            raise Refused("phase", f"the protocol has no step {said.step()!r:.40}")
+        vault = Vault(self._folder, client)
+        with vault.locked():
+            return _record(step(client, vault, said, request))
+
+    def prepare(self, request: RecordDict) -> RecordDict | None:
+        """Takes the shares that others sent; the upload where it was made before, None to train."""
+        said, vault = Said.of(request), Vault(self._folder, _client(request))
+        session = said.octets("session", ID_BYTES)
+        with vault.locked():
+            state = vault.recall(session)
+            if state["step"] == UPLOAD and (sent := vault.upload(session)) is not None:
+                return _upload(sent, state)
+            _in_step(state, SHARES)
+            terms = Terms.read(state["terms"])
+            if self._digest.of(records_in(request, ArrayRecord)) != terms.model:
+                raise Refused("terms", "the model is not the one that the session's keys are for")
+            self._receive(state, terms, said)
+            vault.keep(session, state)
+        return None
+
+    def reply(self, update: Update, request: RecordDict) -> RecordDict:
+        """The masked update: written to the disk, then entered in the ledger, then sent."""
+        said, vault = Said.of(request), Vault(self._folder, _client(request))
+        session = said.octets("session", ID_BYTES)
+        with vault.locked():
+            state = vault.recall(session)
+            _in_step(state, SHARES)
+            terms = Terms.read(state["terms"])
+            contents = Contents(
+                {name: section.layout for name, section in update.sections.items()},
+                terms.metrics, terms.metric_limit, terms.max_weight or None,
+            )  # fmt: skip
+            array = pack(masked(update, contents, terms, derive(state["seed"], terms.context("self mask")),
+                                *_pairwise(state, terms)))  # fmt: skip
+            state["step"] = UPLOAD
+            state["layouts"] = [contents.layouts[name].digest for name in sorted(contents.layouts)]
+            vault.keep_upload(session, array.data)
+            vault.record(_UPLOADED, terms.run.hex(), terms.model.hex(), session.hex())
+            vault.keep(session, state)
+        return _upload(array.data, state)
+
+    # ---- the steps ----
+
+    def _keys(self, client: int, vault: Vault, said: Said, request: RecordDict) -> dict[str, Any]:
+        terms = Terms.read(said.values)
+        cohort = said.clients("cohort") if terms.malicious else []
+        self._policy.check(terms, client, cohort)
+        if integer_in(config_of(request), "server-round") != terms.round:
+            raise Refused("terms", f"the terms are of round {terms.round}, the request is not")
+        self._once(vault, terms, said)
+        vault.forget()
+        sealing, masking = KeyPair.generate(), KeyPair.generate()
+        state: dict[str, Any] = {
+            "step": KEYS, "client": client, "terms": terms.record(), "cohort": cohort,
+            "sealing": sealing.private, "masking": masking.private, "seed": os.urandom(KEY_BYTES),
+        }  # fmt: skip
+        reply: dict[str, Any] = {"keys": sealing.public + masking.public}
+        if terms.malicious:
+            drawn = _draw(terms.degree, [one for one in cohort if one != client])
+            state["drawn"] = drawn
+            signed = introduction(terms, client, reply["keys"], drawn)
+            reply |= {"drawn": drawn, "signature": self._policy.identities[client].sign(signed)}
+        vault.record(KEYS, terms.run.hex(), terms.model.hex(), terms.session.hex())
+        vault.keep(terms.session, state)
+        return reply
+
+    def _shares(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
+        session = said.octets("session", ID_BYTES)
+        state = vault.recall(session)
+        _in_step(state, KEYS)
+        terms = Terms.read(state["terms"])
+        peers = said.clients("peers")
+        rows = said.rows("keys", len(peers), 2 * KEY_BYTES)
+        if client in peers or (not terms.malicious and len(peers) > terms.degree):
+            raise Refused("neighbours", f"{len(peers)} neighbours of {terms.degree}, or itself among them")
+        mine, theirs = peers, peers
+        if terms.malicious:
+            mine, theirs = self._drawn(client, state, terms, said, peers, rows)
+        holders = sorted([*mine, client])
+        if len(holders) < terms.threshold:
+            raise Refused(
+                "neighbours", f"{len(holders)} shareholders are left, {terms.threshold} open a secret"
+            )
+        shares = share(state["seed"] + state["masking"], terms.threshold, len(holders))
+        sealing, keys, sealed = KeyPair.from_private(state["sealing"]), dict(zip(peers, rows, strict=True)), []
+        state |= {"step": SHARES, "peers": peers, "keys": rows, "from": theirs, "held": {}}
+        for point, (holder, row) in enumerate(zip(holders, shares, strict=True), 1):
+            plain = point.to_bytes(POINT_BYTES, "big") + row.tobytes()
+            if holder == client:
+                state["held"][str(client)] = plain
+            else:
+                info = terms.context("share", sender=client, receiver=holder)
+                sealed.append(seal(_agreed(sealing, keys[holder][:KEY_BYTES], info), plain, info))
+        vault.keep(session, state)
+        commitment = seed_commitment(terms, client, state["seed"])
+        return {"to": mine, "sealed": b"".join(sealed), "commitment": commitment}
+
+    def _receive(self, state: dict[str, Any], terms: Terms, said: Said) -> None:
+        """Opens the shares of those who sent some, and takes note of who masks with this client."""
+        client, keys = state["client"], dict(zip(state["peers"], state["keys"], strict=True))
+        partners, senders = said.clients("partners"), said.clients("senders")
+        if not set(senders) <= set(partners) or not set(partners) <= set(state["peers"]):
+            raise Refused("neighbours", "those who sent shares are not among the neighbours")
+        if not set(senders) <= set(state["from"]):
+            raise Refused("neighbours", "shares came of clients that did not draw this one")
+        sealing = KeyPair.from_private(state["sealing"])
+        for sender, sealed in zip(senders, said.rows("sealed", len(senders), SEALED_BYTES), strict=True):
+            info = terms.context("share", sender=sender, receiver=client)
+            try:
+                key = sealing.agree(keys[sender][:KEY_BYTES], info)
+                state["held"][str(sender)] = unseal(key, sealed, info)
+            except ValueError as error:
+                raise Refused("malformed", f"the share of client {sender} was changed on its way") from error
+        state["partners"] = partners
+
+    def _agree(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
+        session = said.octets("session", ID_BYTES)
+        state = vault.recall(session)
+        _in_step(state, UPLOAD)
+        terms = Terms.read(state["terms"])
+        if not terms.malicious:
+            raise Refused("phase", "survivors are agreed on in the malicious mode only")
+        survivors = said.clients("survivors")
+        strangers = set(survivors) - set(state["cohort"])
+        least = max(terms.quorum, self._policy.least_cohort)
+        if strangers or client not in survivors or len(survivors) < least:
+            raise Refused(
+                "survivors",
+                f"{len(survivors)} survivors, {len(strangers)} of them unknown: this client must be "
+                f"among them, and {least} there",
+            )
+        # Signed once: a second set of survivors finds the session in another step.
+        state |= {"step": AGREE, "survivors": survivors}
+        vault.keep(session, state)
+        signed = agreement(terms, survivors)
+        return {"signature": self._policy.identities[client].sign(signed)}
+
+    def _unmask(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
+        session = said.octets("session", ID_BYTES)
+        state = vault.recall(session)
+        terms = Terms.read(state["terms"])
+        _in_step(state, AGREE if terms.malicious else UPLOAD)
+        alive, dropped = said.clients("alive"), said.clients("dropped")
+        held: dict[str, bytes] = state["held"]
+        if set(alive) & set(dropped):
+            raise Refused("survivors", "a client is said both to have survived and to have dropped out")
+        if client not in alive or not {*map(str, alive), *map(str, dropped)} <= held.keys():
+            raise Refused("survivors", "this client is not among the survivors, or strangers are")
+        if len(alive) < min(terms.threshold, len(held)):
+            raise Refused("survivors", f"{len(alive)} survivors among the neighbours are too few")
+        if terms.malicious:
+            self._agreed_upon(state, terms, said, alive, dropped)
+        vault.record(_OPENED, terms.run.hex(), terms.model.hex(), session.hex())
+        seed, key = slice(POINT_BYTES, POINT_BYTES + KEY_BYTES), slice(POINT_BYTES + KEY_BYTES, None)
+        reply = {
+            "seeds": b"".join(held[str(one)][:POINT_BYTES] + held[str(one)][seed] for one in alive),
+            "masking": b"".join(held[str(one)][:POINT_BYTES] + held[str(one)][key] for one in dropped),
+        }
+        vault.forget()
+        return reply
+
+    # ---- what keeps the server honest ----
+
+    def _once(self, vault: Vault, terms: Terms, said: Said) -> None:
+        """Refuses a session that was there before, and a second sum on a model.
+
+        A sum may have been opened as soon as this client has given shares for it. A server that follows the protocol
+        says which sessions came to nothing; one that may not is not believed.
+        """
+        joined = said.values.get("void")
+        void = joined.hex() if isinstance(joined, bytes) and not terms.malicious else ""
+        length = 2 * ID_BYTES
+        declared = {void[begin : begin + length] for begin in range(0, len(void), length)}
+        for event, run, model, session in vault.recorded():
+            if session == terms.session.hex():
+                raise Refused("replayed", "a session of this id was there before")
+            same = (run, model) == (terms.run.hex(), terms.model.hex())
+            if same and event == _OPENED and session not in declared:
+                raise Refused("reused", "this client is in a sum on this very model, and joins no second one")
+
+    def _drawn(
+        self, client: int, state: Mapping[str, Any], terms: Terms, said: Said, peers: list[int], rows: list[bytes]
+    ) -> tuple[list[int], list[int]]:
+        """Those whom this client drew and those who drew it, each by its own signature."""
+        roster = self._policy.roster
+        assert roster is not None
+        signatures = said.rows("signatures", len(peers), SIGNATURE_BYTES)
+        flat = said.values.get("drawn")
+        if not isinstance(flat, list) or len(flat) != len(peers) * terms.degree:
+            raise Refused("malformed", "each neighbour's own neighbours are missing")
+        theirs = []
+        for index, (peer, row, signature) in enumerate(zip(peers, rows, signatures, strict=True)):
+            drawn = flat[index * terms.degree : (index + 1) * terms.degree]
+            if not all(type(one) is int for one in drawn) or peer not in state["cohort"]:
+                raise Refused("neighbours", f"client {peer} is not of this session")
+            if not verify(roster.keys[peer], signature, introduction(terms, peer, row, drawn)):
+                raise Refused("signature", f"the keys of client {peer} are not signed by it")
+            if client in drawn:
+                theirs.append(peer)
+            elif peer not in state["drawn"]:
+                raise Refused("neighbours", f"neither drew the other: client {peer}")
+        if len(theirs) > 4 * terms.degree:
+            raise Refused("neighbours", f"{len(theirs)} clients drew this one, at random few would")
+        return [peer for peer in peers if peer in set(state["drawn"])], theirs
+
+    def _agreed_upon(
+        self, state: Mapping[str, Any], terms: Terms, said: Said, alive: list[int], dropped: list[int]
+    ) -> None:
+        """Refuses unless a quorum signed the set of survivors that this client signed, and this request follows it."""
+        roster, survivors = self._policy.roster, set(state["survivors"])
+        assert roster is not None
+        held = {int(one) for one in state["held"]}
+        if set(alive) != held & survivors or set(dropped) != held - survivors:
+            raise Refused("survivors", "the survivors are not those that were agreed on")
+        signers = said.clients("signers")
+        signatures = said.rows("signatures", len(signers), SIGNATURE_BYTES)
+        signed = agreement(terms, state["survivors"])
+        good = sum(
+            verify(roster.keys[signer], signature, signed)
+            for signer, signature in zip(signers, signatures, strict=True)
+            if signer in survivors
+        )
+        if good < terms.quorum:
+            raise Refused("signature", f"{good} of the survivors signed their set, {terms.quorum} must")
+
+
+def _pairwise(state: Mapping[str, Any], terms: Terms) -> tuple[list[bytes], list[bytes]]:
+    """Keys of the masks with each partner: those that are added, towards higher ids, and those that are taken off."""
+    client, masking = state["client"], KeyPair.from_private(state["masking"])
+    keys = dict(zip(state["peers"], state["keys"], strict=True))
+    added: list[bytes] = []
+    taken: list[bytes] = []
+    for partner in state["partners"]:
+        key = _agreed(masking, keys[partner][KEY_BYTES:], pair_context(terms, client, partner))
+        (added if client < partner else taken).append(key)
+    return added, taken
+
+
+def _agreed(pair: KeyPair, public: bytes, info: bytes) -> bytes:
+    try:
+        return pair.agree(public, info)
+    except ValueError as error:
+        raise Refused("neighbours", f"a neighbour's public key is none: {error}") from error
+
+
+def _draw(count: int, others: list[int]) -> list[int]:
+    """So many of the others, uniformly, from the operating system's entropy; ascending."""
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "big")))
+    return sorted(int(one) for one in rng.choice(others, size=count, replace=False))
+
+
+def _in_step(state: Mapping[str, Any], step: str) -> None:
+    if state["step"] != step:
+        raise Refused("phase", f"this client's session is past {state['step']!r}, not past {step!r}")
+
+
+def _client(request: RecordDict) -> int:
+    return integer_in(config_of(request), "client")
+
+
+def _record(values: dict[str, Any]) -> RecordDict:
+    return bundle({SECAGG: ConfigRecord(values)})
+
+
+def _upload(data: bytes, state: Mapping[str, Any]) -> RecordDict:
+    size = (len(data) - len(data) % 4) // 4  # what the record states beside the bytes is believed by nobody
+    array = Array(dtype="uint32", shape=(size,), stype="numpy.ndarray", data=data)
+    return bundle(
+        {SECAGG: ConfigRecord({"layouts": state["layouts"]}), "upload": ArrayRecord({"masked": array})}
+    )

@@ -1,0 +1,137 @@
+"""What a client demands of a session before it takes part: set by whoever runs the client, never by the server.
+
+Against a server that may lie, a client needs three things that cannot come from it: whose keys belong to which client
+(a roster, handed out beforehand), the smallest cohort it hides in, and how many may collude.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from strategies.ranges import Ranged
+from strategies.secagg.keys import KEY_BYTES, Identity
+from strategies.secagg.parameters import choose
+from strategies.secagg.terms import Terms, ids_digest
+from strategies.wire import Refused
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The public identity keys of all clients, by logical id.
+
+    Raises:
+        ValueError: a key is not 32 bytes, or two clients have the same.
+    """
+
+    keys: Mapping[int, bytes]
+
+    def __post_init__(self) -> None:
+        wrong = [client for client, key in self.keys.items() if len(key) != KEY_BYTES]
+        if wrong:
+            raise ValueError(f"the identity key of client {wrong[0]} is not {KEY_BYTES} bytes long")
+        if len(set(self.keys.values())) < len(self.keys):
+            raise ValueError("two clients of the roster have the same identity key")
+
+    @classmethod
+    def load(cls, path: Path) -> Roster:
+        """Reads a roster: a JSON object of hexadecimal keys by client.
+
+        Raises:
+            ValueError: the file is missing or is no roster; the message names it.
+        """
+        try:
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("no JSON object")
+            return cls({int(client): bytes.fromhex(key) for client, key in content.items()})
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is no roster of identity keys: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Writes the roster, one client a line."""
+        lines = (f'  "{client}": "{key.hex()}"' for client, key in sorted(self.keys.items()))
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+@dataclass(frozen=True)
+class Policy(Ranged):
+    """A client's own conditions.
+
+    Attributes:
+        malicious: whether the server is not trusted to follow the protocol; a roster and an identity are then needed.
+        roster: pinned identity keys.
+        identities: the private identity of each logical client that this process may be.
+        least_cohort: members of a session, and survivors of a sum, without which this client takes no part.
+        dropouts: share of a cohort that may drop out.
+        colluders: share of a cohort that may collude with the server.
+
+    Raises:
+        ValueError: the malicious mode without a roster, or a setting out of its range.
+    """
+
+    malicious: bool = False
+    roster: Roster | None = None
+    identities: Mapping[int, Identity] = field(default_factory=dict, repr=False)
+    least_cohort: Annotated[int, Ge(3)] = 3
+    dropouts: Annotated[float, Ge(0), Le(0.9)] = 0.3
+    colluders: Annotated[float, Ge(0), Le(0.9)] = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.malicious and self.roster is None:
+            raise ValueError(
+                "the malicious mode needs a roster of identity keys that was handed out beforehand: "
+                "make one by `trellis keys identities`, and name it to each client"
+            )
+
+    def check(self, terms: Terms, client: int, cohort: Sequence[int]) -> None:
+        """Holds a session's terms against the conditions.
+
+        Args:
+            terms: of the session.
+            client: who is asked to take part.
+            cohort: ids of all members, where the terms tell them.
+
+        Raises:
+            Refused: `terms`, with the condition that is not met.
+        """
+        if terms.members < self.least_cohort:
+            raise Refused(
+                "terms", f"a cohort of {terms.members} hides too little: {self.least_cohort} are asked for"
+            )
+        if terms.malicious is not self.malicious:
+            server, own = ("malicious" if mode else "semi-honest" for mode in (terms.malicious, self.malicious))
+            raise Refused("terms", f"the server's mode is {server}, this client's {own}")
+        if self.malicious:
+            self._check_malicious(terms, client, cohort)
+
+    def _check_malicious(self, terms: Terms, client: int, cohort: Sequence[int]) -> None:
+        assert self.roster is not None
+        strangers = sorted(set(cohort) - self.roster.keys.keys())
+        if strangers:
+            raise Refused("terms", f"clients {strangers[:5]} are not in the roster")
+        if client not in cohort or len(cohort) != terms.members or ids_digest(cohort) != terms.cohort:
+            raise Refused("terms", "the list of members is not that of the terms")
+        if client not in self.identities:
+            raise Refused("terms", f"client {client} has no identity of its own here")
+        try:
+            asked = choose(
+                terms.members, dropouts=self.dropouts, colluders=self.colluders, malicious=True,
+                complete=terms.degree == terms.members - 1,
+            )  # fmt: skip
+        except ValueError as error:
+            raise Refused("terms", str(error)) from error
+        if (terms.degree, terms.threshold) != (asked.degree, asked.threshold):
+            raise Refused(
+                "terms",
+                f"{terms.threshold} shares of {terms.degree} neighbours: this client's conditions "
+                f"give {asked.threshold} of {asked.degree}",
+            )
+        if terms.quorum < asked.quorum:
+            raise Refused("terms", f"a quorum of {terms.quorum}: at least {asked.quorum} is needed")

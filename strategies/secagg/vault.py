@@ -1,0 +1,131 @@
+"""What a client keeps of its sessions, on its own disk: secrets until a session is over, and a ledger that stays.
+
+    <folder>/client-3/<session>.json     keys, seed, shares held for others: gone when the session is over
+    <folder>/client-3/<session>.upload   the masked upload, before it is sent
+    <folder>/client-3/ledger             one line for each thing that may be done once: never deleted
+
+Folders have mode 0700 and files 0600. A deleted file is no longer there to be read by name; that its bytes are gone
+from the disk is not claimed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from strategies.wire import Refused
+
+_LEDGER = "ledger"
+_LOCK = "lock"
+
+
+class Vault:
+    """One client's own folder.
+
+    Args:
+        folder: of all clients of this process; it is made when something is first kept.
+        client: logical id.
+    """
+
+    def __init__(self, folder: Path, client: int) -> None:
+        self._folder = folder / f"client-{int(client)}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the client's files: two requests at once must not both find that a thing was not yet done."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(self._folder / _LOCK, mode=0o600):
+            yield
+
+    def keep(self, session: bytes, state: dict[str, Any]) -> None:
+        """Writes a session's state; bytes are kept as they are."""
+        _write(self._path(session, "json"), json.dumps(state, default=_hexadecimal).encode())
+
+    def recall(self, session: bytes) -> dict[str, Any]:
+        """A session's state as it was kept, bytes as `bytes`.
+
+        Raises:
+            Refused: `session`, when there is no such session, or no longer.
+        """
+        try:
+            text = self._path(session, "json").read_text()
+        except FileNotFoundError:
+            raise Refused(
+                "session", f"session {session.hex()[:8]} is over, or never began here"
+            ) from None
+        state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
+        return state
+
+    def keep_upload(self, session: bytes, upload: bytes) -> None:
+        """Writes what is about to be sent."""
+        _write(self._path(session, "upload"), upload)
+
+    def upload(self, session: bytes) -> bytes | None:
+        """What was sent, byte for byte; None where nothing was."""
+        path = self._path(session, "upload")
+        return path.read_bytes() if path.exists() else None
+
+    def forget(self) -> None:
+        """Deletes all sessions' secrets and uploads; the ledger stays."""
+        _forget(self._folder)
+
+    def record(self, *entry: str) -> None:
+        """Adds a line to the ledger and waits until it is on the disk."""
+        line = f"{' '.join(entry)}\n".encode()
+        handle = os.open(self._folder / _LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(handle, line)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def recorded(self) -> Iterator[tuple[str, ...]]:
+        """The ledger's lines, each as its words."""
+        try:
+            text = (self._folder / _LEDGER).read_text()
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            yield tuple(line.split())
+
+    def _path(self, session: bytes, ending: str) -> Path:
+        return self._folder / f"{session.hex()}.{ending}"
+
+
+def forget_all(folder: Path) -> None:
+    """Deletes every client's secrets under a folder, for a machine that plays all clients of a run."""
+    for path in folder.glob("client-*"):
+        _forget(path)
+
+
+def _forget(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.suffix in {".json", ".upload", ".part"}:
+            path.unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Atomically, so that a process that dies leaves the old file or the new one."""
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _hexadecimal(value: object) -> dict[str, str]:
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    raise TypeError(f"{type(value).__name__} cannot be kept")
+
+
+def _from_hexadecimal(value: dict[str, Any]) -> Any:
+    return bytes.fromhex(value["bytes"]) if set(value) == {"bytes"} else value
