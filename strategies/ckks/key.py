@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import numpy as np
+from filelock import FileLock
 
 from strategies.ckks.parameters import CkksParameters, ring
 from strategies.ckks.streams import Residues, Streams, scratch
@@ -75,6 +76,19 @@ class SharedKey:
             return cls._parse(data)
         except ValueError as error:
             raise KeyFileError(f"{path} holds no CKKS key: {error}; {mend}") from error
+
+    @classmethod
+    def load_or_make(cls, path: Path, parameters: CkksParameters) -> SharedKey:
+        """The key of a file that is made where there is none, for a machine that plays all clients of a run.
+
+        Raises:
+            KeyFileError, OSError: as `load` and `save`.
+        """
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock"), mode=0o600):
+            if not path.exists():
+                cls.generate(parameters).save(path)
+        return cls.load(path)
 
     @classmethod
     def _parse(cls, data: bytes) -> SharedKey:

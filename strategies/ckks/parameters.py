@@ -4,10 +4,10 @@ Clients' ciphertexts are only ever added: the modulus of a ciphertext is one pri
 fills one polynomial of degree N, two values a slot (a slot holds a complex number). That is 8 bytes a value for a fresh
 ciphertext, half of what slots of one real value each would take.
 
-The scale follows from what the sum may reach. A polynomial's coefficients are averages of its slots times roots of
-unity, so none exceeds the largest slot: |coefficient| ≤ scale · √2 · members · limit, where √2 comes of two values in a
-slot, and this is reached when all slots are equal. Sums wrap round at q / 2. The scale is the largest that leaves room
-for the encryptions' noise and for rounding.
+Values are divided by their limit first. The scale then follows from what a sum may reach: a polynomial's coefficients
+are averages of its slots times roots of unity, so none exceeds the largest slot, |coefficient| ≤ scale · √2 · members,
+where √2 comes of two values in a slot, and this is reached when all slots are equal. Sums wrap round at q / 2. The scale
+is the largest that leaves room for the encryptions' noise and for rounding.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class CkksParameters:
 
     @cached_property
     def scale(self) -> float:
-        """The largest scale with which no sum of `members` values within ±limit wraps round."""
+        """The largest scale with which no sum of `members` values within ±1 wraps round."""
         room = self.modulus / 2 - _NOISE_MAXIMUM * self.members
         # Four units of the last place of room: the division, the encoding and the roots of unity are rounded.
-        return room / (sqrt(2) * self.members * self.limit) * (1 - 2.0**-50 * log2(self.degree))
+        return room / (sqrt(2) * self.members) * (1 - 2.0**-50 * log2(self.degree))
 
     @cached_property
     def noise_norm(self) -> float:
@@ -103,7 +103,7 @@ class CkksParameters:
         """
         spread = self.degree + 2 * sqrt(self.degree * _TAIL) + 2 * _TAIL
         noise = sqrt(self.degree / 2 * self.members * _NOISE_VARIANCE * spread) / self.scale
-        return noise + sqrt(self.degree) * self._rounding
+        return noise * self.limit + sqrt(self.degree) * self._rounding
 
     @property
     def _rounding(self) -> float:
@@ -128,7 +128,7 @@ class CkksParameters:
     @property
     def error(self) -> float:
         """The largest error of a released sum's value; exceeded once in 10^15 values."""
-        noise = sqrt(self.degree / 2 * self.members * _NOISE_VARIANCE) / self.scale
+        noise = sqrt(self.degree / 2 * self.members * _NOISE_VARIANCE) / self.scale * self.limit
         deviation = sqrt(self.flooding**2 + noise**2)
         return _DEVIATIONS * deviation + self.grid / 2 + 2 * self._rounding
 

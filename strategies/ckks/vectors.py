@@ -88,6 +88,7 @@ class Cipher:
             raise ValueError("only vectors of finite values can be encrypted")
         saturated = int(np.count_nonzero(np.abs(values) > limit))
         np.clip(values, -limit, limit, out=values)
+        values /= limit
         return values.view(np.complex128).reshape(-1, degree // 2), saturated
 
     def release(self, blob: bytes, size: int) -> NDArray[np.float64]:
@@ -117,7 +118,7 @@ class Cipher:
             for index, row in enumerate(residues):
                 decryptor.decrypt(streams.load(row), plaintext)
                 values[index] = encoder.decode_complex(plaintext)
-        return values.view(np.float64).reshape(-1)[:size]
+        return values.view(np.float64).reshape(-1)[:size] * parameters.limit
 
     def _flood(self, blob: bytes, size: int) -> NDArray[np.float64]:
         """Gaussian noise (size,): the same for the same sum, whoever decrypts it and however often."""

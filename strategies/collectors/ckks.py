@@ -34,7 +34,7 @@ from strategies.ckks.messages import (
     said_in,
 )
 from strategies.ckks.tags import NONCE_BYTES, TAG_BYTES
-from strategies.collectors.contents import Contents
+from strategies.contents import Contents
 from strategies.contract import Claim, ContractError, Visibility
 from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.ranges import Ranged
@@ -74,7 +74,7 @@ class Ckks(Ranged):
     quorum: Annotated[int, Ge(2)] = 3
     metrics: tuple[str, ...] = ("train_loss",)
     metric_limit: Annotated[float, Gt(0)] = 100.0
-    max_weight: Annotated[float, Ge(1)] | None = 1000.0
+    max_weight: Annotated[int, Ge(1)] | None = None
     _run: _Run = field(default_factory=lambda: _Run(), init=False, repr=False, compare=False)
 
     label = "collector ckks"
@@ -107,6 +107,7 @@ class Ckks(Ranged):
 
     def check(self, claim: Claim) -> Claim:
         """The server sees the sum and nothing else; running statistics can't be in it."""
+        claim.need_client_half(self)
         try:
             _ = self.parameters.modulus
         except ValueError as error:
@@ -126,7 +127,12 @@ class Ckks(Ranged):
                 f"{claim.cohort} clients are asked a round, and the scale leaves room for {self.members}",
                 f"set collector.members={claim.cohort}, or ask fewer",
             )
-        return claim.given(self, visibility=Visibility.SUM, client_half=True)
+        return claim.given(
+            self,
+            visibility=Visibility.SUM,
+            clear=frozenset[str](),
+            summed="uniform" if self.max_weight is None else "examples",
+        )
 
     def open(self, job: Job, cohort: Sequence[int]) -> CkksSession:
         """A session over the clients with these logical ids."""
@@ -186,7 +192,7 @@ class CkksSession:
 
     def start(self) -> list[Request]:
         """One request to train a client; they share the records of the model."""
-        told = {
+        told: dict[str, Any] = {
             "session": self._id,
             "run": self._run.identity,
             "void": b"".join(self._run.void),
@@ -204,7 +210,7 @@ class CkksSession:
         """
         client, phase = reply.request.client, reply.request.content[CONFIG].get("phase")
         if self.done or phase != self._phase:
-            raise Refused("late", f"a reply of phase {phase} came in phase {self._phase}")
+            raise Refused("late", f"a reply of phase {phase!r} came in phase {self._phase}")
         if client not in self._waiting:
             raise Refused("duplicate", "this client has answered before, or was not asked")
         self._waiting.discard(client)
@@ -296,7 +302,7 @@ class CkksSession:
         if self._request is None:
             assert self._group is not None
             members = sorted(self._group.nonces)
-            told = {
+            told: dict[str, Any] = {
                 "session": self._id,
                 "settings": self._settings.digest,
                 "members": members,

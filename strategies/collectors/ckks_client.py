@@ -154,15 +154,14 @@ class CkksClient:
             if not opened:
                 vault.record(_OPENED, session.hex(), digest)
         plain = self._cipher.release(blob, size)
-        told = {"session": session, "settings": self._settings.digest}
+        told: dict[str, Any] = {"session": session, "settings": self._settings.digest}
         return bundle({CKKS: ConfigRecord(told), PLAIN: ArrayRecord({PLAIN: pack(plain)})})
 
     def _members(self, said: ConfigRecord, client: int) -> list[Member]:
         """Those whose sum this is said to be: this client and others, a quorum at least."""
-        ids = said.get("members")
-        if not isinstance(ids, list) or not all(
-            type(one) is int and 0 <= one < 1 << 62 for one in ids
-        ):
+        given = said.get("members")
+        ids = [one for one in given if type(one) is int] if isinstance(given, list) else []
+        if given != ids or not all(0 <= one < 1 << 62 for one in ids):
             raise Refused("malformed", "members should be a list of clients")
         nonces = octets(said, "nonces", NONCE_BYTES * len(ids))
         members = [

@@ -103,7 +103,9 @@ class MaskedSession:
         """
         client = reply.request.client
         if self._waiting.get(client) is not reply.request:
-            raise Refused("duplicate", "this client has answered before, or too late, or was not asked")
+            raise Refused(
+                "duplicate", "this client has answered before, or too late, or was not asked"
+            )
         del self._waiting[client]
         events: list[Event] = []
         try:
@@ -121,7 +123,10 @@ class MaskedSession:
     def expire(self) -> list[Event]:
         """Goes on without those who have not answered."""
         late: list[Event] = [
-            Refusal(client, Refused("timeout", f"no reply in the phase {self._step} before its deadline"))
+            Refusal(
+                client,
+                Refused("timeout", f"no reply in the phase {self._step} before its deadline"),
+            )
             for client in sorted(self._waiting)
         ]
         self._waiting.clear()
@@ -136,7 +141,9 @@ class MaskedSession:
             drawn = said.clients("drawn")
             strangers = set(drawn) - set(self._members)
             if len(drawn) != self._terms.degree or strangers or client in drawn:
-                raise Refused("neighbours", f"{self._terms.degree} others of the cohort are to be drawn")
+                raise Refused(
+                    "neighbours", f"{self._terms.degree} others of the cohort are to be drawn"
+                )
             self._signed[client] = said.octets("signature", SIGNATURE_BYTES)
             self._drawn[client] = drawn
         self._keys[client] = keys
@@ -170,7 +177,9 @@ class MaskedSession:
             ("seeds", alive, self._seeds),
             ("masking", dropped, self._masking),
         ):
-            for owner, row in zip(owners, said.rows(name, len(owners), POINT_BYTES + KEY_BYTES), strict=True):
+            for owner, row in zip(
+                owners, said.rows(name, len(owners), POINT_BYTES + KEY_BYTES), strict=True
+            ):
                 point = int.from_bytes(row[:POINT_BYTES], "big")
                 if point == 1 + sorted(self._shareholders[owner]).index(client):
                     shares.setdefault(owner, {})[point] = row[POINT_BYTES:]
@@ -234,7 +243,9 @@ class MaskedSession:
             proof = {"signers": signers, "signatures": signatures}
         told: dict[int, dict[str, Any]] = {}
         for client in sorted(there):
-            held = {one for one in self._partners(client) & shared if client in self._shareholders[one]}
+            held = {
+                one for one in self._partners(client) & shared if client in self._shareholders[one]
+            }
             alive, dropped = sorted((held & survivors) | {client}), sorted(held - survivors)
             self._asked[client] = alive, dropped
             told[client] = {"alive": alive, "dropped": dropped, **proof}
@@ -245,7 +256,11 @@ class MaskedSession:
         survivors = set(self._survivors)
         dropped = self._sealed.keys() - survivors
         members = {
-            one: Member(self._keys[one][KEY_BYTES:], self._commitments[one], self._partners(one) & self._sealed.keys())
+            one: Member(
+                self._keys[one][KEY_BYTES:],
+                self._commitments[one],
+                self._partners(one) & self._sealed.keys(),
+            )
             for one in self._sealed
         }
         masked_with = {one for one in dropped if members[one].partners & survivors}
@@ -309,7 +324,9 @@ class MaskedSession:
             said = ConfigRecord({"session": self._terms.session, **values, "step": step})
             content = {CONFIG: extended(config, own), SECAGG: said}
             records = self._job.records if step == UPLOAD else {}
-            requests.append(Request(client, "train", bundle({**records, **content}), self._job.round))
+            requests.append(
+                Request(client, "train", bundle({**records, **content}), self._job.round)
+            )
         self._waiting = {request.client: request for request in requests}
         return list(requests)
 
@@ -327,7 +344,10 @@ def _uploaded(reply: Reply, size: int) -> Ring:
         raise Refused("missing", "the reply holds no masked upload")
     vector = unpack(array, "the masked upload")
     if vector.dtype != np.uint32 or vector.shape != (size,):
-        raise Refused("shape", f"a masked upload of {vector.dtype} {vector.shape}, uint32 ({size},) was asked for")
+        raise Refused(
+            "shape",
+            f"a masked upload of {vector.dtype} {vector.shape}, uint32 ({size},) was asked for",
+        )
     return vector  # type: ignore[return-value]
 
 
