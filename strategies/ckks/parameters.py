@@ -6,8 +6,8 @@ ciphertext, half of what slots of one real value each would take.
 
 Values are divided by their limit first. The scale then follows from what a sum may reach: a polynomial's coefficients
 are averages of its slots times roots of unity, so none exceeds the largest slot, |coefficient| ≤ scale · √2 · members,
-where √2 comes of two values in a slot, and this is reached when all slots are equal. Sums wrap round at q / 2. The scale
-is the largest that leaves room for the encryptions' noise and for rounding.
+where √2 comes of two values in a slot, and this is reached when all slots are equal. Sums wrap round at q / 2. The
+scale is the largest that leaves room for the encryptions' noise and for rounding.
 """
 
 from __future__ import annotations
