@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from functools import cached_property
 from math import ceil
+from typing import Literal
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -26,14 +28,17 @@ from fl_app.engine import Adversary, resolve_workers
 from fl_app.identity import code_hash
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
-from strategies.collectors import Plain
 from strategies.contract import Claim
 from strategies.pipeline import Pipeline
-from strategies.protocols import Stage
+from strategies.protocols import ClientHalf, ClientOwn, Collector, ConfigValue, Stage
 from strategies.seeds import integer
+from strategies.server_models.model import sections_of
 from strategies.strategy import PipelineStrategy
 from strategies.update import DELTA
 from strategies.wire import pack_model, unpack_model
+
+Place = Literal["engine", "simulation", "device"]
+"""Where clients run: in the engine's workers, in a simulation of Flower's, or each on a machine of its own."""
 
 
 class Assembly:
@@ -107,6 +112,18 @@ class Assembly:
             )
         return module
 
+    def model_sections(self) -> frozenset[str]:
+        """The sections that the model's own arrays make."""
+        module = self.module()
+        arrays = arrays_of(module)
+        travelling = {
+            name: array
+            for name, array in arrays.items()
+            if any(fnmatchcase(name, pattern) for pattern in self.config.travel)
+        }
+        kinds, _ = sections_of(travelling, buffers_of(module))
+        return frozenset(kinds.values())
+
     @cached_property
     def batching(self) -> Batching:
         """How many of the engine's clients are trained at once."""
@@ -127,23 +144,57 @@ class Assembly:
         """The transformations of an update, in the order in which clients apply them."""
         return [] if self.config.clip is None else [build(self.config.clip)]
 
-    def client(self, *, simulated: bool = False) -> Client:
+    def collector(self) -> Collector:
+        """How updates come out of a cohort; both halves."""
+        collector: Collector = build(
+            self.config.collector, directory=self.config.directory, seed=self._seed_of_draws
+        )
+        return collector
+
+    def client_half(
+        self, place: Place, settings: Mapping[str, ConfigValue] | None = None
+    ) -> ClientHalf:
+        """The collector's half on the clients of this process.
+
+        Args:
+            place: where it runs.
+            settings: node config of the SuperNode, where there is one.
+
+        Raises:
+            ConfigError: what the client must bring along is missing: keys, say.
+        """
+        own = ClientOwn(
+            self.config.client_state_dir, dict(settings or {}), simulated=place != "device"
+        )
+        try:
+            return self.collector().client_half(own)
+        except ValueError as error:
+            raise ConfigError(
+                [Fault("collector", str(error), self.config.collector.name)]
+            ) from error
+
+    def client(
+        self, place: Place = "device", settings: Mapping[str, ConfigValue] | None = None
+    ) -> Client:
         """The client half.
 
         Args:
-            simulated: whether the clients are the engine's, some of which may be told to lie.
+            place: where it runs; only the engine's clients may be told to lie.
+            settings: node config of the SuperNode, where there is one.
         """
+        engine = place == "engine"
         return Client(
             self.task,
             self.module(),
             self.data,
             self.trainer,
             stages=self.stages(),
+            half=self.client_half(place, settings),
             store=ClientStore(self.config.client_state_dir),
             seed=self.config.seed,
             hashes=self.hashes,
-            attack=self.attack if simulated else None,
-            together=simulated and self.batching.size > 1,
+            attack=self.attack if engine else None,
+            together=engine and self.batching.size > 1,
         )
 
     def strategy(self, num_clients: int) -> PipelineStrategy:
@@ -154,9 +205,9 @@ class Assembly:
         """
         config = self.config
         pipeline = Pipeline(
-            collector=Plain(),
+            collector=self.collector(),
             stages=self.stages(),
-            combiner=build(config.combiner, seed=self._bucket_seed),
+            combiner=build(config.combiner, seed=self._seed_of_draws),
             optimizer=build(config.server, population=num_clients),
             sampler=build(config.sampler, population=num_clients),
             admission=Admission(**config.admission.model_dump()),
@@ -178,7 +229,7 @@ class Assembly:
         )
 
     @property
-    def _bucket_seed(self) -> int | None:
+    def _seed_of_draws(self) -> int | None:
         """Of draws that clients should not foresee: the run's only where all clients are the engine's."""
         return self.config.seed if self.config.backend == "engine" else None
 

@@ -6,9 +6,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.client import Client
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, Place
 from fl_app.compose import compose, parse_overrides
-from fl_app.flower.bundle import enter_bundle, launch_directory
+from fl_app.flower.bundle import enter_bundle, launch_directory, simulated
 
 enter_bundle()
 
@@ -17,14 +17,26 @@ app = ClientApp()
 
 
 @lru_cache(maxsize=1)
-def _client(overrides: str) -> Client:
+def _assembly(overrides: str) -> Assembly:
+    config = compose([*parse_overrides(overrides), "backend=flower"])
+    return Assembly(config.within(launch_directory()))
+
+
+@lru_cache(maxsize=1)
+def _client(overrides: str, node: int) -> Client:
     """One client a process: its model stays resident from message to message."""
-    config = compose([*parse_overrides(overrides), "backend=flower"]).within(launch_directory())
-    return Assembly(config).client()
+    place: Place = "simulation" if simulated() else "device"
+    return _assembly(overrides).client(place, _settings[node])
+
+
+_settings: dict[int, dict[str, bool | int | float | str]] = {}
+"""Node config by node: a simulation's process plays several, and none needs its own there."""
 
 
 def _ours(context: Context) -> Client:
-    return _client(str(context.run_config["overrides"]))
+    node = 0 if simulated() else context.node_id
+    _settings[node] = dict(context.node_config)
+    return _client(str(context.run_config["overrides"]), node)
 
 
 def _logical(context: Context) -> int:

@@ -34,7 +34,7 @@ from fl_app.services.logs import log_to
 from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
 from strategies.combiners import Robust
-from strategies.contract import ContractError
+from strategies.contract import ContractError, Visibility
 from strategies.state import State, mapping_in
 from strategies.strategy import PipelineStrategy
 
@@ -93,12 +93,22 @@ def composed(assembly: Assembly, num_clients: int) -> PipelineStrategy:
     """The server half of a configuration, its contract checked.
 
     Raises:
-        ConfigError: parts of the pipeline may not be composed.
+        ConfigError: parts of the pipeline may not be composed, or clients lack what they must bring along.
     """
     try:
-        return assembly.strategy(num_clients)
+        strategy = assembly.strategy(num_clients)
+        claim = strategy.claim
+        if claim.visibility < Visibility.EACH:
+            # The model's own sections, too: the run would find out only when it begins.
+            strategy.pipeline.check(assembly.model_sections())
     except ContractError as error:
         raise ConfigError([Fault(error.second, str(error))]) from error
+    if assembly.adversary is not None and claim.visibility < Visibility.EACH:
+        said = "knows the updates of the honest, which nobody sees under masks: use an attack that knows only its own"
+        raise ConfigError([Fault("attack", said, type(assembly.attack).__name__)])
+    if assembly.config.backend == "engine":
+        assembly.client_half("engine")
+    return strategy
 
 
 def check(config: Config) -> None:
@@ -308,9 +318,12 @@ class _Run:
         data.plot(self.folder.path / "partition.png")
 
     def _promises(self) -> dict[str, str]:
-        """How many clients lie, and how many the rule bears."""
+        """What the server sees, how many clients lie, and how many the rule bears."""
         pipeline, attack = self.strategy.pipeline, self.assembly.attack
         told: dict[str, str] = {}
+        describe = getattr(pipeline.collector, "describe", None)
+        if describe is not None:
+            told["collector"] = describe(pipeline.claim.cohort or self.num_clients)
         if isinstance(pipeline.combiner, Robust):
             told["rule"] = pipeline.combiner.promise(pipeline.claim.inputs or self.num_clients)
         if attack is not None and self.config.attack is not None:
@@ -361,7 +374,7 @@ def engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[
     log.info("clients are trained %s", assembly.batching)  # decided here, once, and forked too
 
     def factory() -> Any:
-        return assembly.client(simulated=True).answer
+        return assembly.client("engine").answer
 
     pool: ClientPool = make_pool(factory, assembly.workers(num_clients))
     if assembly.adversary is not None:

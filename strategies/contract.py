@@ -48,6 +48,7 @@ class Claim:
         cohort: clients planned a round, None where the scheme does not fix it.
         sampling: how a cohort comes about; only `poisson` and `fixed` are the server's own draw.
         weighting: what a client's influence depends on.
+        summed: how sums that the server sees weight their members; None where it sees each update.
         denominator: what a mean divides by: the weight of those who replied, or the cohort planned.
         sections: names of the vectors that an update holds.
         bounds: L2 bound of one client's contribution, by section; a section that is absent has none.
@@ -67,6 +68,7 @@ class Claim:
     cohort: int | None = None
     sampling: Literal["poisson", "fixed", "uncontrolled"] = "uncontrolled"
     weighting: Literal["uniform", "examples"] = "uniform"
+    summed: Literal["uniform", "examples"] | None = None
     denominator: Literal["replies", "cohort"] = "replies"
     sections: frozenset[str] = frozenset({DELTA})
     bounds: Mapping[str, float] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
@@ -165,11 +166,30 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ClientOwn:
+    """What a client has from whoever runs it, and never from a server.
+
+    Attributes:
+        folder: where it keeps what it must remember.
+        settings: a SuperNode's node config; empty where the clients are this machine's own.
+        simulated: whether they are, so that the run's configuration is theirs, too.
+    """
+
+    folder: Path
+    settings: Mapping[str, ConfigValue | bool]
+    simulated: bool
+
+
 class Collector(Checked, Protocol):
     """How updates come out of a cohort."""
 
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
         """A session over the clients with these logical ids."""
+        ...
+
+    def client_half(self, own: ClientOwn) -> ClientHalf:
+        """The collector's half on a client; raises `ValueError` where the client lacks what it takes."""
         ...
 
 

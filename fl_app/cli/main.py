@@ -23,6 +23,7 @@ _COMMANDS = {
     "run": "run one federated training",
     "report": "compare the runs below a folder: table, curves, paired intervals",
     "list": "what there is to choose from: strategies, tasks, models, …",
+    "keys": "make identity keys and rosters for secure aggregation",
 }
 
 _EPILOG = """commands:

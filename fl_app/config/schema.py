@@ -169,6 +169,7 @@ class Config(_Settings):
         client: the local trainer.
         clip: the clipping of updates, None where they go as they are.
         attack: what lying clients send, None where all are honest; on the engine only.
+        collector: how updates come out of a cohort, and what the server sees of them.
         combiner: the rule that makes one update of many.
         server: the server's optimiser.
         sampler: who is asked.
@@ -207,6 +208,10 @@ class Config(_Settings):
     client: Annotated[TargetNode, Part(needs=("fit",))]
     clip: Annotated[TargetNode | None, Part(needs=("check", "encode", "decode"))] = None
     attack: Annotated[TargetNode | None, Part(base="strategies.attacks.Attack")] = None
+    collector: Annotated[
+        TargetNode,
+        Part(needs=("check", "open", "client_half"), offered=frozenset({"seed"})),
+    ]
     combiner: Annotated[TargetNode, Part(needs=("check", "begin"), offered=frozenset({"seed"}))]
     server: Annotated[
         TargetNode, Part(needs=("check", "begin", "step"), offered=frozenset({"population"}))

@@ -36,6 +36,14 @@ def enter_bundle() -> None:
             os.chdir(BUNDLE)
 
 
+def simulated() -> bool:
+    """Whether this process plays the clients of a simulation of its user's own: Ray's, or its driver.
+
+    Elsewhere it is a device's, and what a run says about the device's own keys and files is a stranger's word.
+    """
+    return Path(sys.argv[0]).name in {"flwr-simulation", "default_worker.py"}
+
+
 def launch_directory() -> Path:
     """The directory that relative paths of a run's configuration refer to (absolute).
 

@@ -1,5 +1,6 @@
 """How updates come out of a cohort."""
 
+from strategies.collectors.masked import Masked
 from strategies.collectors.plain import Plain, PlainClient
 
-__all__ = ["Plain", "PlainClient"]
+__all__ = ["Masked", "Plain", "PlainClient"]

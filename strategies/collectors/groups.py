@@ -26,7 +26,7 @@ class Grouped:
 
     def start(self) -> list[Request]:
         """The first requests of each."""
-        first = []
+        first: list[Request] = []
         for session in self._sessions:
             requests = session.start()
             self._of |= dict.fromkeys((request.client for request in requests), session)

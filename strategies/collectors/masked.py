@@ -8,10 +8,11 @@ mode has a fifth, in which the survivors are agreed on.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -19,15 +20,18 @@ from annotated_types import Ge, Gt, Le
 from strategies.collectors.groups import Grouped
 from strategies.collectors.masked_session import MaskedSession
 from strategies.contract import Claim, ContractError, Visibility, name_of
-from strategies.protocols import Job, Session
+from strategies.protocols import ClientOwn, Job, Session
 from strategies.ranges import Ranged
+from strategies.secagg.member import MaskedClient
 from strategies.secagg.parameters import Parameters, choose
+from strategies.secagg.policy import node_policy, simulation_policy
 from strategies.secagg.terms import DIGEST_BYTES, ID_BYTES, ModelDigest, Terms, ids_digest
 from strategies.seeds import generator
 from strategies.state import State, Value
 from strategies.update import BUFFERS, COUNTERS
 
-log = logging.getLogger(__name__)
+FOLDER = "secagg"
+"""Among a client's own files."""
 
 
 @dataclass
@@ -46,6 +50,9 @@ class Masked(Ranged):
         metrics: names of the training metrics that go along under the mask.
         metric_limit: largest magnitude of a metric.
         stochastic: round to the neighbouring steps at random, without bias, instead of to the nearer one.
+        roster: file of the clients' public identity keys, where clients are this machine's own (a simulation). A real
+            client's roster never comes with a run: it is in its own node config.
+        identities: folder of the private identity keys, likewise.
         seed: of the groups' draw; None for the operating system's entropy. Keys and masks never come of it.
 
     Raises:
@@ -63,6 +70,8 @@ class Masked(Ranged):
     metrics: tuple[str, ...] = ("train_loss",)
     metric_limit: Annotated[float, Gt(0)] = 100.0
     stochastic: bool = False
+    roster: Path | None = None
+    identities: Path | None = None
     seed: int | None = None
     _run: bytes = field(default_factory=lambda: os.urandom(ID_BYTES), init=False, repr=False)
     _void: tuple[bytes, list[bytes]] = field(default=(b"", []), init=False, repr=False)
@@ -73,7 +82,8 @@ class Masked(Ranged):
         super().__post_init__()
         if self.groups > 1 and self.max_weight is not None:
             raise ValueError(
-                f"max_weight = {self.max_weight} with {self.groups} groups: rules over groups weigh all alike, leave it out"
+                f"max_weight = {self.max_weight} with {self.groups} groups: a rule over groups weighs all alike, "
+                f"leave max_weight out"
             )
         self._digest = ModelDigest()
 
@@ -121,6 +131,15 @@ class Masked(Ranged):
                 + ", or tolerate fewer drop-outs and colluders",
             ) from error
         return [found[size] for size in sizes]
+
+    def describe(self, cohort: int) -> str:
+        """The protocol's numbers in one line."""
+        plans = self.plan(cohort)
+        return (
+            f"masked, {self.groups} groups: {plans[0].describe()}"
+            if self.groups > 1
+            else (f"masked: {plans[0].describe()}")
+        )
 
     def _parameters(self, members: int) -> Parameters:
         return choose(
@@ -184,6 +203,25 @@ class Masked(Ranged):
         rng = generator(seed, "groups", job.round, attempt if isinstance(attempt, int) else 0)
         rng.shuffle(cohort)
 
+    def client_half(self, own: ClientOwn) -> MaskedClient:
+        """The client half, under the conditions of whoever runs the client.
+
+        Raises:
+            ValueError: the malicious mode without a roster, or a file of keys that can't be read.
+        """
+        policy = (
+            simulation_policy(
+                self.roster,
+                self.identities,
+                malicious=self.malicious,
+                dropouts=self.dropouts,
+                colluders=self.colluders,
+            )
+            if own.simulated
+            else node_policy(own.settings, malicious=self.malicious)
+        )
+        return MaskedClient(own.folder / FOLDER, policy)
+
     def state_dict(self) -> State:
         """The run's id, and which sessions on the present model came to nothing: clients ask for both."""
         state: dict[str, Value] = {
@@ -204,4 +242,4 @@ class Masked(Ranged):
 def _split(cohort: Sequence[int], groups: int) -> list[Sequence[int]]:
     """So many runs of about equal length."""
     ends = [len(cohort) * number // groups for number in range(groups + 1)]
-    return [cohort[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [cohort[begin:end] for begin, end in pairwise(ends)]

@@ -7,8 +7,8 @@ session is void, and nobody has revealed a share.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,7 @@ from strategies.secagg.statements import (
     UPLOAD,
 )
 from strategies.secagg.terms import SECAGG, Said, Terms
-from strategies.secagg.entropy import shuffled
-from strategies.update import Update
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
-
-log = logging.getLogger(__name__)
 
 _SEMI_HONEST = (KEYS, SHARES, UPLOAD, UNMASK)
 _MALICIOUS = (KEYS, SHARES, UPLOAD, AGREE, UNMASK)
@@ -70,10 +66,13 @@ class MaskedSession:
         self._members = tuple(members)
         self._neighbours: dict[int, frozenset[int]] = {}
         if not terms.malicious:
-            graph = circulant(shuffled(members), terms.degree)
+            order = SystemRandom().sample(members, len(members))
+            graph = circulant(order, terms.degree)
             self._neighbours = {one: frozenset(near) for one, near in graph.items()}
         self._keys: dict[int, bytes] = {}
         self._drawn: dict[int, list[int]] = {}
+        self._partners: dict[int, frozenset[int]] = {}
+        self._points: dict[int, dict[int, int]] = {}
         self._signed: dict[int, bytes] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}
         self._commitments: dict[int, bytes] = {}
@@ -90,8 +89,7 @@ class MaskedSession:
         """Asks every member for its keys."""
         told: dict[str, Any] = {**self._terms.record(), "void": b"".join(self._void)}
         if self._terms.malicious:
-            told["cohort"] = list(self._members)
-            told["cohort-digest"] = self._terms.cohort
+            told["clients"] = list(self._members)
         events = self._ask(KEYS, dict.fromkeys(self._members, told))
         return [event for event in events if isinstance(event, Request)]
 
@@ -151,7 +149,7 @@ class MaskedSession:
     def _take_shares(self, client: int, reply: Reply) -> None:
         said = _said(reply)
         to = said.clients("to")
-        if set(to) != self._holders(client) - {client}:
+        if set(to) != self._points[client].keys() - {client}:
             raise Refused("neighbours", "shares are for others than this client's neighbours")
         rows = said.rows("sealed", len(to), SEALED_BYTES)
         self._commitments[client] = said.octets("commitment", KEY_BYTES)
@@ -181,7 +179,7 @@ class MaskedSession:
                 owners, said.rows(name, len(owners), POINT_BYTES + KEY_BYTES), strict=True
             ):
                 point = int.from_bytes(row[:POINT_BYTES], "big")
-                if point == 1 + sorted(self._shareholders[owner]).index(client):
+                if point == self._points[owner][client]:
                     shares.setdefault(owner, {})[point] = row[POINT_BYTES:]
 
     # ---- phases ----
@@ -200,13 +198,12 @@ class MaskedSession:
 
     def _ask_shares(self) -> list[Event]:
         there = self._keys.keys()
-        self._there = frozenset(there)
-        self._shareholders = {one: self._holders(one) for one in there}
+        self._settle(there)
         if (lack := self._lacking(there, there)) is not None:
             return self._stop(f"after the phase keys {lack}")
         told: dict[int, dict[str, Any]] = {}
         for client in sorted(there):
-            peers = sorted(self._partners(client))
+            peers = sorted(self._partners[client])
             told[client] = {"peers": peers, "keys": b"".join(self._keys[one] for one in peers)}
             if self._terms.malicious:
                 told[client]["drawn"] = [one for peer in peers for one in self._drawn[peer]]
@@ -219,7 +216,7 @@ class MaskedSession:
             return self._stop(f"after the phase shares {lack}")
         told: dict[int, dict[str, Any]] = {}
         for client in sorted(shared):
-            partners = sorted(self._partners(client) & shared)
+            partners = sorted(self._partners[client] & shared)
             senders = [one for one in partners if client in self._sealed[one]]
             sealed = b"".join(self._sealed[sender].pop(client) for sender in senders)
             told[client] = {"partners": partners, "senders": senders, "sealed": sealed}
@@ -243,9 +240,7 @@ class MaskedSession:
             proof = {"signers": signers, "signatures": signatures}
         told: dict[int, dict[str, Any]] = {}
         for client in sorted(there):
-            held = {
-                one for one in self._partners(client) & shared if client in self._shareholders[one]
-            }
+            held = {one for one in self._partners[client] & shared if client in self._points[one]}
             alive, dropped = sorted((held & survivors) | {client}), sorted(held - survivors)
             self._asked[client] = alive, dropped
             told[client] = {"alive": alive, "dropped": dropped, **proof}
@@ -259,7 +254,7 @@ class MaskedSession:
             one: Member(
                 self._keys[one][KEY_BYTES:],
                 self._commitments[one],
-                self._partners(one) & self._sealed.keys(),
+                self._partners[one] & self._sealed.keys(),
             )
             for one in self._sealed
         }
@@ -284,17 +279,26 @@ class MaskedSession:
 
     # ---- who is whose neighbour, and whether enough are left ----
 
-    def _partners(self, client: int) -> set[int]:
-        """Those whose keys are there and that the client masks with."""
-        if not self._terms.malicious:
-            return set(self._neighbours[client] & self._there)
-        drew = {one for one in self._there if client in self._drawn[one]}
-        return (drew | (set(self._drawn[client]) & self._there)) - {client}
+    def _settle(self, there: Iterable[int]) -> None:
+        """Partners and shareholders among those whose keys are there.
 
-    def _holders(self, client: int) -> set[int]:
-        """Those that hold shares of the client's secrets: the client itself, and the neighbours that it drew."""
-        near = self._drawn[client] if self._terms.malicious else self._neighbours[client]
-        return (set(near) & self._there) | {client}
+        A client masks with its neighbours. Its shares go to them and to itself; in the malicious mode, where clients
+        draw their neighbours, it masks with those that drew it too, and its shares go to those that it drew.
+        """
+        there = frozenset(there)
+        near = {one: self._neighbours.get(one, frozenset()) & there for one in there}
+        if self._terms.malicious:
+            near = {one: frozenset(self._drawn[one]) & there for one in there}
+        partners = {one: set(others) for one, others in near.items()}
+        for one, others in near.items():
+            for other in others:
+                partners[other].add(one)
+        self._partners = {one: frozenset(others) for one, others in partners.items()}
+        # A share's point is the holder's place among all holders.
+        self._points = {
+            one: {holder: place for place, holder in enumerate(sorted({*others, one}), 1)}
+            for one, others in near.items()
+        }
 
     def _lacking(self, owners: Iterable[int], there: Iterable[int]) -> str | None:
         """What is missing to open the owners' secrets with those who are there; None where nothing is."""
@@ -302,7 +306,7 @@ class MaskedSession:
         if len(left) < self._terms.quorum:
             return f"{len(left)} of {self._terms.members} clients are left, {self._terms.quorum} are needed"
         for owner in owners:
-            holders = len(self._shareholders[owner] & left)
+            holders = len(self._points[owner].keys() & left)
             if holders < self._terms.threshold:
                 return f"{holders} shareholders of client {owner} are left, {self._terms.threshold} are needed"
         return None
@@ -349,6 +353,3 @@ def _uploaded(reply: Reply, size: int) -> Ring:
             f"a masked upload of {vector.dtype} {vector.shape}, uint32 ({size},) was asked for",
         )
     return vector  # type: ignore[return-value]
-
-
-__all__ = ["MaskedSession", "Update"]

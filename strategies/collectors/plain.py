@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, RecordDict
 
 from strategies.contract import Claim, Visibility
-from strategies.protocols import Job, Refusal, Reply, Request
+from strategies.protocols import ClientOwn, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended
 from strategies.update import Update
 from strategies.wire import (
@@ -54,6 +54,10 @@ class Plain:
     def open(self, job: Job, cohort: Sequence[int]) -> PlainSession:
         """A session over the clients with these logical ids."""
         return PlainSession(job, cohort, vanilla=self.vanilla)
+
+    def client_half(self, own: ClientOwn) -> PlainClient:
+        """Nothing of the client's own is needed."""
+        return PlainClient()
 
 
 class PlainSession:

@@ -15,10 +15,12 @@ from typing import Literal
 import numpy as np
 
 from strategies.combiners.summation import CompensatedSum
-from strategies.contract import Claim
+from strategies.contract import Claim, ContractError, name_of
 from strategies.protocols import Plan
 from strategies.ranges import Ranged
 from strategies.update import MAXIMUM_SECTIONS, Layout, Section, Update
+
+_WEIGHTED = {"uniform": "alike", "examples": "by examples"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,19 @@ class Mean(Ranged):
 
         It is C / cohort for one client more or less, and 2C / cohort where a cohort of fixed size can only replace
         one. Sections reduced by their maximum have none.
+
+        Raises:
+            ContractError: the server sees sums that are weighted otherwise.
         """
+        if claim.summed not in (None, self.weighting):
+            raise ContractError(
+                claim.source("summed"),
+                name_of(self),
+                f"the sums weight their members {_WEIGHTED[claim.summed]}, the mean is to weight them "
+                f"{_WEIGHTED[self.weighting]}",
+                "use combiner=uniform_mean, or collector.max_weight=1000 (the largest weight that counts) with "
+                "combiner=mean",
+            )
         bound = claim.l2_bound()
         bounded = self.denominator == "cohort" and bound is not None and claim.cohort is not None
         changed = 2 if claim.sampling == "fixed" else 1

@@ -1,5 +1,7 @@
-"""A client's half of secure aggregation (Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving
-Machine Learning", Figure 4; Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead").
+"""A client's half of secure aggregation, over all steps of the protocol.
+
+Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", Figure 4; Bell et al.
+2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", Algorithms 2 and 3.
 
     keys     a fresh pair to seal shares, a fresh pair to mask        → public keys (signed, with the neighbours drawn)
     shares   shares of the own seed and masking key to the neighbours → sealed, by way of the server
@@ -15,9 +17,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from strategies.contents import Contents
@@ -121,7 +123,7 @@ class MaskedClient:
 
     def _keys(self, client: int, vault: Vault, said: Said, request: RecordDict) -> dict[str, Any]:
         terms = Terms.read(said.values)
-        cohort = said.clients("cohort") if terms.malicious else []
+        cohort = said.clients("clients") if terms.malicious else []
         self._policy.check(terms, client, cohort)
         if integer_in(config_of(request), "server-round") != terms.round:
             raise Refused("terms", f"the terms are of round {terms.round}, the request is not")
@@ -134,7 +136,8 @@ class MaskedClient:
         }  # fmt: skip
         reply: dict[str, Any] = {"keys": sealing.public + masking.public}
         if terms.malicious:
-            drawn = _draw(terms.degree, [one for one in cohort if one != client])
+            others = [one for one in cohort if one != client]
+            drawn = sorted(SystemRandom().sample(others, terms.degree))
             state["drawn"] = drawn
             signed = introduction(terms, client, reply["keys"], drawn)
             reply |= {"drawn": drawn, "signature": self._policy.identities[client].sign(signed)}
@@ -150,17 +153,24 @@ class MaskedClient:
         peers = said.clients("peers")
         rows = said.rows("keys", len(peers), 2 * KEY_BYTES)
         if client in peers or (not terms.malicious and len(peers) > terms.degree):
-            raise Refused("neighbours", f"{len(peers)} neighbours of {terms.degree}, or itself among them")
+            raise Refused(
+                "neighbours", f"{len(peers)} neighbours of {terms.degree}, or itself among them"
+            )
         mine, theirs = peers, peers
         if terms.malicious:
             mine, theirs = self._drawn(client, state, terms, said, peers, rows)
         holders = sorted([*mine, client])
         if len(holders) < terms.threshold:
             raise Refused(
-                "neighbours", f"{len(holders)} shareholders are left, {terms.threshold} open a secret"
+                "neighbours",
+                f"{len(holders)} shareholders are left, {terms.threshold} open a secret",
             )
         shares = share(state["seed"] + state["masking"], terms.threshold, len(holders))
-        sealing, keys, sealed = KeyPair.from_private(state["sealing"]), dict(zip(peers, rows, strict=True)), []
+        sealing, keys, sealed = (
+            KeyPair.from_private(state["sealing"]),
+            dict(zip(peers, rows, strict=True)),
+            [],
+        )
         state |= {"step": SHARES, "peers": peers, "keys": rows, "from": theirs, "held": {}}
         for point, (holder, row) in enumerate(zip(holders, shares, strict=True), 1):
             plain = point.to_bytes(POINT_BYTES, "big") + row.tobytes()
@@ -182,13 +192,17 @@ class MaskedClient:
         if not set(senders) <= set(state["from"]):
             raise Refused("neighbours", "shares came of clients that did not draw this one")
         sealing = KeyPair.from_private(state["sealing"])
-        for sender, sealed in zip(senders, said.rows("sealed", len(senders), SEALED_BYTES), strict=True):
+        for sender, sealed in zip(
+            senders, said.rows("sealed", len(senders), SEALED_BYTES), strict=True
+        ):
             info = terms.context("share", sender=sender, receiver=client)
             try:
                 key = sealing.agree(keys[sender][:KEY_BYTES], info)
                 state["held"][str(sender)] = unseal(key, sealed, info)
             except ValueError as error:
-                raise Refused("malformed", f"the share of client {sender} was changed on its way") from error
+                raise Refused(
+                    "malformed", f"the share of client {sender} was changed on its way"
+                ) from error
         state["partners"] = partners
 
     def _agree(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
@@ -221,7 +235,9 @@ class MaskedClient:
         alive, dropped = said.clients("alive"), said.clients("dropped")
         held: dict[str, bytes] = state["held"]
         if set(alive) & set(dropped):
-            raise Refused("survivors", "a client is said both to have survived and to have dropped out")
+            raise Refused(
+                "survivors", "a client is said both to have survived and to have dropped out"
+            )
         if client not in alive or not {*map(str, alive), *map(str, dropped)} <= held.keys():
             raise Refused("survivors", "this client is not among the survivors, or strangers are")
         if len(alive) < min(terms.threshold, len(held)):
@@ -229,10 +245,15 @@ class MaskedClient:
         if terms.malicious:
             self._agreed_upon(state, terms, said, alive, dropped)
         vault.record(_OPENED, terms.run.hex(), terms.model.hex(), session.hex())
-        seed, key = slice(POINT_BYTES, POINT_BYTES + KEY_BYTES), slice(POINT_BYTES + KEY_BYTES, None)
+        seed, key = (
+            slice(POINT_BYTES, POINT_BYTES + KEY_BYTES),
+            slice(POINT_BYTES + KEY_BYTES, None),
+        )
         reply = {
             "seeds": b"".join(held[str(one)][:POINT_BYTES] + held[str(one)][seed] for one in alive),
-            "masking": b"".join(held[str(one)][:POINT_BYTES] + held[str(one)][key] for one in dropped),
+            "masking": b"".join(
+                held[str(one)][:POINT_BYTES] + held[str(one)][key] for one in dropped
+            ),
         }
         vault.forget()
         return reply
@@ -254,10 +275,18 @@ class MaskedClient:
                 raise Refused("replayed", "a session of this id was there before")
             same = (run, model) == (terms.run.hex(), terms.model.hex())
             if same and event == _OPENED and session not in declared:
-                raise Refused("reused", "this client is in a sum on this very model, and joins no second one")
+                raise Refused(
+                    "reused", "this client is in a sum on this very model, and joins no second one"
+                )
 
     def _drawn(
-        self, client: int, state: Mapping[str, Any], terms: Terms, said: Said, peers: list[int], rows: list[bytes]
+        self,
+        client: int,
+        state: Mapping[str, Any],
+        terms: Terms,
+        said: Said,
+        peers: list[int],
+        rows: list[bytes],
     ) -> tuple[list[int], list[int]]:
         """Those whom this client drew and those who drew it, each by its own signature."""
         roster = self._policy.roster
@@ -282,7 +311,12 @@ class MaskedClient:
         return [peer for peer in peers if peer in set(state["drawn"])], theirs
 
     def _agreed_upon(
-        self, state: Mapping[str, Any], terms: Terms, said: Said, alive: list[int], dropped: list[int]
+        self,
+        state: Mapping[str, Any],
+        terms: Terms,
+        said: Said,
+        alive: list[int],
+        dropped: list[int],
     ) -> None:
         """Refuses unless a quorum signed the set of survivors that this client signed, and this request follows it."""
         roster, survivors = self._policy.roster, set(state["survivors"])
@@ -299,7 +333,9 @@ class MaskedClient:
             if signer in survivors
         )
         if good < terms.quorum:
-            raise Refused("signature", f"{good} of the survivors signed their set, {terms.quorum} must")
+            raise Refused(
+                "signature", f"{good} of the survivors signed their set, {terms.quorum} must"
+            )
 
 
 def _pairwise(state: Mapping[str, Any], terms: Terms) -> tuple[list[bytes], list[bytes]]:
@@ -321,15 +357,11 @@ def _agreed(pair: KeyPair, public: bytes, info: bytes) -> bytes:
         raise Refused("neighbours", f"a neighbour's public key is none: {error}") from error
 
 
-def _draw(count: int, others: list[int]) -> list[int]:
-    """So many of the others, uniformly, from the operating system's entropy; ascending."""
-    rng = np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "big")))
-    return sorted(int(one) for one in rng.choice(others, size=count, replace=False))
-
-
 def _in_step(state: Mapping[str, Any], step: str) -> None:
     if state["step"] != step:
-        raise Refused("phase", f"this client's session is past {state['step']!r}, not past {step!r}")
+        raise Refused(
+            "phase", f"this client's session is past {state['step']!r}, not past {step!r}"
+        )
 
 
 def _client(request: RecordDict) -> int:
@@ -341,8 +373,13 @@ def _record(values: dict[str, Any]) -> RecordDict:
 
 
 def _upload(data: bytes, state: Mapping[str, Any]) -> RecordDict:
-    size = (len(data) - len(data) % 4) // 4  # what the record states beside the bytes is believed by nobody
+    size = (
+        len(data) - len(data) % 4
+    ) // 4  # what the record states beside the bytes is believed by nobody
     array = Array(dtype="uint32", shape=(size,), stype="numpy.ndarray", data=data)
     return bundle(
-        {SECAGG: ConfigRecord({"layouts": state["layouts"]}), "upload": ArrayRecord({"masked": array})}
+        {
+            SECAGG: ConfigRecord({"layouts": state["layouts"]}),
+            "upload": ArrayRecord({"masked": array}),
+        }
     )

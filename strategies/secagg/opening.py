@@ -7,7 +7,8 @@ mask of d elements for each survivor, and one for each surviving partner of each
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,7 @@ class Member:
 
     masking: bytes
     commitment: bytes
-    partners: Collection[int]
+    partners: AbstractSet[int]
 
 
 def remove_masks(
@@ -61,7 +62,9 @@ def remove_masks(
     Raises:
         CannotOpenError: a secret can't be had; the total is then as it was.
     """
-    found = dict(_secrets(seeds, terms, lambda client, seed: _is_seed(members, terms, client, seed)))
+    found = dict(
+        _secrets(seeds, terms, lambda client, seed: _is_seed(members, terms, client, seed))
+    )
     keys = dict(_secrets(masking, terms, lambda client, key: _is_key(members, client, key)))
     plus: list[bytes] = []
     minus = [derive(seed, terms.context("self mask")) for seed in found.values()]
@@ -109,9 +112,7 @@ def _combined(
     return [row.tobytes() for row in combine_many(points, table)]
 
 
-def _mended(
-    given: Shares, terms: Terms, client: int, right: Callable[[int, bytes], bool]
-) -> bytes:
+def _mended(given: Shares, terms: Terms, client: int, right: Callable[[int, bytes], bool]) -> bytes:
     """The secret out of other shares: each run of `threshold` of them in a circle, so that one wrong share is borne."""
     points = sorted(given)
     for first in range(len(points)):

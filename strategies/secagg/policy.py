@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
@@ -103,10 +103,13 @@ class Policy(Ranged):
         """
         if terms.members < self.least_cohort:
             raise Refused(
-                "terms", f"a cohort of {terms.members} hides too little: {self.least_cohort} are asked for"
+                "terms",
+                f"a cohort of {terms.members} hides too little: {self.least_cohort} are asked for",
             )
         if terms.malicious is not self.malicious:
-            server, own = ("malicious" if mode else "semi-honest" for mode in (terms.malicious, self.malicious))
+            server, own = (
+                "malicious" if mode else "semi-honest" for mode in (terms.malicious, self.malicious)
+            )
             raise Refused("terms", f"the server's mode is {server}, this client's {own}")
         if self.malicious:
             self._check_malicious(terms, client, cohort)
@@ -116,7 +119,11 @@ class Policy(Ranged):
         strangers = sorted(set(cohort) - self.roster.keys.keys())
         if strangers:
             raise Refused("terms", f"clients {strangers[:5]} are not in the roster")
-        if client not in cohort or len(cohort) != terms.members or ids_digest(cohort) != terms.cohort:
+        if (
+            client not in cohort
+            or len(cohort) != terms.members
+            or ids_digest(cohort) != terms.cohort
+        ):
             raise Refused("terms", "the list of members is not that of the terms")
         if client not in self.identities:
             raise Refused("terms", f"client {client} has no identity of its own here")
@@ -135,3 +142,80 @@ class Policy(Ranged):
             )
         if terms.quorum < asked.quorum:
             raise Refused("terms", f"a quorum of {terms.quorum}: at least {asked.quorum} is needed")
+
+
+ROSTER, IDENTITY, LEAST_COHORT = "secagg-roster", "secagg-identity", "secagg-least-cohort"
+DROPOUTS, COLLUDERS = "secagg-dropouts", "secagg-colluders"
+"""A SuperNode's node config; with a roster there, its client takes part in the malicious mode only."""
+
+
+def identity_file(client: int) -> str:
+    """The name of the file with a client's private identity key."""
+    return f"client-{client}.pem"
+
+
+def node_policy(settings: Mapping[str, object], *, malicious: bool) -> Policy:
+    """The conditions in a SuperNode's node config.
+
+    Args:
+        settings: the node config.
+        malicious: whether the run asks for the malicious mode.
+
+    Raises:
+        ValueError: the malicious mode without a roster, or a file that can't be read.
+    """
+    numbers: dict[str, Any] = {
+        name: settings[key]
+        for key, name in (
+            (LEAST_COHORT, "least_cohort"),
+            (DROPOUTS, "dropouts"),
+            (COLLUDERS, "colluders"),
+        )
+        if key in settings
+    }
+    if ROSTER not in settings:
+        return Policy(malicious=malicious, **numbers)
+    if IDENTITY not in settings:
+        raise ValueError(
+            f"the node config names {ROSTER} and no {IDENTITY}, the client's private key"
+        )
+    client, path = settings.get("partition-id"), Path(str(settings[IDENTITY]))
+    if not isinstance(client, int):
+        raise ValueError(f"the node config's partition-id is {client!r}: a whole number is needed")
+    roster = Roster.load(Path(str(settings[ROSTER])))
+    identity = _identity(path)
+    if roster.keys.get(client) != identity.public:
+        raise ValueError(f"{path} is not the key that the roster has for client {client}")
+    return Policy(True, roster, {client: identity}, **numbers)
+
+
+def simulation_policy(
+    roster: Path | None,
+    identities: Path | None,
+    *,
+    malicious: bool,
+    dropouts: float,
+    colluders: float,
+) -> Policy:
+    """The conditions of clients that are this machine's own: the run's.
+
+    Raises:
+        ValueError: as `node_policy`.
+    """
+    keys: dict[int, Identity] = {}
+    if malicious and roster is not None:
+        if identities is None:
+            raise ValueError(
+                "collector.identities is missing: the folder of the clients' private keys"
+            )
+        for path in sorted(identities.glob(identity_file(0).replace("0", "*"))):
+            keys[int(path.stem.removeprefix("client-"))] = _identity(path)
+    pinned = Roster.load(roster) if malicious and roster is not None else None
+    return Policy(malicious, pinned, keys, dropouts=dropouts, colluders=colluders)
+
+
+def _identity(path: Path) -> Identity:
+    try:
+        return Identity.from_pem(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} holds no private identity key: {error}") from error

@@ -1,4 +1,4 @@
-"""What both halves of the protocol must say alike: its steps, the sizes of its messages, what keys and signatures mean."""
+"""What both halves must say alike: the protocol's steps, the sizes of messages, what keys and signatures mean."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Final, get_type_hints
 
 from annotated_types import Ge, Gt, MinLen
@@ -173,7 +174,7 @@ class Said:
         if not isinstance(value, list) or len(value) > _LARGEST:
             raise Refused("malformed", f"{name} should be a list of clients")
         if not all(type(one) is int and 0 <= one < _LARGEST for one in value) or any(
-            first >= second for first, second in zip(value, value[1:], strict=False)
+            first >= second for first, second in pairwise(value)
         ):
             raise Refused("malformed", f"{name} should be ids of clients, ascending, each once")
         return value

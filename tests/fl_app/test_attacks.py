@@ -101,7 +101,7 @@ def test_only_attackers_train_on_poisoned_examples():
     from fl_app.assembly import Assembly
 
     assembly = Assembly(compose([*SMALL, "attack=label_flip", "attack.fraction=0.4"]))
-    client, data = assembly.client(simulated=True), assembly.data(8)
+    client, data = assembly.client("engine"), assembly.data(8)
     attackers = assembly.attack.attackers(8, 0)
     assert len(attackers) == 3
     for number in range(8):

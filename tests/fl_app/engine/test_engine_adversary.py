@@ -231,7 +231,7 @@ class Pushing(EngineGrid):
 def one_round(pool=Tampering):
     """A round of six clients on a pool of one's own: the pool and the grid."""
     assembly = Assembly(compose([*SMALL, *WATCHED]))
-    inner = pool(lambda: assembly.client(simulated=True).answer)
+    inner = pool(lambda: assembly.client("engine").answer)
     grid = Pushing(
         AdversaryPool(inner, assembly.adversary, attackers_of()),
         num_clients=6, devices=INSTANT, seed=0, work=lambda client: 1.0, whole_rounds=True,
