@@ -1,109 +1,49 @@
 """Sums under homomorphic encryption: the server adds ciphertexts under a key that it lacks, and clients open the sum.
 
-    upload    each client trains and encrypts factor · update with its tail       → ciphertexts, tag
-    open      the sum goes to a few of its members, drawn at random               → the plain sum, flooded with noise
-
-FedAvg under CKKS with one key for all clients (as in Zhang et al. 2020, "BatchCrypt", §4, there with another scheme).
-The server must follow the protocol or at least not collude with any client: whoever has the key opens every upload.
+Server half of FedAvg under CKKS (Cheon, Kim, Kim & Song 2017) with one key for all clients, as Zhang et al. 2020,
+"BatchCrypt", §4, have it with another scheme. The client half is `strategies.ckks.member.CkksClient`. Whoever has the
+key opens every upload, so no client may collude with the server: masks (`strategies.collectors.Masked`) don't ask that.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
-from annotated_types import Ge, Gt, Le
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from numpy.typing import NDArray
-
-from strategies.ckks import CiphertextError, CkksParameters, Sum, add_tags
-from strategies.ckks.messages import (
-    CIPHERTEXTS,
-    CKKS,
-    FINGERPRINT_LENGTH,
-    ID_BYTES,
-    PLAIN,
-    carrier,
-    data_in,
-    octets,
-    said_in,
-)
-from strategies.ckks.tags import NONCE_BYTES, TAG_BYTES
-from strategies.contents import Contents
+from strategies.ckks import SharedKey
+from strategies.ckks.member import CkksClient
+from strategies.ckks.settings import CkksSettings
+from strategies.collectors.ckks_session import CkksSession, Memory
 from strategies.contract import Claim, ContractError, Visibility
-from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
-from strategies.ranges import Ranged
-from strategies.records import bundle, extended, record_in
-from strategies.update import BUFFERS, COUNTERS, Layout
-from strategies.wire import CONFIG, TRAINS, Refused, unpack
+from strategies.protocols import ClientOwn, Job
+from strategies.seeds import generator
+from strategies.update import BUFFERS, COUNTERS
+
+FOLDER = "ckks"
+"""Of the clients' ledgers, and of a simulation's key, in the folder of what clients remember."""
+KEY_FILE = "shared.key"
+KEY_SETTING = "ckks-key"
+"""The node config that names a device's key."""
 
 
 @dataclass(frozen=True)
-class Ckks(Ranged):
-    """Both halves' settings, and the server's half.
+class Ckks(CkksSettings):
+    """Sums under one key of the clients'.
 
     Attributes:
-        degree: N, the degree of the polynomials and the number of values in a ciphertext.
-        bits: of the ciphertexts' prime; a second one where the key is of a ring that has two.
-        members: the most clients that a sum may hold: the scale leaves room for as many.
-        limit: largest magnitude of an element of an update; what lies beyond is saturated, and its share is reported.
-        noise_bits: ν, bits of statistical security of what is opened, for as many `decryptions` (docs/ckks.md).
-        decryptions: τ, ciphertexts that may be opened under one key.
-        decryptors: members that open each sum, and must agree on it.
-        quorum: members without which no sum is opened, and which each client demands.
-        metrics: names of the training metrics within the ciphertexts.
-        metric_limit: largest magnitude of a metric.
-        max_weight: largest weight that counts, in examples; None where all clients weigh alike.
-
-    Raises:
-        ValueError: a setting is out of its range.
+        key: file of the shared key, where clients are this machine's own (a simulation): it is made there where there
+            is none; by default in the run's own folder of clients. A real client's key never comes with a run: it is
+            in its own node config.
+        seed: of the draw of those who open a sum; None for the operating system's entropy.
     """
 
-    degree: Literal[4096, 8192] = 4096
-    bits: tuple[int, ...] = (60,)
-    members: Annotated[int, Ge(2)] = 100
-    limit: Annotated[float, Gt(0)] = 1.0
-    noise_bits: Annotated[float, Ge(0), Le(64)] = 5.0
-    decryptions: Annotated[int, Ge(1)] = 4096
-    decryptors: Annotated[int, Ge(2)] = 2
-    quorum: Annotated[int, Ge(2)] = 3
-    metrics: tuple[str, ...] = ("train_loss",)
-    metric_limit: Annotated[float, Gt(0)] = 100.0
-    max_weight: Annotated[int, Ge(1)] | None = None
-    _run: _Run = field(default_factory=lambda: _Run(), init=False, repr=False, compare=False)
+    key: Path | None = None
+    seed: int | None = None
+    _memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
 
     label = "collector ckks"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "bits", tuple(self.bits))
-        if self.decryptors > self.quorum:
-            raise ValueError(
-                f"Ckks.decryptors = {self.decryptors}: a sum of quorum = {self.quorum} members has no more"
-            )
-        _ = self.parameters
-
-    @property
-    def parameters(self) -> CkksParameters:
-        """Those of the scheme."""
-        return CkksParameters(
-            self.degree, self.bits, self.members, self.limit, self.noise_bits, self.decryptions
-        )
-
-    @property
-    def digest(self) -> bytes:
-        """16 bytes that both ends share when their settings are the same."""
-        settings = {name: value for name, value in asdict(self).items() if name != "_run"}
-        return hashlib.sha256(repr(sorted(settings.items())).encode()).digest()[:ID_BYTES]
-
-    def contents(self, layouts: Mapping[str, Layout]) -> Contents:
-        """The order of what is summed."""
-        return Contents(layouts, tuple(self.metrics), self.metric_limit, self.max_weight)
 
     def check(self, claim: Claim) -> Claim:
         """The server sees the sum and nothing else; running statistics can't be in it."""
@@ -134,6 +74,36 @@ class Ckks(Ranged):
             summed="uniform" if self.max_weight is None else "examples",
         )
 
+    def describe(self, cohort: int) -> str:
+        """In a line: what the server sees, and at which error."""
+        return (
+            f"CKKS, degree {self.degree}: the server sees a sum of up to {cohort}, that {self.decryptors} of them open;"
+            f" error of a sum below {self.parameters.error:.1g}"
+        )
+
+    def client_half(self, own: ClientOwn) -> CkksClient:
+        """The client half, with a key that no server names.
+
+        Raises:
+            ValueError: a device's node config names no key.
+        """
+        path = own.folder / FOLDER / KEY_FILE if self.key is None else self.key
+        if not own.simulated:
+            named = own.settings.get(KEY_SETTING)
+            if not isinstance(named, str) or not named:
+                raise ValueError(
+                    f"a client needs the key that the clients share: make one by `trellis keys ckks FILE`, copy it to"
+                    f" each, and start its SuperNode with --node-config '{KEY_SETTING}=\"/path/to/FILE\"'"
+                )
+            path = Path(named)
+
+        def key() -> SharedKey:
+            if own.simulated:
+                return SharedKey.load_or_make(path, self.parameters)
+            return SharedKey.load(path)
+
+        return CkksClient(self, key, own.folder / FOLDER)
+
     def open(self, job: Job, cohort: Sequence[int]) -> CkksSession:
         """A session over the clients with these logical ids."""
         if len(cohort) > self.members:
@@ -143,233 +113,12 @@ class Ckks(Ranged):
                 f"{len(cohort)} clients were drawn, and the scale leaves room for {self.members}",
                 f"set collector.members={len(cohort)}, or ask fewer",
             )
-        return CkksSession(self, self._run, job, cohort)
+        return CkksSession(self, self._memory, self._draw(job), job, cohort)
 
-
-class _Run:
-    """What a collector remembers while its process lives.
-
-    Attributes:
-        identity: 16 bytes; a run that is resumed has another one.
-        void: ids of the sessions of which the server was given no plain sum.
-    """
-
-    def __init__(self) -> None:
-        self.identity = os.urandom(ID_BYTES)
-        self.void: list[bytes] = []
-
-
-@dataclass
-class _Group:
-    """Uploads under one key."""
-
-    total: Sum
-    tag: bytes
-    nonces: dict[int, bytes] = field(default_factory=dict)
-
-
-class CkksSession:
-    """Uploads until all have come or the deadline has passed; then the sum, to one member after the other."""
-
-    def __init__(self, settings: Ckks, run: _Run, job: Job, cohort: Sequence[int]) -> None:
-        self._settings, self._run, self._job = settings, run, job
-        self._cohort = tuple(cohort)
-        self._waiting = set(cohort)
-        self._contents = settings.contents(job.layouts)
-        self._size = self._contents.size + self._contents.tail_size
-        self._layouts = [self._contents.layouts[name].digest for name in sorted(job.layouts)]
-        self._id = os.urandom(ID_BYTES)
-        self._config = ConfigRecord(
-            {**job.config, "server-round": job.round, "version": job.version, "phases": 2}
-        )
-        self._groups: dict[str, _Group] = {}
-        self._group: _Group | None = None
-        self._phase = 0
-        self._spare: list[int] = []
-        self._sums: dict[int, NDArray[np.float64]] = {}
-        self._request: RecordDict | None = None
-        self.done = not self._waiting
-
-    def start(self) -> list[Request]:
-        """One request to train a client; they share the records of the model."""
-        told: dict[str, Any] = {
-            "session": self._id,
-            "run": self._run.identity,
-            "void": b"".join(self._run.void),
-            "settings": self._settings.digest,
-            "layouts": self._layouts,
-        }
-        records = {**self._job.records, CKKS: ConfigRecord(told)}
-        return [self._asked(client, records, trains=True) for client in self._cohort]
-
-    def receive(self, reply: Reply) -> list[Event]:
-        """What follows a reply.
-
-        Raises:
-            Refused: `late`, `duplicate`, `client_error`, or as the reply deserves, where nothing follows.
-        """
-        client, phase = reply.request.client, reply.request.content[CONFIG].get("phase")
-        if self.done or phase != self._phase:
-            raise Refused("late", f"a reply of phase {phase!r} came in phase {self._phase}")
-        if client not in self._waiting:
-            raise Refused("duplicate", "this client has answered before, or was not asked")
-        self._waiting.discard(client)
-        events: list[Event] = []
-        try:
-            if reply.content is None:
-                raise Refused("client_error", reply.error or "the client gave no reason")
-            (self._opened if self._phase else self._upload)(client, reply.content)
-        except Refused as refused:
-            events.append(Refusal(client, refused))
-        if self._phase:
-            events += self._go_on()
-        elif not self._waiting:
-            events += self._close()
-        return events
-
-    def expire(self) -> list[Event]:
-        """The phase's deadline has passed: who is missing, and what follows."""
-        late = Refused("timeout", "no reply before the phase's deadline")
-        events: list[Event] = [Refusal(client, late) for client in sorted(self._waiting)]
-        self._waiting.clear()
-        return events + (self._go_on() if self._phase else self._close())
-
-    # ---- uploads ----
-
-    def _upload(self, client: int, content: RecordDict) -> None:
-        said = said_in(content)
-        if said.get("layouts") != self._layouts:
-            raise Refused("shape", "the client laid its parameters out otherwise than the server")
-        self._hold(said)
-        nonce, tag = octets(said, "nonce", NONCE_BYTES), octets(said, "tag", TAG_BYTES)
-        key = said.get("key")
-        if not isinstance(key, str) or len(key) != FINGERPRINT_LENGTH:
-            raise Refused("malformed", "the reply does not say under which key it is encrypted")
-        parameters = self._settings.parameters
-        group = self._groups.get(key) or _Group(Sum(parameters, self._size), bytes(TAG_BYTES))
-        try:
-            group.total.add(data_in(content, CIPHERTEXTS))
-        except CiphertextError as error:
-            raise Refused("malformed", str(error)) from error
-        group.tag = add_tags(group.tag, tag, parameters.modulus)
-        group.nonces[client] = nonce
-        self._groups[key] = group
-
-    def _hold(self, said: ConfigRecord) -> None:
-        for name, wanted in (("session", self._id), ("settings", self._settings.digest)):
-            if said.get(name) != wanted:
-                raise Refused("session", f"the reply belongs to another {name}")
-
-    def _close(self) -> list[Event]:
-        """No more uploads: the largest group's sum goes out, if there are enough in it."""
-        events: list[Event] = []
-        groups = sorted(self._groups.items(), key=lambda item: (-len(item[1].nonces), item[0]))
-        for key, group in groups[1:]:
-            refused = Refused(
-                "key", f"it has another key ({key[:8]}) than most ({groups[0][0][:8]})"
-            )
-            events += [Refusal(client, refused) for client in sorted(group.nonces)]
-        count = len(groups[0][1].nonces) if groups else 0
-        least = max(self._settings.quorum, self._job.quorum)
-        self._groups.clear()
-        if count < least:
-            return events + self._end(
-                f"{count} clients uploaded, no sum of fewer than {least} is opened"
-            )
-        self._group, self._phase = groups[0][1], 1
-        self._spare = sorted(self._group.nonces)
-        secrets.SystemRandom().shuffle(self._spare)
-        return events + self._go_on()
-
-    # ---- opening ----
-
-    def _go_on(self) -> list[Event]:
-        """Asks as many members as are still needed, or ends."""
-        missing = self._settings.decryptors - len(self._sums) - len(self._waiting)
-        if not missing and not self._waiting:
-            return self._finish()
-        if missing > len(self._spare):
-            return self._end(
-                f"{len(self._sums) + len(self._waiting) + len(self._spare)} members can open the sum,"
-                f" {self._settings.decryptors} must agree on it"
-            )
-        asked, self._spare = self._spare[:missing], self._spare[missing:]
-        self._waiting.update(asked)
-        return [self._asked(client, self._sum(), trains=False) for client in asked]
-
-    def _sum(self) -> dict[str, Any]:
-        """The records that every decryptor is sent."""
-        if self._request is None:
-            assert self._group is not None
-            members = sorted(self._group.nonces)
-            told: dict[str, Any] = {
-                "session": self._id,
-                "settings": self._settings.digest,
-                "members": members,
-                "nonces": b"".join(self._group.nonces[client] for client in members),
-                "tag": self._group.tag,
-            }
-            blob = self._group.total.to_bytes()
-            self._request = bundle(
-                {CKKS: ConfigRecord(told), CIPHERTEXTS: carrier(CIPHERTEXTS, blob)}
-            )
-        return dict(self._request)
-
-    def _opened(self, client: int, content: RecordDict) -> None:
-        self._hold(said_in(content))
-        record = record_in(content, PLAIN, ArrayRecord)
-        if record is None or set(record) != {PLAIN}:
-            raise Refused("missing", "the reply holds no plain sum")
-        plain = unpack(record[PLAIN], "the plain sum")
-        if plain.dtype != np.float64 or plain.shape != (self._size,):
-            raise Refused(
-                "shape", f"the plain sum is {plain.dtype} {plain.shape}, not ({self._size},)"
-            )
-        most = (
-            self._settings.parameters.limit * self._settings.members
-            + self._settings.parameters.error
-        )
-        if not (np.abs(plain) <= most).all():
-            raise Refused("too_large", f"the plain sum has elements beyond {most:g}")
-        self._sums[client] = plain.astype(np.float64)
-
-    def _finish(self) -> list[Event]:
-        """The mean, where all decryptors agree."""
-        assert self._group is not None
-        (first, plain), *others = sorted(self._sums.items())
-        for other, theirs in others:
-            # Both are multiples of the grid; rounded where two machines' arithmetic differs, they are neighbours.
-            away = np.abs(plain - theirs)
-            wrong = int(np.count_nonzero(away > 1.25 * self._settings.parameters.grid))
-            if wrong:
-                return self._end(
-                    f"clients {first} and {other} opened the same sum and disagree in {wrong} of {self._size}"
-                    f" elements, by up to {float(away.max()):g}"
-                )
-        size, members = self._contents.size, tuple(sorted(self._group.nonces))
-        tail = plain[size:] / self._settings.limit
-        try:
-            update = self._contents.update(plain[:size], tail, members, self._job.version)
-        except Refused as refused:
-            return self._end(str(refused))
-        self.done = True
-        return [update]
-
-    def _end(self, reason: str) -> list[Event]:
-        self.done = True
-        self._waiting.clear()
-        if not self._sums:
-            self._run.void.append(self._id)
-        return [Void(reason)]
-
-    # ---- messages ----
-
-    def _asked(self, client: int, records: dict[str, Any], *, trains: bool) -> Request:
-        own = {
-            "client": client,
-            "included": self._job.included.get(client, 0),
-            "phase": self._phase,
-            TRAINS: trains,
-        }
-        content = bundle({**records, CONFIG: extended(self._config, own)})
-        return Request(client, "train", content, self._job.round)
+    def _draw(self, job: Job) -> Callable[[list[int]], None]:
+        """Shuffles those who may open the sum."""
+        if self.seed is None:
+            return secrets.SystemRandom().shuffle
+        attempt = job.config.get("attempt", 0)
+        rng = generator(self.seed, "openers", job.round, attempt if isinstance(attempt, int) else 0)
+        return lambda clients: rng.shuffle(clients)

@@ -7,9 +7,9 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 
 from strategies.ckks import SharedKey
+from strategies.ckks.member import CkksClient
 from strategies.ckks.messages import CIPHERTEXTS, CKKS, PLAIN, carrier
-from strategies.collectors.ckks import Ckks
-from strategies.collectors.ckks_client import CkksClient
+from strategies.collectors import Ckks
 from strategies.contract import Claim, ContractError, Visibility
 from strategies.mod import kinds_of, layouts_of
 from strategies.protocols import Job, Refusal, Reply, Request, Void

@@ -29,9 +29,9 @@ from strategies.ckks.messages import (
     octets,
     said_in,
 )
+from strategies.ckks.settings import CkksSettings
 from strategies.ckks.tags import NONCE_BYTES, TAG_BYTES
 from strategies.ckks.vectors import sum_residues
-from strategies.collectors.ckks import Ckks
 from strategies.records import bundle, records_in
 from strategies.secagg.terms import ModelDigest
 from strategies.secagg.vault import Vault
@@ -43,7 +43,7 @@ _OPENED: Final = "opened"
 
 
 class CkksClient:
-    """The client half of `Ckks`.
+    """The client half of `strategies.collectors.Ckks`.
 
     Args:
         settings: the same as the server's.
@@ -51,7 +51,7 @@ class CkksClient:
         folder: where each client of this process keeps its ledger.
     """
 
-    def __init__(self, settings: Ckks, key: Callable[[], SharedKey], folder: Path) -> None:
+    def __init__(self, settings: CkksSettings, key: Callable[[], SharedKey], folder: Path) -> None:
         self._settings, self._make_key, self._folder = settings, key, folder
         self._digest = ModelDigest()
 
