@@ -60,6 +60,13 @@ class Ckks(CkksSettings):
                 f"the model has {' and '.join(unfit)} (BatchNorm's statistics), which are no part of an encrypted sum",
                 "use GroupNorm or LayerNorm instead of BatchNorm",
             )
+        if claim.cohort is not None and claim.cohort < self.quorum:
+            raise ContractError(
+                claim.source("cohort"),
+                self.label,
+                f"{claim.cohort} clients are asked a round, and no sum of fewer than {self.quorum} is opened",
+                "ask more clients a round, or lower collector.quorum and collector.decryptors",
+            )
         if claim.cohort is not None and claim.cohort > self.members:
             raise ContractError(
                 claim.source("cohort"),

@@ -6,6 +6,7 @@ open      the sum goes to a few of its members, drawn at random               â†
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.records import bundle, extended, record_in
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
 
+log = logging.getLogger(__name__)
+
 
 class Memory:
     """What a collector remembers while its process lives.
@@ -40,11 +43,13 @@ class Memory:
     Attributes:
         identity: 16 bytes; a run that is resumed has another one.
         void: ids of the sessions of which the server was given no plain sum.
+        warned: whether it was said that the key has opened as much as it should.
     """
 
     def __init__(self) -> None:
         self.identity = os.urandom(ID_BYTES)
         self.void: list[bytes] = []
+        self.warned = False
 
 
 @dataclass
@@ -85,6 +90,18 @@ class CkksSession:
         self._sums: dict[int, NDArray[np.float64]] = {}
         self._request: RecordDict | None = None
         self.done = not self._waiting
+        self._warn()
+
+    def _warn(self) -> None:
+        """Once, of a key that has opened more ciphertexts than its statistical security is laid out for."""
+        most, each = self._settings.decryptions, self._settings.parameters.ciphertexts(self._size)
+        if self._job.round * each > most and not self._memory.warned:
+            self._memory.warned = True
+            log.warning(
+                "round %d opens %d ciphertexts under one key, %d are laid out for: raise collector.decryptions (four"
+                " times as many double the error), or give the clients a new key",
+                self._job.round, self._job.round * each, most,
+            )  # fmt: skip
 
     def start(self) -> list[Request]:
         """One request to train a client; they share the records of the model."""
