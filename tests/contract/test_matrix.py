@@ -12,7 +12,8 @@ import strategies.collectors
 import strategies.combiners
 import strategies.server_models
 import strategies.stages
-from strategies.contract import Claim, ContractError, Visibility
+from strategies.contract import Claim, ContractError, Visibility, name_of
+from strategies.protocols import ClientOwn
 from strategies.server_models import ServerModel
 from strategies.strategy import PipelineStrategy
 from strategies.wire import pack_model
@@ -41,6 +42,8 @@ def expected(combination) -> str | None:
     sends_control = "client=scaffold" in combination.client
     if vanilla and combination.stage:
         return "Clip"
+    if "ckks" in combination.client and combination.combiner != "mean, by examples":
+        return name_of(script.COMBINERS[combination.combiner])
     if combination.combiner == "`fltrust`" and sends_control:
         return "FLTrust"
     if combination.server == "`scaffold`":
@@ -54,7 +57,8 @@ def test_a_combination_composes_or_is_refused_by_the_part_that_cannot_work(combi
     answer, refuses = combination.answer(), expected(combination)
     if refuses is None:
         assert isinstance(answer, Claim)
-        assert answer.visibility is Visibility.EACH
+        sums = "ckks" in combination.client
+        assert answer.visibility is (Visibility.SUM if sums else Visibility.EACH)
         return
     assert isinstance(answer, ContractError)
     assert answer.second == refuses
@@ -62,7 +66,7 @@ def test_a_combination_composes_or_is_refused_by_the_part_that_cannot_work(combi
 
 
 @pytest.mark.parametrize("combination", ALL, ids=IDS)
-def test_what_composes_runs_and_moves_the_model(combination):
+def test_what_composes_runs_and_moves_the_model(combination, tmp_path):
     answer = combination.answer()
     if isinstance(answer, ContractError):
         with pytest.raises(ContractError, match="cannot be composed with"):
@@ -74,7 +78,8 @@ def test_what_composes_runs_and_moves_the_model(combination):
         def change(client, number, arrays):
             return dict.fromkeys(answer.sections, np.float32([3.0, 4.0]))
 
-        node = trellis_node(change, stages=pipeline.stages)
+        half = pipeline.collector.client_half(ClientOwn(tmp_path, {}, simulated=True))
+        node = trellis_node(change, stages=pipeline.stages, half=half)
     else:
         node = vanilla_node(lambda arrays: {"w": arrays["w"] + np.float32([3.0, 4.0])})
     one = PipelineStrategy(pipeline, federated_every=0)
@@ -90,7 +95,11 @@ def test_what_composes_runs_and_moves_the_model(combination):
     [
         (strategies.stages, [part for parts in script.STAGES.values() for part in parts], ()),
         (strategies.combiners, list(script.COMBINERS.values()), (strategies.combiners.Robust,)),
-        (strategies.collectors, [clients.collector for clients in script.CLIENTS.values()], ()),
+        (
+            strategies.collectors,
+            [clients.collector for clients in script.CLIENTS.values()],
+            (strategies.collectors.PlainClient,),
+        ),
         (
             strategies.server_models,
             [make() for make in script.SERVERS.values()],
