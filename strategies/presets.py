@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from strategies.collectors import Plain
+from strategies.collectors import Ckks, Plain
 from strategies.combiners import (
     Bulyan,
     CenteredClipping,
@@ -167,3 +167,16 @@ def norm_bounding(f: int, bound: float | None = None, **keywords: Any) -> Pipeli
 def fltrust(f: int, root: Callable[[Job], Update], **keywords: Any) -> PipelineStrategy:
     """FLTrust (Cao et al. 2021, Algorithm 2). `root` trains the server's own update for a job, on data of its own."""
     return _robust(FLTrust(f=f), root=root, **keywords)
+
+
+def ckks_mean(
+    collector: Ckks | None = None, *, fraction: float = 1.0, **keywords: Any
+) -> PipelineStrategy:
+    """FedAvg under CKKS with one key for all clients: the server adds what it can't read (docs/ckks.md).
+
+    The ClientApp must carry `strategies.pipeline_mod(half=collector.client_half(…))`, each with the shared key.
+    """
+    pipeline = Pipeline(
+        collector=collector or Ckks(max_weight=1000), sampler=Uniform(fraction=fraction)
+    )
+    return PipelineStrategy(pipeline, **keywords)

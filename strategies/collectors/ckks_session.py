@@ -202,8 +202,10 @@ class CkksSession:
         if not missing and not self._waiting:
             return self._finish()
         if missing > len(self._spare):
+            assert self._group is not None
+            left = self._settings.decryptors - missing + len(self._spare)
             return self._end(
-                f"{len(self._sums) + len(self._waiting) + len(self._spare)} members can open the sum,"
+                f"{left} of {len(self._group.nonces)} members are left to open the sum,"
                 f" {self._settings.decryptors} must agree on it"
             )
         asked, self._spare = self._spare[:missing], self._spare[missing:]

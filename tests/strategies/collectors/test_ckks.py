@@ -234,7 +234,7 @@ def test_the_round_is_void_when_nobody_opens_the_sum(client):
     while not voids_in(events):
         events = session.expire()
     assert session.done
-    assert "members can open the sum, 2 must agree" in voids_in(events)[0]
+    assert "members are left to open the sum, 2 must agree" in voids_in(events)[0]
     # No plain sum came, so the same clients may repeat the round.
     again = collector.open(JOB, COHORT)
     assert finish(again, client, upload_all(again, client))
