@@ -190,8 +190,12 @@ def test_f_must_be_given_where_nothing_fixes_the_cohort():
 def test_ckks_mean_adds_what_its_clients_encrypt(tmp_path):
     strategy = strategies.ckks_mean()
     half = strategy.pipeline.collector.client_half(ClientOwn(tmp_path, {}, simulated=True))
-    node = trellis_node(lambda client, *_: {DELTA: np.float32([0.1 * client, -0.5])}, half=half)
+
+    def change(client, number, arrays):
+        return {DELTA: np.float32([0.1 * client, -0.5])}
+
+    node = trellis_node(change, examples=500, half=half)
     grid = ScriptedGrid(dict.fromkeys(range(1, 5), node))
     strategy.start(grid, pack_model(parameters(0, 0)), num_rounds=1)
-    np.testing.assert_allclose(strategy.model.parameters[1], -0.5, atol=1e-6)
+    assert strategy.model.parameters[1] == pytest.approx(-0.5, abs=1e-6)
     assert strategy.pipeline.claim.visibility is strategies.Visibility.SUM
