@@ -5,8 +5,8 @@
 
 Each collector's own two halves, message by message, in one process and thread: no training, no network. A client's
 seconds are all that its half does in the phase that trains, the server's all that its session does, by the number of
-clients; bytes are those of the records as they travel. The error is the largest of the mean's elements, against the mean
-in float64.
+clients; bytes are those of the records as they travel. The error is the largest of the mean's elements, against the
+mean in float64.
 """
 
 from __future__ import annotations
