@@ -28,6 +28,8 @@ from strategies.presets import (
     norm_bounding,
     robust,
     scaffold,
+    secure,
+    secure_grouped,
     trimmed_mean,
 )
 from strategies.strategy import PipelineStrategy
@@ -61,5 +63,7 @@ __all__ = [
     "pipeline_mod",
     "robust",
     "scaffold",
+    "secure",
+    "secure_grouped",
     "trimmed_mean",
 ]

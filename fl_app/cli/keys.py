@@ -115,7 +115,11 @@ def _ckks(arguments: Sequence[str]) -> None:
     parser = Parser("trellis keys ckks", description=_KINDS["ckks"])
     parser.add_argument("file", type=Path, help="where the key goes, mode 0600")
     parser.add_argument(
-        "--degree", type=int, default=4096, choices=(4096, 8192), help="collector.degree of the runs"
+        "--degree",
+        type=int,
+        default=4096,
+        choices=(4096, 8192),
+        help="collector.degree of the runs",
     )
     options = parser.read(arguments)
     _absent(options.file)

@@ -7,6 +7,7 @@ session is void, and nobody has revealed a share.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import SystemRandom
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from strategies.contents import Contents
+from strategies.contents import SATURATED, Contents
 from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.records import bundle, extended, record_in
 from strategies.secagg.graph import circulant
@@ -33,6 +34,8 @@ from strategies.secagg.statements import (
 )
 from strategies.secagg.terms import SECAGG, Said, Terms
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
+
+log = logging.getLogger(__name__)
 
 _SEMI_HONEST = (KEYS, SHARES, UPLOAD, UNMASK)
 _MALICIOUS = (KEYS, SHARES, UPLOAD, AGREE, UNMASK)
@@ -275,6 +278,12 @@ class MaskedSession:
             update = self._contents.update(sums, tail, tuple(sorted(survivors)), self._job.version)
         except Refused as refused:
             return [Void(str(refused))]
+        if (cut := update.metrics[SATURATED]) > 0:
+            log.warning(
+                "%.3g%% of all elements were cut at ±%g: raise collector.limit, or clip",
+                100 * cut,
+                self._terms.limit,
+            )
         return [update]
 
     # ---- who is whose neighbour, and whether enough are left ----

@@ -44,7 +44,7 @@ from strategies.secagg.statements import (
     seed_commitment,
 )
 from strategies.secagg.terms import ID_BYTES, SECAGG, ModelDigest, Said, Terms
-from strategies.secagg.vault import Vault
+from strategies.secagg.vault import Vault, forget_all
 from strategies.update import Update
 from strategies.wire import Refused, config_of, integer_in, pack
 
@@ -118,6 +118,10 @@ class MaskedClient:
             vault.record(_UPLOADED, terms.run.hex(), terms.model.hex(), session.hex())
             vault.keep(session, state)
         return _upload(array.data, state)
+
+    def forget(self) -> None:
+        """Deletes what is left of all sessions; the ledgers stay."""
+        forget_all(self._folder)
 
     # ---- the steps ----
 

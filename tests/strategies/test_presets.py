@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import strategies
-from strategies import ContractError
+from strategies import ContractError, Visibility
 from strategies.combiners import (
     Bulyan,
     CenteredClipping,
@@ -20,6 +20,7 @@ from strategies.combiners import (
 from strategies.exchange import NoClientsError
 from strategies.presets import PROXIMAL_MU
 from strategies.protocols import ClientOwn
+from strategies.secagg import MaskedClient
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
 from strategies.update import CONTROL, DELTA, Section, Update
 from strategies.wire import CONFIG, pack_model, unpack_model
@@ -199,3 +200,23 @@ def test_ckks_mean_adds_what_its_clients_encrypt(tmp_path):
     strategy.start(grid, pack_model(parameters(0, 0)), num_rounds=1)
     assert strategy.model.parameters[1] == pytest.approx(-0.5, abs=1e-6)
     assert strategy.pipeline.claim.visibility is strategies.Visibility.SUM
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        strategies.secure(seed=1),
+        strategies.secure(None, seed=1),
+        strategies.secure_grouped(3, 1, seed=1),
+    ],
+    ids=["by examples", "uniform", "grouped"],
+)
+def test_a_secure_strategy_sees_sums_only(strategy, tmp_path):
+    half = MaskedClient(tmp_path)
+    nodes = {
+        number: trellis_node(lambda *_: {DELTA: [0.5, -1.0]}, half=half) for number in range(9)
+    }
+    result = strategy.start(ScriptedGrid(nodes), pack_model(parameters(0, 0)), num_rounds=2)
+    np.testing.assert_allclose(unpack_model(result.arrays)["w"], [1, -2], rtol=1e-5)
+    assert strategy.claim.visibility < Visibility.EACH
+    assert strategy.claim.clear == frozenset()

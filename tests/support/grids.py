@@ -101,7 +101,7 @@ def trellis_node(
     metrics: Mapping[str, float] | None = None,
     half: ClientHalf | None = None,
 ) -> Node:
-    """A node that sends updates, by the client half of a collector (the plain one's), and evaluates to `metrics`."""
+    """A node that sends updates, by the collector's client half, and evaluates to `metrics`."""
     layouts: dict[str, Layout] = {}
     collector = half or PlainClient()
 
