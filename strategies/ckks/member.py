@@ -73,7 +73,7 @@ class CkksClient:
         self._same_settings(said)
         try:
             _ = self._cipher
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise Refused("key", str(error)) from error
         vault = self._vault(request)
         with vault.locked():

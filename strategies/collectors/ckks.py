@@ -1,7 +1,7 @@
 """Sums under homomorphic encryption: the server adds ciphertexts under a key that it lacks, and clients open the sum.
 
 Server half of FedAvg under CKKS (Cheon, Kim, Kim & Song 2017) with one key for all clients, as Zhang et al. 2020,
-"BatchCrypt", §4, have it with another scheme. The client half is `strategies.ckks.member.CkksClient`. Whoever has the
+"BatchCrypt", have it with another scheme. The client half is `strategies.ckks.member.CkksClient`. Whoever has the
 key opens every upload, so no client may collude with the server: masks (`strategies.collectors.Masked`) don't ask that.
 """
 
@@ -84,8 +84,8 @@ class Ckks(CkksSettings):
     def describe(self, cohort: int) -> str:
         """In a line: what the server sees, and at which error."""
         return (
-            f"CKKS, degree {self.degree}: the server sees a sum of up to {cohort}, that {self.decryptors} of them open;"
-            f" error of a sum below {self.parameters.error:.1g}"
+            f"CKKS, degree {self.degree}: the server sees a sum of up to {cohort}, which {self.decryptors} of them open"
+            f" (error below {self.parameters.error:.1g}); one client that colludes with it opens every update"
         )
 
     def client_half(self, own: ClientOwn) -> CkksClient:

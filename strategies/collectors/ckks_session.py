@@ -30,6 +30,7 @@ from strategies.ckks.messages import (
 )
 from strategies.ckks.settings import CkksSettings
 from strategies.ckks.tags import NONCE_BYTES, TAG_BYTES
+from strategies.contents import SATURATED
 from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.records import bundle, extended, record_in
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
@@ -268,6 +269,13 @@ class CkksSession:
         except Refused as refused:
             return self._end(str(refused))
         self.done = True
+        # The tail is as far off as any element: a share within its error is none.
+        if plain[size:][-3] > self._settings.parameters.error:
+            log.warning(
+                "%.3g%% of all elements were cut at ±%g: raise collector.limit, or clip",
+                100 * update.metrics[SATURATED],
+                self._settings.limit,
+            )
         return [update]
 
     def _end(self, reason: str) -> list[Event]:

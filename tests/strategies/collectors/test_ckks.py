@@ -170,12 +170,29 @@ def test_decryptors_are_drawn_at_random(client, tmp_path):
     assert len(drawn) > 1
 
 
-def test_values_beyond_the_limit_are_cut_and_told_of(key, tmp_path):
+def test_values_beyond_the_limit_are_cut_and_told_of(key, tmp_path, caplog):
     settings = Ckks(limit=0.2)
     client, session = CkksClient(settings, lambda: key, tmp_path), settings.open(JOB, COHORT)
     (mean,) = finish(session, client, upload_all(session, client))
     np.testing.assert_allclose(mean.sections[DELTA].vector, [0.18, -0.2, 0.2], atol=1e-6)
-    assert mean.metrics["saturated"] == pytest.approx((2 + 2 + 3 + 3 + 3) / 15, abs=1e-5)
+    assert mean.metrics["saturated"] == pytest.approx(13 / 15, abs=1e-5)
+    assert "86.7% of all elements were cut at ±0.2" in caplog.text
+
+
+def test_nothing_is_said_of_cuts_where_there_are_none(client, caplog):
+    session = Ckks().open(JOB, COHORT)
+    finish(session, client, upload_all(session, client))
+    assert "cut at" not in caplog.text
+
+
+def test_a_key_that_has_opened_enough_is_told_of_once(client, caplog):
+    collector = Ckks(decryptions=4)
+    collector.open(JOB, COHORT)
+    assert "under one key" not in caplog.text
+    for number in (5, 6):
+        collector.open(replace(JOB, round=number), COHORT)
+    assert caplog.text.count("round 5 opens 5 ciphertexts under one key, 4 are laid out for") == 1
+    assert "round 6" not in caplog.text
 
 
 # ---- drop-outs ----
