@@ -27,7 +27,7 @@ ID_BYTES: Final = 16
 """Length of the ids of runs and sessions."""
 DIGEST_BYTES: Final = 32
 
-_LARGEST: Final = 1 << 20
+LARGEST_ID: Final = 1 << 20
 """No list of clients is longer, no client's id beyond it fits the protocol's messages."""
 
 
@@ -171,9 +171,9 @@ class Said:
     def clients(self, name: str) -> list[int]:
         """Ids of clients, ascending, each once; raises `Refused` (`malformed`)."""
         value = self.values.get(name)
-        if not isinstance(value, list) or len(value) > _LARGEST:
+        if not isinstance(value, list) or len(value) > LARGEST_ID:
             raise Refused("malformed", f"{name} should be a list of clients")
-        if not all(type(one) is int and 0 <= one < _LARGEST for one in value) or any(
+        if not all(type(one) is int and 0 <= one < LARGEST_ID for one in value) or any(
             first >= second for first, second in pairwise(value)
         ):
             raise Refused("malformed", f"{name} should be ids of clients, ascending, each once")
@@ -196,19 +196,20 @@ class ModelDigest:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Sequence[ArrayRecord], bytes] = ((), b"")
+        self._last: tuple[Sequence[str], Sequence[ArrayRecord], bytes] = ((), (), b"")
 
     def of(self, records: Mapping[str, ArrayRecord]) -> bytes:
         """The digest of named array records, 32 bytes."""
-        ordered = [records[name] for name in sorted(records)]
-        last, digest = self._last
-        if len(last) == len(ordered) and all(a is b for a, b in zip(last, ordered, strict=True)):
+        names = sorted(records)
+        ordered = [records[name] for name in names]
+        known, last, digest = self._last
+        if known == names and all(a is b for a, b in zip(last, ordered, strict=True)):
             return digest
         hashed = hashlib.sha256()
-        for name in sorted(records):
+        for name in names:
             for key, array in records[name].items():
                 label = json.dumps([name, key, len(array.data)]).encode()
                 hashed.update(len(label).to_bytes(4, "big") + label)
                 hashed.update(array.data)
-        self._last = ordered, hashed.digest()
+        self._last = names, ordered, hashed.digest()
         return hashed.digest()

@@ -39,13 +39,22 @@ class Vault:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the client's files: two requests at once must not both find that a thing was not yet done."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self._folder.parent, self._folder):  # `mode` is of the last folder only
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(self._folder / _LOCK, mode=0o600):
             yield
 
-    def keep(self, session: bytes, state: dict[str, Any]) -> None:
-        """Writes a session's state; bytes are kept as they are."""
-        _write(self._path(session, "json"), json.dumps(state, default=_hexadecimal).encode())
+    def keep(self, session: bytes, state: dict[str, Any], *, durable: bool = True) -> None:
+        """Writes a session's state; bytes are kept as they are.
+
+        Args:
+            session: its id.
+            state: plain data.
+            durable: the state must not fall back behind a power cut either, or a key would be used for a second
+                message; where nothing of the kind depends on it, there is no need to wait for the disk.
+        """
+        data = json.dumps(state, default=_hexadecimal).encode()
+        _write(self._path(session, "json"), data, durable=durable)
 
     def recall(self, session: bytes) -> dict[str, Any]:
         """A session's state as it was kept, bytes as `bytes`.
@@ -63,8 +72,8 @@ class Vault:
         return state
 
     def keep_upload(self, session: bytes, upload: bytes) -> None:
-        """Writes what is about to be sent."""
-        _write(self._path(session, "upload"), upload)
+        """Writes what is about to be sent; if a power cut takes it, this client has dropped out."""
+        _write(self._path(session, "upload"), upload, durable=False)
 
     def upload(self, session: bytes) -> bytes | None:
         """What was sent, byte for byte; None where nothing was."""
@@ -76,23 +85,30 @@ class Vault:
         _forget(self._folder)
 
     def record(self, *entry: str) -> None:
-        """Adds a line to the ledger and waits until it is on the disk."""
-        line = f"{' '.join(entry)}\n".encode()
+        """Adds a line to the ledger and waits until it is on the disk.
+
+        Raises:
+            OSError: it could not be written; what it is for must then not be done.
+        """
+        # The line break stands first: a line that was cut off by a full disk does not spoil the next one.
+        line = f"\n{' '.join(entry)}".encode()
         handle = os.open(self._folder / _LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(handle, line)
+            if os.write(handle, line) < len(line):
+                raise OSError(f"{self._folder / _LEDGER} could not be written in full")
             os.fsync(handle)
         finally:
             os.close(handle)
 
     def recorded(self) -> Iterator[tuple[str, ...]]:
-        """The ledger's lines, each as its words."""
+        """The ledger's entries, each as its words."""
         try:
             text = (self._folder / _LEDGER).read_text()
         except FileNotFoundError:
             return
         for line in text.splitlines():
-            yield tuple(line.split())
+            if words := tuple(line.split()):
+                yield words
 
     def _path(self, session: bytes, ending: str) -> Path:
         return self._folder / f"{session.hex()}.{ending}"
@@ -110,15 +126,22 @@ def _forget(folder: Path) -> None:
             path.unlink()
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Atomically, so that a process that dies leaves the old file or the new one."""
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
+    """Atomically: a process that dies leaves the old file or the new one; durably, so does a power cut."""
     temporary = path.with_suffix(f".{os.getpid()}.part")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _hexadecimal(value: object) -> dict[str, str]:
