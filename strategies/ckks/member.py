@@ -189,7 +189,7 @@ class CkksClient:
         joined = void if isinstance(void, bytes) else b""
         declared = {joined[at : at + ID_BYTES].hex() for at in range(0, len(joined), ID_BYTES)}
         for event, *entry in vault.recorded():
-            if event != _UPLOADED:
+            if event != _UPLOADED or len(entry) < 4:  # one that was cut off came before no upload
                 continue
             if entry[2] == session:
                 raise Refused("replayed", "this client has uploaded to this session before")
@@ -212,6 +212,6 @@ class CkksClient:
 def _uploaded(vault: Vault, session: bytes) -> tuple[bytes, bytes, int]:
     """Run, model and size of this client's upload to a session; raises `Refused` (`session`) where there was none."""
     for event, *entry in vault.recorded():
-        if event == _UPLOADED and entry[2] == session.hex():
+        if event == _UPLOADED and len(entry) == 4 and entry[2] == session.hex():
             return bytes.fromhex(entry[0]), bytes.fromhex(entry[1]), int(entry[3])
     raise Refused("session", f"this client has uploaded nothing to session {session.hex()[:8]}")

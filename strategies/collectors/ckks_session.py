@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -265,7 +266,9 @@ class CkksSession:
         size, members = self._contents.size, tuple(sorted(self._group.nonces))
         tail = plain[size:] / self._settings.limit
         try:
-            update = self._contents.update(plain[:size], tail, members, self._job.version)
+            # The noise is the sum's; a member's share of it is what adds up to that by squares.
+            noise = self._settings.parameters.flooding / sqrt(len(members))
+            update = self._contents.update(plain[:size], tail, members, self._job.version, noise)
         except Refused as refused:
             return self._end(str(refused))
         self.done = True

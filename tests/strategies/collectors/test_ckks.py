@@ -112,7 +112,12 @@ def test_a_round_gives_the_mean_and_hides_the_rest(client):
     assert mean.members == tuple(COHORT)
     assert (mean.version, mean.weight) == (3, 5)
     np.testing.assert_allclose(mean.sections[DELTA].vector, [0.3, -0.5, 0.25], atol=1e-6)
-    assert mean.metrics == pytest.approx({"train_loss": 3.0, "saturated": 0.0}, abs=1e-4)
+    assert mean.metrics["train_loss"] == pytest.approx(3.0, abs=1e-4)
+    assert mean.metrics["saturated"] == pytest.approx(0, abs=1e-6)
+    # The expected relative error: the noise's deviation in each of three elements, of the sum of five.
+    noise = Ckks().parameters.flooding * 3**0.5 / 5
+    length = np.linalg.norm([0.3, -0.5, 0.25])
+    assert mean.metrics["fixed_point_error"] == pytest.approx(noise / length, rel=1e-3)
 
 
 def test_weights_by_examples_stay_within_the_ciphertexts(key, tmp_path):
