@@ -16,9 +16,11 @@ from strategies.ckks import SharedKey
 from strategies.ckks.member import CkksClient
 from strategies.ckks.settings import CkksSettings
 from strategies.collectors.ckks_session import CkksSession, Memory
+from strategies.collectors.once import Once, Recalled
 from strategies.contract import Claim, ContractError, Visibility
-from strategies.protocols import ClientOwn, Job
+from strategies.protocols import ClientOwn, Job, Session
 from strategies.seeds import generator
+from strategies.state import State
 from strategies.update import BUFFERS, COUNTERS
 
 FOLDER = "ckks"
@@ -37,13 +39,19 @@ class Ckks(CkksSettings):
             is none; by default in the run's own folder of clients. A real client's key never comes with a run: it is
             in its own node config.
         seed: of the draw of those who open a sum; None for the operating system's entropy.
+        journal: file of the sums that were opened on the present model; None keeps them in memory.
     """
 
     key: Path | None = None
     seed: int | None = None
-    _memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
+    journal: Path | None = None
+    _memory: Memory = field(init=False, repr=False, compare=False)
 
     label = "collector ckks"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_memory", Memory(Once(self.journal)))
 
     def check(self, claim: Claim) -> Claim:
         """The server sees the sum and nothing else; running statistics can't be in it."""
@@ -111,8 +119,11 @@ class Ckks(CkksSettings):
 
         return CkksClient(self, key, own.folder / FOLDER)
 
-    def open(self, job: Job, cohort: Sequence[int]) -> CkksSession:
-        """A session over the clients with these logical ids."""
+    def open(self, job: Job, cohort: Sequence[int]) -> Session:
+        """A session over the clients with these logical ids; the sum on this very model, where there is one."""
+        model = self._memory.digest.of(job.records)
+        if sums := self._memory.once.recall(model, job.layouts):
+            return Recalled(sums)
         if len(cohort) > self.members:
             raise ContractError(
                 "the sampler",
@@ -120,7 +131,15 @@ class Ckks(CkksSettings):
                 f"{len(cohort)} clients were drawn, and the scale leaves room for {self.members}",
                 f"set collector.members={len(cohort)}, or ask fewer",
             )
-        return CkksSession(self, self._memory, self._draw(job), job, cohort)
+        return CkksSession(self, self._memory, self._draw(job), job, cohort, model)
+
+    def state_dict(self) -> State:
+        """The run's id, and which sessions on the present model came to nothing: clients ask for both."""
+        return self._memory.once.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up an earlier run's id, so that clients know the models that they have been in a sum on."""
+        self._memory.once.load_state_dict(state)
 
     def _draw(self, job: Job) -> Callable[[list[int]], None]:
         """Shuffles those who may open the sum."""

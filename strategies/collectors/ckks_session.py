@@ -31,27 +31,27 @@ from strategies.ckks.messages import (
 )
 from strategies.ckks.settings import CkksSettings
 from strategies.ckks.tags import NONCE_BYTES, TAG_BYTES
+from strategies.collectors.once import Once
 from strategies.contents import SATURATED
 from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.records import bundle, extended, record_in
+from strategies.secagg.terms import ModelDigest
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
 
 log = logging.getLogger(__name__)
 
 
 class Memory:
-    """What a collector remembers while its process lives.
+    """What a collector remembers from round to round.
 
     Attributes:
-        identity: 16 bytes; a run that is resumed has another one.
-        void: ids of the sessions of which the server was given no plain sum.
+        once: the run's id, and of the present model the sessions of which the server was given no sum, and the sum.
+        digest: of models.
         warned: whether it was said that the key has opened as much as it should.
     """
 
-    def __init__(self) -> None:
-        self.identity = os.urandom(ID_BYTES)
-        self.void: list[bytes] = []
-        self.warned = False
+    def __init__(self, once: Once) -> None:
+        self.once, self.digest, self.warned = once, ModelDigest(), False
 
 
 @dataclass
@@ -73,8 +73,9 @@ class CkksSession:
         shuffle: Callable[[list[int]], None],
         job: Job,
         cohort: Sequence[int],
+        model: bytes,
     ) -> None:
-        self._settings, self._memory, self._job = settings, memory, job
+        self._settings, self._memory, self._job, self._model = settings, memory, job, model
         self._shuffle = shuffle
         self._cohort = tuple(cohort)
         self._waiting = set(cohort)
@@ -109,8 +110,8 @@ class CkksSession:
         """One request to train a client; they share the records of the model."""
         told: dict[str, Any] = {
             "session": self._id,
-            "run": self._memory.identity,
-            "void": b"".join(self._memory.void),
+            "run": self._memory.once.run,
+            "void": b"".join(self._memory.once.void(self._model)),
             "settings": self._settings.digest,
             "layouts": self._layouts,
         }
@@ -272,6 +273,7 @@ class CkksSession:
         except Refused as refused:
             return self._end(str(refused))
         self.done = True
+        self._memory.once.keep(self._model, update)
         # The tail is as far off as any element: a share within its error is none.
         if plain[size:][-3] > self._settings.parameters.error:
             log.warning(
@@ -285,7 +287,7 @@ class CkksSession:
         self.done = True
         self._waiting.clear()
         if not self._sums:
-            self._memory.void.append(self._id)
+            self._memory.once.void(self._model).append(self._id)
         return [Void(reason)]
 
     # ---- messages ----

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from strategies.collectors.groups import Grouped
-from strategies.collectors.journal import Journal, Recalled
 from strategies.collectors.masked_session import MaskedSession
+from strategies.collectors.once import Once, Recalled
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Session
 from strategies.ranges import Ranged
@@ -30,7 +30,7 @@ from strategies.secagg.parameters import Parameters, choose
 from strategies.secagg.policy import node_policy, simulation_policy
 from strategies.secagg.terms import DIGEST_BYTES, ID_BYTES, ModelDigest, Terms, ids_digest
 from strategies.seeds import generator
-from strategies.state import State, Value
+from strategies.state import State
 from strategies.update import BUFFERS, COUNTERS
 
 FOLDER = "secagg"
@@ -78,8 +78,6 @@ class Masked(Ranged):
     identities: Path | None = None
     seed: int | None = None
     journal: Path | None = None
-    _run: bytes = field(default_factory=lambda: os.urandom(ID_BYTES), init=False, repr=False)
-    _void: tuple[bytes, list[bytes]] = field(default=(b"", []), init=False, repr=False)
 
     label = "collector masked"
 
@@ -91,7 +89,7 @@ class Masked(Ranged):
                 f"leave max_weight out"
             )
         self._digest = ModelDigest()
-        self._journal = Journal(self.journal)
+        self._once = Once(self.journal)
 
     def check(self, claim: Claim) -> Claim:
         """Narrows what is seen to sums. Nothing may travel beside them, and only sums are to be made of updates.
@@ -168,13 +166,11 @@ class Masked(Ranged):
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
         """A session, or one for each group; the sums that were opened on this very model, where there are some."""
         digest = self._digest.of(job.records)
-        if sums := self._journal.recall(self._run, digest, job.layouts):
+        if sums := self._once.recall(digest, job.layouts):
             return Recalled(sums)
         order = list(cohort)
         if self.groups > 1:
             self._shuffle(order, job)
-        if self._void[0] != digest:
-            self._void = (digest, [])
         plans = self.plan(len(order))
         sessions = [
             self._session(job, group, plan, digest)
@@ -189,7 +185,7 @@ class Masked(Ranged):
         if self.groups == 1:
             quorum = max(quorum, min(job.quorum, len(members)))
         terms = Terms(
-            run=self._run,
+            run=self._once.run,
             session=os.urandom(ID_BYTES),
             model=digest,
             round=job.round,
@@ -207,8 +203,8 @@ class Masked(Ranged):
             max_weight=float(self.max_weight or 0),
             stochastic=self.stochastic,
         )
-        keep = partial(self._journal.keep, self._run, digest)
-        return MaskedSession(job, sorted(members), terms, self._void[1], keep)
+        keep = partial(self._once.keep, digest)
+        return MaskedSession(job, sorted(members), terms, self._once.void(digest), keep)
 
     def _limit(self, job: Job) -> float:
         if self.limit is not None:
@@ -242,19 +238,11 @@ class Masked(Ranged):
 
     def state_dict(self) -> State:
         """The run's id, and which sessions on the present model came to nothing: clients ask for both."""
-        state: dict[str, Value] = {
-            "run": self._run.hex(),
-            "model": self._void[0].hex(),
-            "void": b"".join(self._void[1]).hex(),
-        }
-        return state
+        return self._once.state_dict()
 
     def load_state_dict(self, state: State) -> None:
         """Takes up an earlier run's id, so that clients know the models that they have been in a sum on."""
-        self._run = bytes.fromhex(str(state["run"]))
-        void = bytes.fromhex(str(state["void"]))
-        ids = [void[begin : begin + ID_BYTES] for begin in range(0, len(void), ID_BYTES)]
-        self._void = (bytes.fromhex(str(state["model"])), ids)
+        self._once.load_state_dict(state)
 
 
 def _split(cohort: Sequence[int], groups: int) -> list[Sequence[int]]:
