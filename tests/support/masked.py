@@ -5,9 +5,11 @@ A test says who is lost in which step, and may change any message on its way, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,31 @@ class Outcome:
         return found
 
 
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards: in memory where there is one, since clients wait for their disk."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as path:
+        yield Path(path)
+
+
+@contextmanager
+def cohort(members: int = 5, *, mode: str = "semi-honest", **options: Any) -> Iterator[Cohort]:
+    """So many clients over such a folder; options of the collector and of `Cohort`.
+
+    By default two of five may drop out, and each masks with all others.
+    """
+    of_cohort = {
+        name: options.pop(name)
+        for name in ("vectors", "weights", "metrics", "size", "least", "policies")
+        if name in options
+    }
+    numbers = {"dropouts": 0.4, "colluders": 0.0} | options
+    with folder() as path:
+        collector = Masked(malicious=mode == "malicious", **numbers)
+        yield Cohort(path / "clients", collector, range(members), **of_cohort)
+
+
 class Cohort:
     """Clients over a folder, and the server that sums their updates.
 
@@ -153,9 +180,7 @@ class Cohort:
 
     def restart(self) -> None:
         """New objects over the same folder, as after a crash of every client."""
-        self.clients = {
-            one: MaskedClient(self.folder, self.policies[one]) for one in self.members
-        }
+        self.clients = {one: MaskedClient(self.folder, self.policies[one]) for one in self.members}
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -279,6 +304,4 @@ class Cohort:
         return np.concatenate([steps, tail]).astype(np.int64).astype(np.uint32)
 
     def sum_of(self, terms: Terms, clients: Iterable[int]) -> np.ndarray:
-        return np.sum(
-            [self.encoded(terms, one) for one in clients], axis=0, dtype=np.uint32
-        )
+        return np.sum([self.encoded(terms, one) for one in clients], axis=0, dtype=np.uint32)
