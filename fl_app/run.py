@@ -27,14 +27,15 @@ from fl_app.config.targets import build
 from fl_app.engine import AdversaryPool, ClientPool, EngineGrid, make_pool
 from fl_app.engine.allocator import keep_freed_memory
 from fl_app.folder import RunFolder
+from fl_app.notices import promises, risks
 from fl_app.services.curves import draw_curves
 from fl_app.services.files import write_atomically
 from fl_app.services.guard import divergence_guard
 from fl_app.services.logs import log_to
 from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
-from strategies.combiners import Robust
 from strategies.contract import ContractError, Visibility
+from strategies.secagg import MaskedClient
 from strategies.state import State, mapping_in
 from strategies.strategy import PipelineStrategy
 
@@ -308,42 +309,15 @@ class _Run:
             "partition": config.task.federation.arguments.get("partition", "the task's own"),
             "model": config.model.name,
             **({"training": self.assembly.batching} if self._virtual else {}),
-            **self._promises(),
+            **promises(self.strategy.pipeline, self.assembly, self.num_clients),
             "folder": self.folder.path,
         }
         self.console.begin(config.strategy, config.rounds, facts)
-        self._warn()
+        for risk in risks(self.strategy.pipeline, self.assembly, self.num_clients):
+            self.console.note(risk)
         if resumed:
             self.console.note(f"goes on after round {len(self.summary.history)}")
         data.plot(self.folder.path / "partition.png")
-
-    def _promises(self) -> dict[str, str]:
-        """What the server sees, how many clients lie, and how many the rule bears."""
-        pipeline, attack = self.strategy.pipeline, self.assembly.attack
-        told: dict[str, str] = {}
-        describe = getattr(pipeline.collector, "describe", None)
-        if describe is not None:
-            told["collector"] = describe(pipeline.claim.cohort or self.num_clients)
-        if isinstance(pipeline.combiner, Robust):
-            told["rule"] = pipeline.combiner.promise(pipeline.claim.inputs or self.num_clients)
-        if attack is not None and self.config.attack is not None:
-            liars = len(attack.attackers(self.num_clients, self.config.seed))
-            told["attack"] = f"{self.config.attack.name}, {liars} of {self.num_clients} clients"
-        return told
-
-    def _warn(self) -> None:
-        """Of a rule that bears fewer than lie: the figures would speak of the setting, not of the rule."""
-        combiner, attack = self.strategy.pipeline.combiner, self.assembly.attack
-        if not isinstance(combiner, Robust):
-            return
-        f = combiner.tolerance(self.strategy.pipeline.claim.inputs or self.num_clients)
-        liars = 0 if attack is None else len(attack.attackers(self.num_clients, self.config.seed))
-        if liars > f:
-            self.console.note(
-                f"{liars} clients lie and the rule bears {f}: raise combiner.f or num_clients, or lower attack.fraction"
-            )
-        elif f == 0:
-            self.console.note("the rule bears no liar: raise num_clients, or set combiner.f")
 
     def _show(self, row: Row) -> None:
         self.console.round(row, self.config.rounds)
@@ -380,7 +354,7 @@ def engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[
     if assembly.adversary is not None:
         attackers = assembly.adversary.attack.attackers(num_clients, config.seed)
         pool = AdversaryPool(pool, assembly.adversary, attackers)
-    with closing(pool):
+    with closing(pool), _secrets_forgotten(assembly):
         pool.start()  # now, so that its faults and its time are not the first round's
         yield EngineGrid(
             pool,
@@ -392,6 +366,17 @@ def engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[
             start=begin,
             whole_rounds=assembly.adversary is not None,
         )
+
+
+@contextmanager
+def _secrets_forgotten(assembly: Assembly) -> Iterator[None]:
+    """Leaves no session's keys behind: nobody asks the engine's clients again, as a device's are by the next round."""
+    try:
+        yield
+    finally:
+        half = assembly.client_half("engine")
+        if isinstance(half, MaskedClient):
+            half.forget()
 
 
 def _count_nodes(grid: Grid, settle: float = 2.0, patience: float = 300.0) -> int:

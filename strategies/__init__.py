@@ -27,6 +27,8 @@ from strategies.presets import (
     norm_bounding,
     robust,
     scaffold,
+    secure,
+    secure_grouped,
     trimmed_mean,
 )
 from strategies.strategy import PipelineStrategy
@@ -59,5 +61,7 @@ __all__ = [
     "pipeline_mod",
     "robust",
     "scaffold",
+    "secure",
+    "secure_grouped",
     "trimmed_mean",
 ]

@@ -9,14 +9,17 @@ All work with vanilla clients, which return weights (set `vanilla=False` where t
 
 The robust ones weight every client alike and bear f of a round's clients sending anything at all. A round with too few
 replies for f is tried again, and then skipped; f is never lowered.
+
+The secure ones need `pipeline_mod(half=MaskedClient(folder))` in the ClientApp. A masked client can't be made to clip,
+or be judged by itself: one that lies can spoil the sum that it is in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from strategies.collectors import Plain
+from strategies.collectors import Masked, Plain
 from strategies.combiners import (
     Bulyan,
     CenteredClipping,
@@ -32,7 +35,7 @@ from strategies.combiners import (
     TrimmedMean,
 )
 from strategies.pipeline import Pipeline
-from strategies.protocols import Combiner, ConfigValue, Job
+from strategies.protocols import Collector, Combiner, ConfigValue, Job
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
 from strategies.strategy import PipelineStrategy
@@ -45,6 +48,7 @@ PROXIMAL_MU = "proximal-mu"
 def _strategy(
     optimizer: ServerOptimizer,
     *,
+    collector: Collector | None = None,
     combiner: Combiner | None = None,
     root: Callable[[Job], Update] | None = None,
     fraction: float = 1.0,
@@ -53,7 +57,7 @@ def _strategy(
     **keywords: Any,
 ) -> PipelineStrategy:
     pipeline = Pipeline(
-        collector=Plain(vanilla=vanilla),
+        collector=collector or Plain(vanilla=vanilla),
         sampler=Uniform(fraction=fraction),
         combiner=combiner or Mean(),
         optimizer=optimizer,
@@ -167,3 +171,37 @@ def norm_bounding(f: int, bound: float | None = None, **keywords: Any) -> Pipeli
 def fltrust(f: int, root: Callable[[Job], Update], **keywords: Any) -> PipelineStrategy:
     """FLTrust (Cao et al. 2021, Algorithm 2). `root` trains the server's own update for a job, on data of its own."""
     return _robust(FLTrust(f=f), root=root, **keywords)
+
+
+def secure(
+    max_weight: int | None = 1000, *, malicious: bool = False, **keywords: Any
+) -> PipelineStrategy:
+    """Secure aggregation, the server sees the sum only (Bell et al. 2020; Bonawitz et al. 2017).
+
+    No protection from clients that lie: nobody sees what one of them sends.
+
+    Args:
+        max_weight: the largest number of examples that counts; None weights all clients alike.
+        malicious: for clients whose policy pins a roster.
+        keywords: `PipelineStrategy`'s; `fraction`.
+    """
+    weighting: Literal["examples", "uniform"] = "uniform" if max_weight is None else "examples"
+    return _strategy(
+        SGD(),
+        collector=Masked(max_weight=max_weight, malicious=malicious),
+        combiner=Mean(weighting=weighting),
+        **keywords,
+    )
+
+
+def secure_grouped(
+    groups: int, f: int, rule: Robust | None = None, **keywords: Any
+) -> PipelineStrategy:
+    """Secure aggregation within random groups, a robust rule over the groups' means: the median by default.
+
+    A client that lies spoils its group, so f bounds the liars. The server sees each group's sum, and across rounds, in
+    which groups are drawn anew, their differences tell more than one sum of all would.
+    """
+    return _strategy(
+        SGD(), collector=Masked(groups=groups), combiner=rule or Median(f=f), **keywords
+    )

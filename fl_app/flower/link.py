@@ -185,14 +185,22 @@ class Deployment(SuperLink):
     Args:
         project: directory with the app's pyproject.toml.
         num_supernodes: how many SuperNodes join.
+        node_config: what each SuperNode is told besides, by its partition, as in ``key="value"``.
 
     Raises:
         FlowerError: a program did not start or did not join.
     """
 
-    def __init__(self, project: Path, *, num_supernodes: int = 2) -> None:
+    def __init__(
+        self,
+        project: Path,
+        *,
+        num_supernodes: int = 2,
+        node_config: Callable[[int], str] = lambda partition: "",
+    ) -> None:
         super().__init__(project, simulation=False)
         self.num_supernodes = num_supernodes
+        self.node_config = node_config
 
     def _started(self, stack: ExitStack) -> None:
         nodes = [self._join(stack, partition) for partition in range(self.num_supernodes)]
@@ -220,7 +228,8 @@ class Deployment(SuperLink):
         stack.callback(port.close)
         command = ["flower-supernode", "--insecure", "--superlink", self.port.address]
         command += ["--host", "127.0.0.1", "--port", str(port.number), "--node-config"]
-        command += [f"partition-id={partition} num-partitions={self.num_supernodes}"]
+        own = f"partition-id={partition} num-partitions={self.num_supernodes}"
+        command += [f"{own} {self.node_config(partition)}".strip()]
         return stack.enter_context(self._program(command, home, Path.cwd()))
 
     def _online(self) -> int:

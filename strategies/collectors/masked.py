@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +19,12 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from strategies.collectors.groups import Grouped
+from strategies.collectors.journal import Journal, Recalled
 from strategies.collectors.masked_session import MaskedSession
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Session
 from strategies.ranges import Ranged
+from strategies.secagg.masking import room
 from strategies.secagg.member import MaskedClient
 from strategies.secagg.parameters import Parameters, choose
 from strategies.secagg.policy import node_policy, simulation_policy
@@ -54,6 +57,7 @@ class Masked(Ranged):
             client's roster never comes with a run: it is in its own node config.
         identities: folder of the private identity keys, likewise.
         seed: of the groups' draw; None for the operating system's entropy. Keys and masks never come of it.
+        journal: file of the sums that were opened on the present model; None keeps them in memory.
 
     Raises:
         ValueError: a setting is out of its range, or groups are weighted by examples.
@@ -73,6 +77,7 @@ class Masked(Ranged):
     roster: Path | None = None
     identities: Path | None = None
     seed: int | None = None
+    journal: Path | None = None
     _run: bytes = field(default_factory=lambda: os.urandom(ID_BYTES), init=False, repr=False)
     _void: tuple[bytes, list[bytes]] = field(default=(b"", []), init=False, repr=False)
 
@@ -86,6 +91,7 @@ class Masked(Ranged):
                 f"leave max_weight out"
             )
         self._digest = ModelDigest()
+        self._journal = Journal(self.journal)
 
     def check(self, claim: Claim) -> Claim:
         """Narrows what is seen to sums. Nothing may travel beside them, and only sums are to be made of updates.
@@ -130,6 +136,15 @@ class Masked(Ranged):
                 + (", or make fewer groups" if self.groups > 1 else "")
                 + ", or tolerate fewer drop-outs and colluders",
             ) from error
+        try:
+            room(max(sizes), self.limit or 1.0, self.headroom, self.max_weight or 0)
+        except ValueError as error:
+            raise ContractError(
+                name_of(self),
+                name_of(self),
+                str(error),
+                "lower collector.max_weight or collector.headroom",
+            ) from error
         return [found[size] for size in sizes]
 
     def describe(self, cohort: int) -> str:
@@ -151,11 +166,13 @@ class Masked(Ranged):
         )
 
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
-        """A session, or one for each group."""
+        """A session, or one for each group; the sums that were opened on this very model, where there are some."""
+        digest = self._digest.of(job.records)
+        if sums := self._journal.recall(self._run, digest, job.layouts):
+            return Recalled(sums)
         order = list(cohort)
         if self.groups > 1:
             self._shuffle(order, job)
-        digest = self._digest.of(job.records)
         if self._void[0] != digest:
             self._void = (digest, [])
         plans = self.plan(len(order))
@@ -190,7 +207,8 @@ class Masked(Ranged):
             max_weight=float(self.max_weight or 0),
             stochastic=self.stochastic,
         )
-        return MaskedSession(job, sorted(members), terms, self._void[1])
+        keep = partial(self._journal.keep, self._run, digest)
+        return MaskedSession(job, sorted(members), terms, self._void[1], keep)
 
     def _limit(self, job: Job) -> float:
         if self.limit is not None:

@@ -7,6 +7,7 @@ session is void, and nobody has revealed a share.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import SystemRandom
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from strategies.contents import Contents
+from strategies.contents import SATURATED, Contents
 from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.records import bundle, extended, record_in
 from strategies.secagg.graph import circulant
@@ -32,7 +33,10 @@ from strategies.secagg.statements import (
     UPLOAD,
 )
 from strategies.secagg.terms import SECAGG, Said, Terms
+from strategies.update import Update
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
+
+log = logging.getLogger(__name__)
 
 _SEMI_HONEST = (KEYS, SHARES, UPLOAD, UNMASK)
 _MALICIOUS = (KEYS, SHARES, UPLOAD, AGREE, UNMASK)
@@ -46,10 +50,18 @@ class MaskedSession:
         members: logical ids, ascending.
         terms: of the session.
         void: ids of the sessions on this model that came to nothing; this one's is added if it does, too.
+        keep: told of the sum before anything is made of it.
     """
 
-    def __init__(self, job: Job, members: Sequence[int], terms: Terms, void: list[bytes]) -> None:
-        self._job, self._terms, self._void = job, terms, void
+    def __init__(
+        self,
+        job: Job,
+        members: Sequence[int],
+        terms: Terms,
+        void: list[bytes],
+        keep: Callable[[Update], None] = lambda update: None,
+    ) -> None:
+        self._job, self._terms, self._void, self._keep = job, terms, void, keep
         self._steps = _MALICIOUS if terms.malicious else _SEMI_HONEST
         self._step = ""
         self._config = ConfigRecord(
@@ -295,6 +307,13 @@ class MaskedSession:
             )
         except Refused as refused:
             return [Void(str(refused))]
+        self._keep(update)
+        if (cut := update.metrics[SATURATED]) > 0:
+            log.warning(
+                "%.3g%% of all elements were cut at ±%g: raise collector.limit, or clip",
+                100 * cut,
+                self._terms.limit,
+            )
         return [update]
 
     # ---- who is whose neighbour, and whether enough are left ----

@@ -21,6 +21,10 @@ from strategies.ranges import Ranged
 from strategies.update import MAXIMUM_SECTIONS, Layout, Section, Update
 
 _WEIGHTED = {"uniform": "alike", "examples": "by examples"}
+_MEND = {
+    "uniform": "use combiner=uniform_mean, or one sum with collector.max_weight=1000, the largest weight that counts",
+    "examples": "use combiner=mean, or collector.max_weight=null",
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,7 @@ class Mean(Ranged):
                 name_of(self),
                 f"the sums weight their members {_WEIGHTED[claim.summed]}, the mean is to weight them "
                 f"{_WEIGHTED[self.weighting]}",
-                "use combiner=uniform_mean, or collector.max_weight=1000 (the largest weight that counts) with "
-                "combiner=mean",
+                _MEND[claim.summed],
             )
         bound = claim.l2_bound()
         bounded = self.denominator == "cohort" and bound is not None and claim.cohort is not None

@@ -89,7 +89,7 @@ class Robust(Ranged, ABC):
             self,
             Visibility.GROUP,
             why="it compares updates with one another, and the server sees their sum only",
-            instead="use combiner=mean, or a collector that shows sums of groups",
+            instead="use combiner=mean, or collector=masked_groups",
         )
         self.needs(claim, self)
         if claim.inputs is not None:

@@ -28,10 +28,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
+from cryptography.hazmat.primitives.ciphers import CipherContext
 from numpy.typing import NDArray
 
 from strategies.ranges import Ranged
-from strategies.secagg.masks import BLOCK, Keystream
+from strategies.secagg.masks import BLOCK, ZEROS, keystream
 
 _LARGEST = 2**31 - 1
 
@@ -60,7 +61,7 @@ class FixedPoint(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top < 1:
+        if self.top < 1 or math.isinf(self.scale):
             raise ValueError(
                 f"{self.members} members within ±{self.limit} and noise within ±{self.headroom} leave no step in 32"
                 f" bits: fewer members, a larger limit or less noise"
@@ -124,7 +125,7 @@ class FixedPoint(Ranged):
             raise ValueError(f"factor = {factor!r}: must be from 0 to 1, or sums could wrap")
         if vector.shape != out.shape:
             raise ValueError(f"a vector of shape {vector.shape} into one of {out.shape}")
-        up = _Up(Keystream(entropy(32))) if rounding == "stochastic" else None
+        up = _Up(keystream(entropy(32))) if rounding == "stochastic" else None
         scale, top, saturated = factor * self.scale, self.top, 0
         scaled = np.empty(min(BLOCK, len(vector)))
         for begin in range(0, len(vector), BLOCK):
@@ -164,7 +165,7 @@ class FixedPoint(Ranged):
 class _Up:
     """Stochastic rounding in place: x becomes ⌊x⌋ + 1 where u·2⁻³² is below x − ⌊x⌋, u from a keystream."""
 
-    def __init__(self, stream: Keystream) -> None:
+    def __init__(self, stream: CipherContext) -> None:
         self._stream = stream
         self._words = np.empty(BLOCK, "<u4")
         self._floor = np.empty(BLOCK)
@@ -174,7 +175,7 @@ class _Up:
         """Rounds a (≤ BLOCK,) vector."""
         size = len(values)
         words, floor, uniform = self._words[:size], self._floor[:size], self._uniform[:size]
-        self._stream.fill(words)
+        self._stream.update_into(ZEROS[: words.nbytes], words.view(np.uint8).data)
         np.multiply(words, 2.0**-32, out=uniform)
         np.floor(values, out=floor)
         values -= floor

@@ -75,18 +75,25 @@ def rounding(terms: Terms) -> Rounding:
 def codings(terms: Terms) -> tuple[FixedPoint, int]:
     """How a session's vectors are encoded, and steps per unit of their tails.
 
-    The tail's steps are a multiple of w_max, so that a whole number of examples is exact.
-
     Raises:
-        Refused: `range`, when there is no room for a single step.
+        Refused: `range`, as `room` says.
     """
-    largest = max(1, int(terms.max_weight))
-    tail_scale = largest * ((2**31 - 1) // (terms.members * largest))
     try:
-        if not tail_scale:
-            raise ValueError(
-                f"{terms.members} members of up to {largest} examples each are past 31 bits"
-            )
-        return FixedPoint(terms.limit, terms.members, terms.headroom), tail_scale
+        return room(terms.members, terms.limit, terms.headroom, int(terms.max_weight))
     except ValueError as error:
         raise Refused("range", str(error)) from error
+
+
+def room(members: int, limit: float, headroom: float, max_weight: int) -> tuple[FixedPoint, int]:
+    """What 32 bits leave for vectors, and for tails: these have steps that divide an example.
+
+    A whole number of examples is exact, since the tail's steps per unit are a multiple of w_max (0: weights alike).
+
+    Raises:
+        ValueError: there is no room for a single step.
+    """
+    largest = max(1, max_weight)
+    steps = largest * ((2**31 - 1) // (members * largest))
+    if not steps:
+        raise ValueError(f"{members} members of up to {largest:,} examples each do not fit 31 bits")
+    return FixedPoint(limit, members, headroom), steps

@@ -45,7 +45,7 @@ from strategies.secagg.statements import (
     seed_commitment,
 )
 from strategies.secagg.terms import ID_BYTES, SECAGG, ModelDigest, Said, Terms
-from strategies.secagg.vault import Vault
+from strategies.secagg.vault import Vault, forget_all
 from strategies.secagg.witness import agreed_upon, included, introduced
 from strategies.update import Update
 from strategies.wire import Refused, config_of, integer_in, pack
@@ -123,6 +123,10 @@ class MaskedClient:
             vault.keep(session, state)
             vault.keep_upload(session, array.data)
         return _upload(array.data, state)
+
+    def forget(self) -> None:
+        """Deletes what is left of all sessions; the ledgers stay."""
+        forget_all(self._folder)
 
     # ---- the steps ----
 

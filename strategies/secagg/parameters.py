@@ -36,6 +36,9 @@ from strategies.secagg.tails import log2_tails
 LEAST_DEGREE = 10
 """No client is hidden among a handful: ⌊γn⌋ and ⌊δn⌋ of few clients are 0 or 1, and zeros prove anything."""
 
+LEAST_SPARSE = 100
+"""No sparse graph for fewer against a malicious server: little work is saved, and small sums could be opened."""
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -79,10 +82,9 @@ class Parameters:
 
     def describe(self) -> str:
         """One line for people."""
-        drawn = (
-            " that it draws and all that draw it" if self.malicious and not self.complete else ""
-        )
-        others = f"{self.degree}{drawn}" if drawn else f"{self.degree} others"
+        others = f"{self.degree} others"
+        if self.malicious and not self.complete:
+            others = f"{self.degree} that it draws and all that draw it"
         against = "; against a malicious server, " if self.malicious else "; "
         return (
             f"each of {self.members} clients masks with {others}, {self.threshold} of its {self.holders}"
@@ -137,13 +139,12 @@ def choose(
     whole = viable(members - 1)
     if whole is None:  # what the complete graph cannot do, no smaller one can
         raise ValueError(_refusal(crowd, dropouts, colluders, malicious))
-    sparse = () if complete else range(LEAST_DEGREE, members - 1, 1 if malicious else 2)
+    whole_only = complete or (malicious and members <= LEAST_SPARSE)
+    sparse = () if whole_only else range(LEAST_DEGREE, members - 1, 1 if malicious else 2)
     shape = next(filter(None, map(viable, sparse)), whole)
-    least, exposed = (
-        _least_honest(crowd, shape, privacy_bits)
-        if malicious
-        else (crowd.honest, shape.log2_exposed)
-    )
+    least, exposed = crowd.honest, shape.log2_exposed
+    if malicious:
+        least, exposed = _least_honest(crowd, shape, privacy_bits)
     return Parameters(
         members=members,
         degree=shape.degree,

@@ -16,6 +16,7 @@ VALUES = {
     "cohort": st.none() | st.integers(1, 1000),
     "sampling": st.sampled_from(["poisson", "fixed", "uncontrolled"]),
     "weighting": st.sampled_from(["uniform", "examples"]),
+    "summed": st.sampled_from([None, "uniform", "examples"]),
     "denominator": st.sampled_from(["replies", "cohort"]),
     "sections": st.frozensets(st.sampled_from([DELTA, "control", "buffers"]), min_size=1),
     "bounds": st.dictionaries(st.sampled_from([DELTA, "control", "buffers"]), st.floats(1e-6, 1e6)),

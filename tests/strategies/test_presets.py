@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import strategies
-from strategies import ContractError
+from strategies import ContractError, Visibility
 from strategies.combiners import (
     Bulyan,
     CenteredClipping,
@@ -19,6 +19,7 @@ from strategies.combiners import (
 )
 from strategies.exchange import NoClientsError
 from strategies.presets import PROXIMAL_MU
+from strategies.secagg import MaskedClient
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
 from strategies.update import CONTROL, DELTA, Section, Update
 from strategies.wire import CONFIG, pack_model, unpack_model
@@ -184,3 +185,23 @@ def test_a_robust_strategy_waits_for_as_many_clients_as_its_rule_needs():
 def test_f_must_be_given_where_nothing_fixes_the_cohort():
     with pytest.raises(ContractError, match=r"set f \(combiner.f=1\)"):
         strategies.robust(f=None)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        strategies.secure(seed=1),
+        strategies.secure(None, seed=1),
+        strategies.secure_grouped(3, 1, seed=1),
+    ],
+    ids=["by examples", "uniform", "grouped"],
+)
+def test_a_secure_strategy_sees_sums_only(strategy, tmp_path):
+    half = MaskedClient(tmp_path)
+    nodes = {
+        number: trellis_node(lambda *_: {DELTA: [0.5, -1.0]}, half=half) for number in range(9)
+    }
+    result = strategy.start(ScriptedGrid(nodes), pack_model(parameters(0, 0)), num_rounds=2)
+    np.testing.assert_allclose(unpack_model(result.arrays)["w"], [1, -2], rtol=1e-5)
+    assert strategy.claim.visibility < Visibility.EACH
+    assert strategy.claim.clear == frozenset()

@@ -12,11 +12,12 @@ from flwr.serverapp import Grid
 
 from fl_app.engine.clock import VirtualClock
 from fl_app.engine.flwr_internals import set_message_id
+from strategies.collectors import PlainClient
 from strategies.mod import kinds_of, layouts_of
 from strategies.pipeline import encode
-from strategies.protocols import Stage
+from strategies.protocols import ClientHalf, Stage
 from strategies.update import DELTA, Layout, Section, Update
-from strategies.wire import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, unpack_model, write_update
+from strategies.wire import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAINS, unpack_model
 
 Node = Callable[[Message], Iterable[Message | tuple[float, Message]]]
 """Replies to a request: none, one or many, each at once or after so many virtual seconds."""
@@ -98,14 +99,23 @@ def trellis_node(
     examples: float = 1,
     stages: Sequence[Stage] = (),
     metrics: Mapping[str, float] | None = None,
+    half: ClientHalf | None = None,
 ) -> Node:
-    """A node that sends updates and evaluates to `metrics`."""
+    """A node that sends updates, by the collector's client half, and evaluates to `metrics`."""
     layouts: dict[str, Layout] = {}
+    collector = half or PlainClient()
 
     def answer(message: Message) -> Iterator[Message]:
         config = message.content.config_records[CONFIG]
         if message.metadata.message_type == "evaluate":
             yield Message(numbers(examples, **(metrics or {})), reply_to=message)
+            return
+        if not config.get(TRAINS, True):
+            yield Message(collector.answer(message.content), reply_to=message)
+            return
+        ready = collector.prepare(message.content)
+        if ready is not None:
+            yield Message(ready, reply_to=message)
             return
         arrays = unpack_model(message.content.array_records[ARRAYS])
         if not layouts:  # the same model every round
@@ -117,7 +127,7 @@ def trellis_node(
         }
         update = Update(sections, examples, (client,), config["version"], dict(metrics or {}))
         update = encode(update, stages, config, client)
-        yield Message(write_update(update, client=client, round_number=number), reply_to=message)
+        yield Message(collector.reply(update, message.content), reply_to=message)
 
     return answer
 

@@ -37,6 +37,7 @@ def config(**changes: Any) -> Config:
         "task": task,
         "model": node("model", hidden=[64, 32]),
         "client": node("client", lr=0.05, inner=node("inner", a=1)),
+        "collector": node("collector"),
         "combiner": node("combiner"),
         "server": node("server", lr=1.0),
         "sampler": node("sampler"),

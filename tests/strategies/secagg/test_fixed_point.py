@@ -145,6 +145,7 @@ def test_what_is_not_finite_is_refused_by_its_place(bad):
         (lambda: FixedPoint(1.0, 2, -1.0), "headroom = -1.0"),
         (lambda: FixedPoint(1.0, 2**31), "leave no step"),
         (lambda: FixedPoint(1e-9, 2, 10.0), "less noise"),
+        (lambda: FixedPoint(5e-324, 2), "a larger limit"),
         (lambda: encoded(FixedPoint(1.0, 2), [0.0], factor=1.1), "factor = 1.1"),
         (lambda: encoded(FixedPoint(1.0, 2), [0.0], factor=math.nan), "factor = nan"),
         (lambda: FixedPoint(1.0, 2).encode(np.zeros(3, np.float32), np.zeros(2, np.uint32)), "shape"),

@@ -1,8 +1,10 @@
 """The smallest graph that will do: held against exact fractions, and against simulated rounds."""
 
 import math
+import runpy
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from strategies.secagg.graph import circulant
 from strategies.secagg.parameters import LEAST_DEGREE, choose
 from tests.strategies.secagg.test_tails import exact_tail, log2
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 parts = st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.3, 0.4])
 
@@ -165,6 +169,11 @@ def test_one_line_for_people():
     assert "masks with 54 that it draws and all that draw it, 41 of its 55 shareholders" in said
     assert "malicious server, fails to hide with probability ≤ 2^-42, to complete ≤ 2^-21" in said
     assert "\n" not in said
+
+
+def test_the_documented_table_is_what_is_chosen():
+    table = runpy.run_path(str(DOCS / "secagg_table.py"))["table"]()
+    assert table in (DOCS / "secure_aggregation.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
