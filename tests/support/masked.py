@@ -182,6 +182,14 @@ class Cohort:
         """New objects over the same folder, as after a crash of every client."""
         self.clients = {one: MaskedClient(self.folder, self.policies[one]) for one in self.members}
 
+    def restore(self) -> None:
+        """A new server with the old one's state, and none of the sums that it has opened."""
+        old = self.collector
+        self.collector = Masked(
+            malicious=old.malicious, dropouts=old.dropouts, colluders=old.colluders
+        )
+        self.collector.load_state_dict(old.state_dict())
+
     @property
     def steps(self) -> tuple[str, ...]:
         return MALICIOUS_STEPS if self.collector.malicious else STEPS

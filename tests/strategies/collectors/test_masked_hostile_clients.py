@@ -185,7 +185,7 @@ def test_forged_signatures_on_the_survivors_open_nothing_below_the_quorum(forged
 
 
 def test_a_sum_that_cannot_be_one_is_refused():
-    """A client that sends noise instead of its masked update spoils the sum; the count of members shows it."""
+    """A client that sends noise in place of its masked update spoils the sum: the count shows it but once in 2³²."""
     noise = np.random.default_rng(0).integers(0, 2**32, 10, np.uint32)
     with cohort(5) as clients:
         outcome = clients.run(reply=at("upload", 2, array(noise)))
@@ -217,10 +217,14 @@ def test_an_update_that_cannot_be_summed_stays_at_home(options, words):
         assert outcome.update.members == (0, 1, 3, 4)
 
 
-def test_a_run_with_no_room_in_the_ring_is_refused_by_the_clients():
-    with cohort(5, max_weight=2**31 - 1) as clients:
-        outcome = clients.run()
-        assert "range: 5 members of up to 2147483647 examples each" in str(outcome.refusals[0])
+@pytest.mark.parametrize("terms", [{"max_weight": 1e300}, {"limit": 5e-324}])
+def test_terms_with_no_room_in_the_ring_are_refused_by_the_clients(terms):
+    with cohort(5) as clients:
+        outcome = clients.run(
+            request=lambda step, _, told: altered(told, **terms) if step == "keys" else told
+        )
+        assert all("range: " in str(refused) for refused in outcome.refusals.values())
+        assert "after the phase upload 0 of 5 clients are left" in outcome.void
 
 
 VALUES = (

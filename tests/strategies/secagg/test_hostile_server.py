@@ -308,12 +308,12 @@ def test_signed_keys_of_an_earlier_session_do_not_pass():
 
 
 def test_a_neighbour_that_neither_drew_is_refused():
-    with cohort(20, mode=HARD, dropouts=0.2) as clients:
+    with cohort(102, mode=HARD, dropouts=0.0) as clients:
         outcome = clients.run(until="shares")
         session, terms = outcome.session, clients.terms(outcome)
         stranger = next(
             one
-            for one in range(1, 20)
+            for one in range(1, 102)
             if one not in session._drawn[0] and 0 not in session._drawn[one]
         )
         request = outcome.of("shares", 0, "request")
@@ -324,20 +324,21 @@ def test_a_neighbour_that_neither_drew_is_refused():
             "drawn": [drawn for one in peers for drawn in session._drawn[one]],
             "signatures": b"".join(session._signed[one] for one in peers),
         }
-        assert terms.degree < 19
+        assert terms.degree < 101
         with pytest.raises(Refused, match=f"neither drew the other: client {stranger}"):
             clients.answer(0, altered(request, **told))
 
 
 def test_a_crowd_that_drew_one_client_is_refused():
     """Colluders may draw whom they like: more than four times as many as at random are too many."""
-    with cohort(60, mode=HARD, dropouts=0.0) as clients:
+    with cohort(102, mode=HARD, dropouts=0.0) as clients:
         outcome = clients.run(until="shares")
         session, terms = outcome.session, clients.terms(outcome)
-        assert terms.degree == 10
-        peers = list(range(1, 60))
-        drawn = {one: sorted({0, *session._drawn[one][:9]} | {one % 59 + 1})[:10] for one in peers}
-        drawn = {one: [0, *[x for x in range(1, 12) if x != one][:9]] for one in peers}
+        peers = list(range(1, 102))
+        drawn = {
+            one: [0, *[other for other in peers if other != one][: terms.degree - 1]]
+            for one in peers
+        }
         signatures = [
             clients.identities[one].sign(introduction(terms, one, session._keys[one], drawn[one]))
             for one in peers
@@ -348,7 +349,7 @@ def test_a_crowd_that_drew_one_client_is_refused():
             "drawn": [one for peer in peers for one in drawn[peer]],
             "signatures": b"".join(signatures),
         }
-        with pytest.raises(Refused, match="59 clients drew this one"):
+        with pytest.raises(Refused, match="101 clients drew this one"):
             clients.answer(0, altered(outcome.of("shares", 0, "request"), **told))
 
 
