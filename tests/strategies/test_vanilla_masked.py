@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from strategies import PipelineStrategy, pipeline_mod
 from strategies.admission import Admission
 from strategies.collectors import Masked
+from strategies.combiners import Mean
 from strategies.contents import FIXED_POINT_ERROR, SATURATED
 from strategies.pipeline import Pipeline
 from strategies.secagg import MaskedClient
@@ -30,9 +31,9 @@ def change_of(client: int, name: str) -> np.ndarray:
     return rng.uniform(-0.5, 0.5, START[name].shape).astype(np.float32)
 
 
-def vanilla_app(path: Path, client: int) -> ClientApp:
+def vanilla_app(client: int, half: MaskedClient | None) -> ClientApp:
     """A train function that knows nothing of masks: it adds its own change to the weights."""
-    app = ClientApp(mods=[pipeline_mod(half=MaskedClient(path))])
+    app = ClientApp(mods=[pipeline_mod(half=half)])
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -46,7 +47,7 @@ def vanilla_app(path: Path, client: int) -> ClientApp:
 
 
 def node(path: Path, client: int, lost: Lost) -> Node:
-    app = vanilla_app(path, client)
+    app = vanilla_app(client, MaskedClient(path))
     context = Context(1, 100 + client, {"partition-id": client}, RecordDict(), {})
 
     def answer(message: Message) -> Iterator[Message]:
@@ -65,7 +66,9 @@ def run(
     path: Path, rounds: int, lost: Lost = lambda *_: False, max_weight: int | None = None
 ) -> tuple[ArrayRecord, dict[int, MetricRecord], ScriptedGrid]:
     pipeline = Pipeline(
-        collector=Masked(max_weight=max_weight), admission=Admission(max_attempts=2)
+        collector=Masked(max_weight=max_weight),
+        combiner=Mean(weighting="examples" if max_weight else "uniform"),
+        admission=Admission(max_attempts=2),
     )
     grid = ScriptedGrid({100 + one: node(path, one, lost) for one in range(CLIENTS)})
     strategy = PipelineStrategy(pipeline, federated_every=0)
@@ -114,7 +117,7 @@ def test_clients_that_are_lost_in_one_step_are_left_out(step):
 
 
 def test_a_round_that_is_void_while_it_opens_is_tried_again(caplog):
-    """Too few answer the last request once; all are asked again, by new keys, and join. Nothing secret is logged."""
+    """Too few answer the last request once; all are asked again, by new keys, and join. No key is logged."""
     caplog.set_level(logging.DEBUG)
     left = {"calls": 7}
 
@@ -129,21 +132,20 @@ def test_a_round_that_is_void_while_it_opens_is_tried_again(caplog):
         np.testing.assert_allclose(arrays["w"].numpy(), mean(range(CLIENTS), "w"), atol=1e-6)
         assert len(grid.sent) == 2 * 4 * CLIENTS
         assert "after the phase unmask 3 shares came of a secret of client" in caplog.text
-        secrets = {
+        sent = {
             value.hex()
             for message in grid.sent
             for record in message.content.config_records.values()
             for value in record.values()
             if isinstance(value, bytes) and value
         }
-        assert secrets
-        assert not any(value in caplog.text for value in secrets)
+        assert sent
+        assert not any(value in caplog.text for value in sent)
 
 
 def test_the_app_needs_the_half_that_the_server_has():
     with folder() as path:
-        app = ClientApp(mods=[pipeline_mod()])
-        context = Context(1, 1, {}, RecordDict(), {})
         _, _, grid = run(path, 1)
+        app, context = vanilla_app(0, None), Context(1, 1, {}, RecordDict(), {})
         with pytest.raises(Refused, match="the server's collector is another"):
             app(grid.sent[0], context)
