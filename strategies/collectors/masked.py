@@ -185,7 +185,7 @@ class Masked(Ranged):
     def _session(
         self, job: Job, members: Sequence[int], plan: Parameters, digest: bytes
     ) -> MaskedSession:
-        quorum = max(2, plan.threshold, plan.quorum if plan.malicious else 0)
+        quorum = max(2, plan.quorum)
         if self.groups == 1:
             quorum = max(quorum, min(job.quorum, len(members)))
         terms = Terms(
