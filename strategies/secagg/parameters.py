@@ -53,8 +53,8 @@ class Parameters:
         malicious: whether the server may depart from the protocol.
         colluders_near: how many colluders any client may have among its neighbours, c; 0 where that is not needed.
         least_honest: every sum that opens holds at least so many honest clients.
-        quorum: survivors without which no sum may be opened. In a sparse graph those that are assumed, or its odds would
-            not hold; against a malicious server also the signatures that make a set of survivors the only one.
+        quorum: survivors without which no sum may be opened. In a sparse graph those that are assumed, or its odds
+            would not hold; against a malicious server also the signatures that make a set of survivors the only one.
         log2_exposed: log₂ of a bound on the probability that a client is not hidden.
         log2_halted: log₂ of a bound on the probability that the round does not complete.
     """
