@@ -280,7 +280,7 @@ class MaskedSession:
         assert self._total is not None
         survivors = set(self._survivors)
         dropped = self._sealed.keys() - survivors
-        members = {
+        sharers = {
             one: Member(
                 self._keys[one][KEY_BYTES:],
                 self._commitments[one],
@@ -288,23 +288,22 @@ class MaskedSession:
             )
             for one in self._sealed
         }
-        masked_with = {one for one in dropped if members[one].partners & survivors}
+        masked_with = {one for one in dropped if sharers[one].partners & survivors}
         try:
             remove_masks(
                 self._total,
                 self._terms,
-                members,
+                sharers,
                 {one: self._seeds.get(one, {}) for one in survivors},
                 {one: self._masking.get(one, {}) for one in masked_with},
             )
         except CannotOpenError as error:
             return self._stop(f"after the phase unmask {error}")
         self.done = True
-        sums, tail, noise = opened(self._total, self._contents, self._terms)
+        members = tuple(sorted(survivors))
         try:
-            update = self._contents.update(
-                sums, tail, tuple(sorted(survivors)), self._job.version, noise
-            )
+            sums, tail, noise = opened(self._total, self._contents, self._terms, len(members))
+            update = self._contents.update(sums, tail, members, self._job.version, noise)
         except Refused as refused:
             return [Void(str(refused))]
         self._keep(update)

@@ -59,12 +59,19 @@ def masked(
 
 
 def opened(
-    total: Ring, contents: Contents, terms: Terms
+    total: Ring, contents: Contents, terms: Terms, members: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """An unmasked sum of uploads as sums of vectors, in their units, and of tails; and the noise of one vector."""
+    """An unmasked sum of so many uploads as sums of vectors, in their units, and of tails; the noise of one vector.
+
+    Raises:
+        Refused: `corrupt`, when the members are counted otherwise: noise in place of an upload is right once in 2³².
+    """
     coding, tail_scale = codings(terms)
-    tail = total[contents.size :].view(np.int32) / tail_scale
-    return coding.decode(total[: contents.size]), tail, coding.noise(rounding=rounding(terms))
+    steps = total[contents.size :].view(np.int32)
+    if int(steps[-1]) != members * tail_scale:
+        raise Refused("corrupt", f"the sum of {members} clients counts {steps[-1] / tail_scale:g}")
+    noise = coding.noise(rounding=rounding(terms))
+    return coding.decode(total[: contents.size]), steps / tail_scale, noise
 
 
 def rounding(terms: Terms) -> Rounding:

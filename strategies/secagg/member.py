@@ -115,7 +115,7 @@ class MaskedClient:
             )  # fmt: skip
             array = pack(masked(update, contents, terms, derive(state["seed"], terms.context("self mask")),
                                 *_pairwise(state, terms)))  # fmt: skip
-            state["step"] = UPLOAD
+            state |= {"step": UPLOAD, "shape": list(array.shape)}
             state["layouts"] = [contents.layouts[name].digest for name in sorted(contents.layouts)]
             if terms.malicious:
                 state["included"] = self._includes(state, terms)
@@ -346,15 +346,6 @@ def _record(values: dict[str, Any]) -> RecordDict:
 
 
 def _upload(data: bytes, state: Mapping[str, Any]) -> RecordDict:
-    size = (
-        len(data) - len(data) % 4
-    ) // 4  # what the record states beside the bytes is believed by nobody
-    array = Array(dtype="uint32", shape=(size,), stype="numpy.ndarray", data=data)
-    return bundle(
-        {
-            SECAGG: ConfigRecord(
-                {name: state[name] for name in ("layouts", "included") if name in state}
-            ),
-            "upload": ArrayRecord({"masked": array}),
-        }
-    )
+    said = {name: state[name] for name in ("layouts", "included") if name in state}
+    array = Array(dtype="uint32", shape=tuple(state["shape"]), stype="numpy.ndarray", data=data)
+    return bundle({SECAGG: ConfigRecord(said), "upload": ArrayRecord({"masked": array})})

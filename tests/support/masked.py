@@ -5,9 +5,11 @@ A test says who is lost in which step, and may change any message on its way, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,31 @@ class Outcome:
         return found
 
 
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards: in memory where there is one, since clients wait for their disk."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as path:
+        yield Path(path)
+
+
+@contextmanager
+def cohort(members: int = 5, *, mode: str = "semi-honest", **options: Any) -> Iterator[Cohort]:
+    """So many clients over such a folder; options of the collector and of `Cohort`.
+
+    By default two of five may drop out, and each masks with all others.
+    """
+    of_cohort = {
+        name: options.pop(name)
+        for name in ("vectors", "weights", "metrics", "size", "least", "policies")
+        if name in options
+    }
+    numbers = {"dropouts": 0.4, "colluders": 0.0} | options
+    with folder() as path:
+        collector = Masked(malicious=mode == "malicious", **numbers)
+        yield Cohort(path / "clients", collector, range(members), **of_cohort)
+
+
 class Cohort:
     """Clients over a folder, and the server that sums their updates.
 
@@ -154,6 +181,14 @@ class Cohort:
     def restart(self) -> None:
         """New objects over the same folder, as after a crash of every client."""
         self.clients = {one: MaskedClient(self.folder, self.policies[one]) for one in self.members}
+
+    def restore(self) -> None:
+        """A new server with the old one's state, and none of the sums that it has opened."""
+        old = self.collector
+        self.collector = Masked(
+            malicious=old.malicious, dropouts=old.dropouts, colluders=old.colluders
+        )
+        self.collector.load_state_dict(old.state_dict())
 
     @property
     def steps(self) -> tuple[str, ...]:
