@@ -21,7 +21,6 @@ from strategies.contract import Claim, ContractError, Visibility
 from strategies.protocols import ClientOwn, Job, Session
 from strategies.seeds import generator
 from strategies.state import State
-from strategies.update import BUFFERS, COUNTERS
 
 FOLDER = "ckks"
 """Of the clients' ledgers, and of a simulation's key, in the folder of what clients remember."""
@@ -60,14 +59,7 @@ class Ckks(CkksSettings):
             _ = self.parameters.modulus
         except ValueError as error:
             raise ContractError("SEAL", self.label, str(error), "choose another ring") from error
-        unfit = sorted(claim.sections & {BUFFERS, COUNTERS})
-        if unfit:
-            raise ContractError(
-                claim.source("sections"),
-                self.label,
-                f"the model has {' and '.join(unfit)} (BatchNorm's statistics), which are no part of an encrypted sum",
-                "use GroupNorm or LayerNorm instead of BatchNorm",
-            )
+        claim.need_no_statistics(self)
         if claim.cohort is not None and claim.cohort < self.quorum:
             raise ContractError(
                 claim.source("cohort"),

@@ -31,7 +31,6 @@ from strategies.secagg.policy import node_policy, simulation_policy
 from strategies.secagg.terms import DIGEST_BYTES, ID_BYTES, ModelDigest, Terms, ids_digest
 from strategies.seeds import generator
 from strategies.state import State
-from strategies.update import BUFFERS, COUNTERS
 
 FOLDER = "secagg"
 """Among a client's own files."""
@@ -98,14 +97,7 @@ class Masked(Ranged):
             ContractError: the model has running statistics, or the numbers of clients do not allow for masks.
         """
         claim.need_client_half(self)
-        beside = sorted(claim.sections & {BUFFERS, COUNTERS})
-        if beside:
-            raise ContractError(
-                claim.source("sections"),
-                name_of(self),
-                f"the model has {' and '.join(beside)} (running statistics), which no mask hides",
-                "use GroupNorm instead of BatchNorm",
-            )
+        claim.need_no_statistics(self)
         if claim.cohort is not None:
             self.plan(claim.cohort, claim)
         return claim.given(
