@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from strategies.collectors import Masked, Plain
+from strategies.collectors import Ckks, Masked, Plain
 from strategies.combiners import (
     Bucketing,
     Bulyan,
@@ -56,6 +56,7 @@ CLIENTS: dict[str, Clients] = {
     "`client=sgd`, `proximal`": Clients(Plain(), frozenset({DELTA})),
     "`client=scaffold`": Clients(Plain(), frozenset({DELTA, CONTROL})),
     "`collector=masked`": Clients(Masked(max_weight=1000), frozenset({DELTA})),
+    "`collector=ckks`": Clients(Ckks(max_weight=1000), frozenset({DELTA})),
     "`collector=masked_groups`": Clients(Masked(groups=3), frozenset({DELTA})),
 }
 STAGES: dict[str, tuple[Stage, ...]] = {"": (), "with `clip`": (Clip(),)}

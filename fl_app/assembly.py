@@ -37,6 +37,9 @@ from strategies.strategy import PipelineStrategy
 from strategies.update import DELTA
 from strategies.wire import pack_model, unpack_model
 
+JOURNAL = "sums.safetensors"
+"""In a run's folder: the sums that were opened on the present model."""
+
 Place = Literal["engine", "simulation", "device"]
 """Where clients run: in the engine's workers, in a simulation of Flower's, or each on a machine of its own."""
 
@@ -147,7 +150,10 @@ class Assembly:
     def collector(self) -> Collector:
         """How updates come out of a cohort; both halves."""
         collector: Collector = build(
-            self.config.collector, directory=self.config.directory, seed=self._seed_of_draws
+            self.config.collector,
+            directory=self.config.directory,
+            seed=self._seed_of_draws,
+            journal=self.config.run_dir / JOURNAL,
         )
         return collector
 

@@ -13,6 +13,7 @@ from strategies.pipeline import Pipeline
 from strategies.presets import (
     bulyan,
     centered_clipping,
+    ckks_mean,
     fedadagrad,
     fedadam,
     fedavg,
@@ -46,6 +47,7 @@ __all__ = [
     "Visibility",
     "bulyan",
     "centered_clipping",
+    "ckks_mean",
     "fedadagrad",
     "fedadam",
     "fedavg",

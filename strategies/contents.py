@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from strategies.wire import Refused
 
 SATURATED = "saturated"
 """The metric that tells which share of all elements was cut at the limit."""
+FIXED_POINT_ERROR = "fixed_point_error"
+"""The metric that tells how far rounding has put the mean off: the expected relative L2 error."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Contents:
         tail: NDArray[np.float64],
         members: tuple[int, ...],
         version: int,
+        noise: float = 0.0,
     ) -> Update:
         """The mean of the members' updates out of the sums of their vectors and tails.
 
@@ -106,6 +109,7 @@ class Contents:
             tail: (tail_size,), the sum of their tails.
             members: logical ids of those who are in it.
             version: of the model that they started from.
+            noise: rms error of one element of one member's vector, in the units of x.
 
         Raises:
             Refused: `corrupt`, when the tail can't be that of so many clients: the sum is not what it should be.
@@ -127,6 +131,9 @@ class Contents:
         means = tail[: len(self.metrics)] / total * self.metric_limit
         metrics = dict(zip(self.metrics, map(float, means), strict=True))
         metrics[SATURATED] = max(0.0, float(tail[-3]) / total)
+        length = float(np.linalg.norm(sums))
+        error = noise * sqrt(len(members) * self.size) / total
+        metrics[FIXED_POINT_ERROR] = error / length if length else 0.0
         return Update(sections, total * (self.max_weight or 1.0), members, version, metrics)
 
     def _ends(self) -> Iterator[slice]:

@@ -12,7 +12,7 @@ from enum import IntEnum
 from math import sqrt
 from typing import Literal, Protocol
 
-from strategies.update import DELTA
+from strategies.update import BUFFERS, COUNTERS, DELTA
 
 
 class Visibility(IntEnum):
@@ -186,6 +186,17 @@ class Claim:
                 name_of(part),
                 f"{', '.join(sorted(self.clear))} would travel in clear beside the protected vector",
                 "use uniform weights, keep metrics inside the vector, and GroupNorm instead of BatchNorm",
+            )
+
+    def need_no_statistics(self, part: object) -> None:
+        """Refuses models with running statistics, which can't be part of a sum that nobody looks into."""
+        beside = sorted(self.sections & {BUFFERS, COUNTERS})
+        if beside:
+            raise ContractError(
+                self.source("sections"),
+                name_of(part),
+                f"the model has {' and '.join(beside)} (BatchNorm's running statistics), which can be in no such sum",
+                "use GroupNorm instead of BatchNorm",
             )
 
     def need_client_half(self, part: object) -> None:

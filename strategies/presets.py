@@ -11,7 +11,8 @@ The robust ones weight every client alike and bear f of a round's clients sendin
 replies for f is tried again, and then skipped; f is never lowered.
 
 The secure ones need `pipeline_mod(half=MaskedClient(folder))` in the ClientApp. A masked client can't be made to clip,
-or be judged by itself: one that lies can spoil the sum that it is in.
+or be judged by itself: one that lies can spoil the sum that it is in. `ckks_mean` needs the client half of its own
+collector there, `Ckks(…).client_half(ClientOwn(folder, {"ckks-key": file}, simulated=False))`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from strategies.collectors import Masked, Plain
+from strategies.collectors import Ckks, Masked, Plain
 from strategies.combiners import (
     Bulyan,
     CenteredClipping,
@@ -205,3 +206,15 @@ def secure_grouped(
     return _strategy(
         SGD(), collector=Masked(groups=groups), combiner=rule or Median(f=f), **keywords
     )
+
+
+def ckks_mean(collector: Ckks | None = None, **keywords: Any) -> PipelineStrategy:
+    """FedAvg under CKKS with one key for all clients: the server adds what it can't read (docs/ckks.md).
+
+    Whoever has the key opens every upload: no client may collude with the server.
+    """
+    collector = collector or Ckks(max_weight=1000)
+    weighting: Literal["examples", "uniform"] = (
+        "uniform" if collector.max_weight is None else "examples"
+    )
+    return _strategy(SGD(), collector=collector, combiner=Mean(weighting=weighting), **keywords)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fl_app.cli.main import DONE, REFUSED, Parser
 from fl_app.config.faults import nearest
+from strategies.ckks import CkksParameters, SharedKey
 from strategies.secagg.keys import Identity
 from strategies.secagg.policy import Roster, identity_file
 
@@ -16,17 +17,20 @@ _KINDS = {
     "identity": "one client's private identity key; prints the public one, for the roster",
     "roster": "a roster of public identity keys, out of what `trellis keys identity` printed",
     "identities": "a roster and all private keys at once, to simulate the malicious mode on one machine",
+    "ckks": "the key that all clients of collector=ckks share and the server never gets; prints its fingerprint",
 }
 
 _EXAMPLES = """examples:
   trellis keys identity client-3.pem                    on the device of client 3
   trellis keys roster roster.json 0=5f0c… 1=a93b… …     by whoever all clients trust with it
   trellis keys identities keys --clients 20             a simulation
+  trellis keys ckks shared.key                          once, by whoever all clients trust; copy it to each
   trellis run strategy=secure collector.malicious=true collector.roster=keys/roster.json \\
       collector.identities=keys num_clients=20
 
-A client pins the roster in its own node config, where no server can change it:
+A client names its keys in its own node config, where no server can change it:
   flower-supernode --node-config 'partition-id=3 secagg-roster="/etc/roster.json" secagg-identity="/etc/client-3.pem"'
+  flower-supernode --node-config 'partition-id=3 ckks-key="/etc/shared.key"'
 """
 
 
@@ -45,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     kind, *rest = arguments
     makers: dict[str, Callable[[Sequence[str]], None]] = {
         "identity": _identity, "roster": _roster, "identities": _identities,
+        "ckks": _ckks,
     }  # fmt: skip
     if kind not in makers:
         guess = nearest(kind, list(makers))
@@ -104,6 +109,23 @@ def _identities(arguments: Sequence[str]) -> None:
         _write_private(folder / identity_file(client), identity.to_pem())
     Roster({client: one.public for client, one in identities.items()}).save(folder / "roster.json")
     print(f"{folder}: roster.json and {options.clients} private keys", file=sys.stderr)
+
+
+def _ckks(arguments: Sequence[str]) -> None:
+    parser = Parser("trellis keys ckks", description=_KINDS["ckks"])
+    parser.add_argument("file", type=Path, help="where the key goes, mode 0600")
+    parser.add_argument(
+        "--degree",
+        type=int,
+        default=4096,
+        choices=(4096, 8192),
+        help="collector.degree of the runs",
+    )
+    options = parser.read(arguments)
+    _absent(options.file)
+    key = SharedKey.generate(CkksParameters(degree=options.degree))
+    key.save(options.file)
+    print(key.fingerprint)
 
 
 def _absent(path: Path) -> None:

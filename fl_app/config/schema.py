@@ -210,7 +210,7 @@ class Config(_Settings):
     attack: Annotated[TargetNode | None, Part(base="strategies.attacks.Attack")] = None
     collector: Annotated[
         TargetNode,
-        Part(needs=("check", "open", "client_half"), offered=frozenset({"seed"})),
+        Part(needs=("check", "open", "client_half"), offered=frozenset({"seed", "journal"})),
     ]
     combiner: Annotated[TargetNode, Part(needs=("check", "begin"), offered=frozenset({"seed"}))]
     server: Annotated[

@@ -1,6 +1,7 @@
 """How updates come out of a cohort."""
 
+from strategies.collectors.ckks import Ckks
 from strategies.collectors.masked import Masked
 from strategies.collectors.plain import Plain, PlainClient
 
-__all__ = ["Masked", "Plain", "PlainClient"]
+__all__ = ["Ckks", "Masked", "Plain", "PlainClient"]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -19,16 +20,17 @@ from annotated_types import Ge, Gt, Le
 
 from strategies.collectors.groups import Grouped
 from strategies.collectors.masked_session import MaskedSession
+from strategies.collectors.once import Once, Recalled
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Session
 from strategies.ranges import Ranged
+from strategies.secagg.masking import room
 from strategies.secagg.member import MaskedClient
 from strategies.secagg.parameters import Parameters, choose
 from strategies.secagg.policy import node_policy, simulation_policy
 from strategies.secagg.terms import DIGEST_BYTES, ID_BYTES, ModelDigest, Terms, ids_digest
 from strategies.seeds import generator
-from strategies.state import State, Value
-from strategies.update import BUFFERS, COUNTERS
+from strategies.state import State
 
 FOLDER = "secagg"
 """Among a client's own files."""
@@ -54,6 +56,7 @@ class Masked(Ranged):
             client's roster never comes with a run: it is in its own node config.
         identities: folder of the private identity keys, likewise.
         seed: of the groups' draw; None for the operating system's entropy. Keys and masks never come of it.
+        journal: file of the sums that were opened on the present model; None keeps them in memory.
 
     Raises:
         ValueError: a setting is out of its range, or groups are weighted by examples.
@@ -73,8 +76,7 @@ class Masked(Ranged):
     roster: Path | None = None
     identities: Path | None = None
     seed: int | None = None
-    _run: bytes = field(default_factory=lambda: os.urandom(ID_BYTES), init=False, repr=False)
-    _void: tuple[bytes, list[bytes]] = field(default=(b"", []), init=False, repr=False)
+    journal: Path | None = None
 
     label = "collector masked"
 
@@ -86,6 +88,7 @@ class Masked(Ranged):
                 f"leave max_weight out"
             )
         self._digest = ModelDigest()
+        self._once = Once(self.journal)
 
     def check(self, claim: Claim) -> Claim:
         """Narrows what is seen to sums. Nothing may travel beside them, and only sums are to be made of updates.
@@ -94,14 +97,7 @@ class Masked(Ranged):
             ContractError: the model has running statistics, or the numbers of clients do not allow for masks.
         """
         claim.need_client_half(self)
-        beside = sorted(claim.sections & {BUFFERS, COUNTERS})
-        if beside:
-            raise ContractError(
-                claim.source("sections"),
-                name_of(self),
-                f"the model has {' and '.join(beside)} (running statistics), which no mask hides",
-                "use GroupNorm instead of BatchNorm",
-            )
+        claim.need_no_statistics(self)
         if claim.cohort is not None:
             self.plan(claim.cohort, claim)
         return claim.given(
@@ -130,6 +126,15 @@ class Masked(Ranged):
                 + (", or make fewer groups" if self.groups > 1 else "")
                 + ", or tolerate fewer drop-outs and colluders",
             ) from error
+        try:
+            room(max(sizes), self.limit or 1.0, self.headroom, self.max_weight or 0)
+        except ValueError as error:
+            raise ContractError(
+                name_of(self),
+                name_of(self),
+                str(error),
+                "lower collector.max_weight or collector.headroom",
+            ) from error
         return [found[size] for size in sizes]
 
     def describe(self, cohort: int) -> str:
@@ -151,13 +156,13 @@ class Masked(Ranged):
         )
 
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
-        """A session, or one for each group."""
+        """A session, or one for each group; the sums that were opened on this very model, where there are some."""
+        digest = self._digest.of(job.records)
+        if sums := self._once.recall(digest, job.layouts):
+            return Recalled(sums)
         order = list(cohort)
         if self.groups > 1:
             self._shuffle(order, job)
-        digest = self._digest.of(job.records)
-        if self._void[0] != digest:
-            self._void = (digest, [])
         plans = self.plan(len(order))
         sessions = [
             self._session(job, group, plan, digest)
@@ -168,11 +173,11 @@ class Masked(Ranged):
     def _session(
         self, job: Job, members: Sequence[int], plan: Parameters, digest: bytes
     ) -> MaskedSession:
-        quorum = max(2, plan.threshold, plan.quorum if plan.malicious else 0)
+        quorum = max(2, plan.quorum)
         if self.groups == 1:
             quorum = max(quorum, min(job.quorum, len(members)))
         terms = Terms(
-            run=self._run,
+            run=self._once.run,
             session=os.urandom(ID_BYTES),
             model=digest,
             round=job.round,
@@ -190,7 +195,8 @@ class Masked(Ranged):
             max_weight=float(self.max_weight or 0),
             stochastic=self.stochastic,
         )
-        return MaskedSession(job, sorted(members), terms, self._void[1])
+        keep = partial(self._once.keep, digest)
+        return MaskedSession(job, sorted(members), terms, self._once.void(digest), keep)
 
     def _limit(self, job: Job) -> float:
         if self.limit is not None:
@@ -224,19 +230,11 @@ class Masked(Ranged):
 
     def state_dict(self) -> State:
         """The run's id, and which sessions on the present model came to nothing: clients ask for both."""
-        state: dict[str, Value] = {
-            "run": self._run.hex(),
-            "model": self._void[0].hex(),
-            "void": b"".join(self._void[1]).hex(),
-        }
-        return state
+        return self._once.state_dict()
 
     def load_state_dict(self, state: State) -> None:
         """Takes up an earlier run's id, so that clients know the models that they have been in a sum on."""
-        self._run = bytes.fromhex(str(state["run"]))
-        void = bytes.fromhex(str(state["void"]))
-        ids = [void[begin : begin + ID_BYTES] for begin in range(0, len(void), ID_BYTES)]
-        self._void = (bytes.fromhex(str(state["model"])), ids)
+        self._once.load_state_dict(state)
 
 
 def _split(cohort: Sequence[int], groups: int) -> list[Sequence[int]]:

@@ -19,7 +19,7 @@ from strategies.contents import SATURATED, Contents
 from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.records import bundle, extended, record_in
 from strategies.secagg.graph import circulant
-from strategies.secagg.keys import KEY_BYTES
+from strategies.secagg.keys import KEY_BYTES, KeyPair
 from strategies.secagg.masking import Ring, opened
 from strategies.secagg.opening import CannotOpenError, Member, remove_masks
 from strategies.secagg.statements import (
@@ -33,6 +33,7 @@ from strategies.secagg.statements import (
     UPLOAD,
 )
 from strategies.secagg.terms import SECAGG, Said, Terms
+from strategies.update import Update
 from strategies.wire import CONFIG, TRAINS, Refused, unpack
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,18 @@ class MaskedSession:
         members: logical ids, ascending.
         terms: of the session.
         void: ids of the sessions on this model that came to nothing; this one's is added if it does, too.
+        keep: told of the sum before anything is made of it.
     """
 
-    def __init__(self, job: Job, members: Sequence[int], terms: Terms, void: list[bytes]) -> None:
-        self._job, self._terms, self._void = job, terms, void
+    def __init__(
+        self,
+        job: Job,
+        members: Sequence[int],
+        terms: Terms,
+        void: list[bytes],
+        keep: Callable[[Update], None] = lambda update: None,
+    ) -> None:
+        self._job, self._terms, self._void, self._keep = job, terms, void, keep
         self._steps = _MALICIOUS if terms.malicious else _SEMI_HONEST
         self._step = ""
         self._config = ConfigRecord(
@@ -72,6 +81,7 @@ class MaskedSession:
             order = SystemRandom().sample(members, len(members))
             graph = circulant(order, terms.degree)
             self._neighbours = {one: frozenset(near) for one, near in graph.items()}
+        self._pair = KeyPair.generate()
         self._keys: dict[int, bytes] = {}
         self._drawn: dict[int, list[int]] = {}
         self._partners: dict[int, frozenset[int]] = {}
@@ -79,6 +89,7 @@ class MaskedSession:
         self._signed: dict[int, bytes] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}
         self._commitments: dict[int, bytes] = {}
+        self._included: dict[int, dict[int, bytes]] = {}
         self._total: Ring | None = None
         self._survivors: list[int] = []
         self._agreed: dict[int, bytes] = {}
@@ -138,6 +149,7 @@ class MaskedSession:
     def _take_keys(self, client: int, reply: Reply) -> None:
         said = _said(reply)
         keys = said.octets("keys", 2 * KEY_BYTES)
+        self._probe(keys)
         if self._terms.malicious:
             drawn = said.clients("drawn")
             strangers = set(drawn) - set(self._members)
@@ -148,6 +160,14 @@ class MaskedSession:
             self._signed[client] = said.octets("signature", SIGNATURE_BYTES)
             self._drawn[client] = drawn
         self._keys[client] = keys
+
+    def _probe(self, keys: bytes) -> None:
+        """Refuses keys that no pair has: all neighbours of such a client would have to drop out."""
+        for public in (keys[:KEY_BYTES], keys[KEY_BYTES:]):
+            try:
+                self._pair.agree(public, b"")
+            except ValueError as error:
+                raise Refused("malformed", str(error)) from error
 
     def _take_shares(self, client: int, reply: Reply) -> None:
         said = _said(reply)
@@ -162,6 +182,10 @@ class MaskedSession:
         wanted = [self._job.layouts[name].digest for name in sorted(self._job.layouts)]
         if _said(reply).values.get("layouts") != wanted:
             raise Refused("shape", "the client laid its parameters out otherwise than the server")
+        if self._terms.malicious:
+            holders = sorted(self._points[client].keys() & self._sealed.keys() - {client})
+            rows = _said(reply).rows("included", len(holders), SIGNATURE_BYTES)
+            self._included[client] = dict(zip(holders, rows, strict=True))
         upload = _uploaded(reply, self._contents.size + self._contents.tail_size)
         if self._total is None:
             self._total = np.zeros_like(upload)
@@ -246,6 +270,9 @@ class MaskedSession:
             held = {one for one in self._partners[client] & shared if client in self._points[one]}
             alive, dropped = sorted((held & survivors) | {client}), sorted(held - survivors)
             self._asked[client] = alive, dropped
+            if self._terms.malicious:
+                signed = (self._included[one][client] for one in alive if one != client)
+                proof["included"] = b"".join(signed)
             told[client] = {"alive": alive, "dropped": dropped, **proof}
         return self._ask(UNMASK, told)
 
@@ -253,7 +280,7 @@ class MaskedSession:
         assert self._total is not None
         survivors = set(self._survivors)
         dropped = self._sealed.keys() - survivors
-        members = {
+        sharers = {
             one: Member(
                 self._keys[one][KEY_BYTES:],
                 self._commitments[one],
@@ -261,23 +288,25 @@ class MaskedSession:
             )
             for one in self._sealed
         }
-        masked_with = {one for one in dropped if members[one].partners & survivors}
+        masked_with = {one for one in dropped if sharers[one].partners & survivors}
         try:
             remove_masks(
                 self._total,
                 self._terms,
-                members,
+                sharers,
                 {one: self._seeds.get(one, {}) for one in survivors},
                 {one: self._masking.get(one, {}) for one in masked_with},
             )
         except CannotOpenError as error:
             return self._stop(f"after the phase unmask {error}")
         self.done = True
-        sums, tail = opened(self._total, self._contents, self._terms)
+        members = tuple(sorted(survivors))
         try:
-            update = self._contents.update(sums, tail, tuple(sorted(survivors)), self._job.version)
+            sums, tail, noise = opened(self._total, self._contents, self._terms, len(members))
+            update = self._contents.update(sums, tail, members, self._job.version, noise)
         except Refused as refused:
             return [Void(str(refused))]
+        self._keep(update)
         if (cut := update.metrics[SATURATED]) > 0:
             log.warning(
                 "%.3g%% of all elements were cut at ±%g: raise collector.limit, or clip",

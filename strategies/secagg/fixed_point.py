@@ -6,14 +6,15 @@ within ±(2³¹ − 1):
 
     top = ⌊(2³¹ − 1) / (n + headroom / limit)⌋,     step = 1 / scale = limit / top ≈ limit·n / 2³¹.
 
-**The error of a weighted mean** Σ wᵢxᵢ / Σ wᵢ. Member i encodes fᵢ·xᵢ and fᵢ = wᵢ / w_max, the latter with limit 1.
-Each is rounded by at most half a step, so for k members the numerator N is off by e, at most k·step/2, and the
-denominator D = Σ fᵢ = k·mean(w) / w_max by g, at most k·step₁/2. As |N / D| ≤ limit,
+**The error of a weighted mean** Σ wᵢxᵢ / Σ wᵢ. Member i encodes fᵢ·xᵢ, fᵢ = wᵢ / w_max, each rounded by at most half a
+step; weights go as whole numbers of examples and are summed exactly (`masking.codings`). So for k members the numerator
+is off by e, at most k·step/2, and the denominator D = Σ fᵢ = k·mean(w) / w_max is right:
 
-    |(N + e) / (D + g) − N / D| ≤ (|e| + limit·|g|) / (D − |g|) ≈ (n / 2³²)·limit·(w_max / mean(w)) · 2,
+    |e| / D ≤ (step / 2)·(w_max / mean(w)) ≈ (n / 2³²)·limit·(w_max / mean(w)),
 
-whatever k: the first half is the vector's, the second the weight's. Stochastic rounding errs by up to a whole step, but
-is unbiased: over members and elements its errors average out.
+whatever k. Its rms is smaller: errors of rounding to the nearest step are uniform and independent, of variance
+step²/12, so that the mean is off by √(k/12)·step / D. Stochastic rounding errs by up to a whole step, with a variance
+that is step²/6 on average, but is unbiased: over members and elements its errors average out.
 """
 
 from __future__ import annotations
@@ -89,11 +90,11 @@ class FixedPoint(Ranged):
             spread: w_max / mean(w), at least 1.
             rounding: how members round.
         """
-        off = _FLOAT64 + (0.5 if rounding == "nearest" else 1.0)
-        weight = (0.5 + _FLOAT64) * FixedPoint(1.0, self.members).step
-        if weight * spread >= 1:
-            return math.inf
-        return (off * self.step + self.limit * weight) * spread / (1 - weight * spread)
+        return (_FLOAT64 + (0.5 if rounding == "nearest" else 1.0)) * self.step * spread
+
+    def noise(self, *, rounding: Rounding = "nearest") -> float:
+        """The rms error of one element of one member's vector."""
+        return self.step / math.sqrt(12 if rounding == "nearest" else 6)
 
     def encode(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.contents import Contents
-from strategies.secagg.fixed_point import FixedPoint
+from strategies.secagg.fixed_point import FixedPoint, Rounding
 from strategies.secagg.masks import add_masks
 from strategies.secagg.terms import Terms
 from strategies.update import Update
@@ -48,7 +48,7 @@ def masked(
                 vector,
                 upload[place],
                 factor=factor,
-                rounding="stochastic" if terms.stochastic else "nearest",
+                rounding=rounding(terms),
             )
         except ValueError as error:
             raise Refused("not_finite", str(error)) from error
@@ -59,29 +59,48 @@ def masked(
 
 
 def opened(
-    total: Ring, contents: Contents, terms: Terms
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """An unmasked sum of uploads as the sums of vectors, in their units, and of tails."""
+    total: Ring, contents: Contents, terms: Terms, members: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """An unmasked sum of so many uploads as sums of vectors, in their units, and of tails; the noise of one vector.
+
+    Raises:
+        Refused: `corrupt`, when the members are counted otherwise: noise in place of an upload is right once in 2³².
+    """
     coding, tail_scale = codings(terms)
-    tail = total[contents.size :].view(np.int32) / tail_scale
-    return coding.decode(total[: contents.size]), tail
+    steps = total[contents.size :].view(np.int32)
+    if int(steps[-1]) != members * tail_scale:
+        raise Refused("corrupt", f"the sum of {members} clients counts {steps[-1] / tail_scale:g}")
+    noise = coding.noise(rounding=rounding(terms))
+    return coding.decode(total[: contents.size]), steps / tail_scale, noise
+
+
+def rounding(terms: Terms) -> Rounding:
+    """How a session's elements are rounded."""
+    return "stochastic" if terms.stochastic else "nearest"
 
 
 def codings(terms: Terms) -> tuple[FixedPoint, int]:
     """How a session's vectors are encoded, and steps per unit of their tails.
 
-    The tail's steps are a multiple of w_max, so that a whole number of examples is exact.
-
     Raises:
-        Refused: `range`, when there is no room for a single step.
+        Refused: `range`, as `room` says.
     """
-    largest = max(1, int(terms.max_weight))
-    tail_scale = largest * ((2**31 - 1) // (terms.members * largest))
     try:
-        if not tail_scale:
-            raise ValueError(
-                f"{terms.members} members of up to {largest} examples each are past 31 bits"
-            )
-        return FixedPoint(terms.limit, terms.members, terms.headroom), tail_scale
+        return room(terms.members, terms.limit, terms.headroom, int(terms.max_weight))
     except ValueError as error:
         raise Refused("range", str(error)) from error
+
+
+def room(members: int, limit: float, headroom: float, max_weight: int) -> tuple[FixedPoint, int]:
+    """What 32 bits leave for vectors, and for tails: these have steps that divide an example.
+
+    A whole number of examples is exact, since the tail's steps per unit are a multiple of w_max (0: weights alike).
+
+    Raises:
+        ValueError: there is no room for a single step.
+    """
+    largest = max(1, max_weight)
+    steps = largest * ((2**31 - 1) // (members * largest))
+    if not steps:
+        raise ValueError(f"{members} members of up to {largest:,} examples each do not fit 31 bits")
+    return FixedPoint(limit, members, headroom), steps

@@ -6,17 +6,17 @@ Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machi
     keys     a fresh pair to seal shares, a fresh pair to mask        → public keys (signed, with the neighbours drawn)
     shares   shares of the own seed and masking key to the neighbours → sealed, by way of the server
     upload   trains; update + own mask ± a mask with each neighbour   → one vector of integers modulo 2³²
+             (signed, for each that it drew: “its mask is in my upload”)
     agree    (malicious mode) one set of survivors                    → signature
     unmask   of each neighbour EITHER its seed's share, where it survived, OR its masking key's, where it dropped out
 
-Knows nothing of training and of other rounds, but for a ledger: one upload a session, one sum a model.
+Knows nothing of training and of other rounds, but for a ledger: no session twice, one sum a model.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from itertools import islice
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -25,9 +25,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from strategies.contents import Contents
 from strategies.records import bundle, records_in
-from strategies.secagg.keys import KEY_BYTES, KeyPair, derive, verify
+from strategies.secagg.keys import KEY_BYTES, KeyPair, derive
 from strategies.secagg.masking import masked
-from strategies.secagg.policy import Policy
+from strategies.secagg.policy import Policy, Roster
 from strategies.secagg.sealing import seal, unseal
 from strategies.secagg.shamir import share
 from strategies.secagg.statements import (
@@ -36,20 +36,22 @@ from strategies.secagg.statements import (
     POINT_BYTES,
     SEALED_BYTES,
     SHARES,
-    SIGNATURE_BYTES,
     UNMASK,
     UPLOAD,
     agreement,
+    inclusion,
     introduction,
     pair_context,
     seed_commitment,
 )
-from strategies.secagg.terms import ID_BYTES, SECAGG, ModelDigest, Said, Terms, are_ids
+from strategies.secagg.terms import ID_BYTES, SECAGG, ModelDigest, Said, Terms
 from strategies.secagg.vault import Vault, forget_all
+from strategies.secagg.witness import agreed_upon, included, introduced
 from strategies.update import Update
 from strategies.wire import Refused, config_of, integer_in, pack
 
-_UPLOADED, _OPENED = "uploaded", "opened"
+_OPENED = "opened"
+_LEDGER_WORDS = 4
 
 
 class MaskedClient:
@@ -100,7 +102,7 @@ class MaskedClient:
         return None
 
     def reply(self, update: Update, request: RecordDict) -> RecordDict:
-        """The masked update: written to the disk, then entered in the ledger, then sent."""
+        """The masked update: on the disk before it is sent."""
         said, vault = Said.of(request), Vault(self._folder, _client(request))
         session = said.octets("session", ID_BYTES)
         with vault.locked():
@@ -113,11 +115,13 @@ class MaskedClient:
             )  # fmt: skip
             array = pack(masked(update, contents, terms, derive(state["seed"], terms.context("self mask")),
                                 *_pairwise(state, terms)))  # fmt: skip
-            state["step"] = UPLOAD
+            state |= {"step": UPLOAD, "shape": list(array.shape)}
             state["layouts"] = [contents.layouts[name].digest for name in sorted(contents.layouts)]
-            vault.keep_upload(session, array.data)
-            vault.record(_UPLOADED, terms.run.hex(), terms.model.hex(), session.hex())
+            if terms.malicious:
+                state["included"] = self._includes(state, terms)
+            # In this order: whatever dies in between, no second update is ever put under the same masks.
             vault.keep(session, state)
+            vault.keep_upload(session, array.data)
         return _upload(array.data, state)
 
     def forget(self) -> None:
@@ -163,7 +167,7 @@ class MaskedClient:
             )
         mine, theirs = peers, peers
         if terms.malicious:
-            mine, theirs = self._drawn(client, state, terms, said, peers, rows)
+            mine, theirs = introduced(self._roster, state, terms, said, peers, rows)
         holders = sorted([*mine, client])
         if len(holders) < terms.threshold:
             raise Refused(
@@ -171,7 +175,7 @@ class MaskedClient:
                 f"{len(holders)} shareholders are left, {terms.threshold} open a secret",
             )
         shares = share(state["seed"] + state["masking"], terms.threshold, len(holders))
-        sealing, sealed = KeyPair.from_private(state.pop("sealing")), []
+        sealing, sealed = KeyPair.from_private(state["sealing"]), []
         # One agreement a neighbour gives the keys for both directions.
         common = {
             peer: _agreed(sealing, row[:KEY_BYTES], _sealing_context(terms, client, peer),
@@ -199,6 +203,11 @@ class MaskedClient:
             raise Refused("neighbours", "those who sent shares are not among the neighbours")
         if not opens.keys() >= set(map(str, senders)):
             raise Refused("neighbours", "shares came of clients that did not draw this one")
+        left = len(set(partners) & set(state.get("drawn", partners))) + 1
+        if left < terms.threshold:
+            raise Refused(
+                "neighbours", f"{left} shareholders are left, {terms.threshold} open a secret"
+            )
         for sender, sealed in zip(
             senders, said.rows("sealed", len(senders), SEALED_BYTES), strict=True
         ):
@@ -210,6 +219,13 @@ class MaskedClient:
                     "malformed", f"the share of client {sender} was changed on its way"
                 ) from error
         state["partners"] = partners
+
+    def _includes(self, state: Mapping[str, Any], terms: Terms) -> bytes:
+        """Signed for each shareholder: this client's upload holds the mask with it, so that it may help to open it."""
+        client = state["client"]
+        identity = self._policy.identities[client]
+        holders = sorted(set(state["drawn"]) & set(state["partners"]))
+        return b"".join(identity.sign(inclusion(terms, client, one)) for one in holders)
 
     def _agree(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
         session = said.octets("session", ID_BYTES)
@@ -246,10 +262,12 @@ class MaskedClient:
             )
         if client not in alive or not {*map(str, alive), *map(str, dropped)} <= held.keys():
             raise Refused("survivors", "this client is not among the survivors, or strangers are")
-        if len(alive) < min(terms.threshold, len(held)):
+        # In the malicious mode this client holds shares of those that drew it, which may be few.
+        if len(alive) < (min(terms.threshold, len(held)) if terms.malicious else terms.threshold):
             raise Refused("survivors", f"{len(alive)} survivors among the neighbours are too few")
         if terms.malicious:
-            self._agreed_upon(state, terms, said, alive, dropped)
+            agreed_upon(self._roster, state, terms, said, alive, dropped)
+            included(self._roster, state, terms, said, alive)
         vault.record(_OPENED, terms.run.hex(), terms.model.hex(), session.hex())
         seed, key = (
             slice(POINT_BYTES, POINT_BYTES + KEY_BYTES),
@@ -266,6 +284,11 @@ class MaskedClient:
 
     # ---- what keeps the server honest ----
 
+    @property
+    def _roster(self) -> Roster:
+        assert self._policy.roster is not None  # the policy of the malicious mode
+        return self._policy.roster
+
     def _once(self, vault: Vault, terms: Terms, said: Said) -> None:
         """Refuses a session that was there before, and a second sum on a model.
 
@@ -276,7 +299,10 @@ class MaskedClient:
         void = joined.hex() if isinstance(joined, bytes) and not terms.malicious else ""
         length = 2 * ID_BYTES
         declared = {void[begin : begin + length] for begin in range(0, len(void), length)}
-        for event, run, model, session in vault.recorded():
+        for entry in vault.recorded():
+            if len(entry) != _LEDGER_WORDS:
+                continue  # cut off as it was written: what it was for was then not done
+            event, run, model, session = entry
             if session == terms.session.hex():
                 raise Refused("replayed", "a session of this id was there before")
             same = (run, model) == (terms.run.hex(), terms.model.hex())
@@ -284,65 +310,6 @@ class MaskedClient:
                 raise Refused(
                     "reused", "this client is in a sum on this very model, and joins no second one"
                 )
-
-    def _drawn(
-        self,
-        client: int,
-        state: Mapping[str, Any],
-        terms: Terms,
-        said: Said,
-        peers: list[int],
-        rows: list[bytes],
-    ) -> tuple[list[int], list[int]]:
-        """Those whom this client drew and those who drew it, each by its own signature."""
-        roster = self._policy.roster
-        assert roster is not None
-        signatures = said.rows("signatures", len(peers), SIGNATURE_BYTES)
-        flat, cohort = said.values.get("drawn"), set(state["cohort"])
-        if not isinstance(flat, list) or len(flat) != len(peers) * terms.degree:
-            raise Refused("malformed", "each neighbour's own neighbours are missing")
-        theirs = []
-        for index, (peer, row, signature) in enumerate(zip(peers, rows, signatures, strict=True)):
-            drawn = flat[index * terms.degree : (index + 1) * terms.degree]
-            if not (are_ids(drawn) and peer in cohort):
-                raise Refused("neighbours", f"client {peer} is not of this session")
-            if not verify(roster.keys[peer], signature, introduction(terms, peer, row, drawn)):
-                raise Refused("signature", f"the keys of client {peer} are not signed by it")
-            if client in drawn:
-                theirs.append(peer)
-            elif peer not in state["drawn"]:
-                raise Refused("neighbours", f"neither drew the other: client {peer}")
-        if len(theirs) > 4 * terms.degree:
-            raise Refused("neighbours", f"{len(theirs)} clients drew this one, at random few would")
-        return [peer for peer in peers if peer in set(state["drawn"])], theirs
-
-    def _agreed_upon(
-        self,
-        state: Mapping[str, Any],
-        terms: Terms,
-        said: Said,
-        alive: list[int],
-        dropped: list[int],
-    ) -> None:
-        """Refuses unless a quorum signed the set of survivors that this client signed, and this request follows it."""
-        roster, survivors = self._policy.roster, set(state["survivors"])
-        assert roster is not None
-        held = {int(one) for one in state["held"]}
-        if set(alive) != held & survivors or set(dropped) != held - survivors:
-            raise Refused("survivors", "the survivors are not those that were agreed on")
-        signers = said.clients("signers")
-        signatures = said.rows("signatures", len(signers), SIGNATURE_BYTES)
-        signed = agreement(terms, state["survivors"])
-        valid = (
-            signer
-            for signer, signature in zip(signers, signatures, strict=True)
-            if signer in survivors and verify(roster.keys[signer], signature, signed)
-        )
-        good = sum(1 for _ in islice(valid, terms.quorum))  # more of them prove no more
-        if good < terms.quorum:
-            raise Refused(
-                "signature", f"{good} of the survivors signed their set, {terms.quorum} must"
-            )
 
 
 def _pairwise(state: Mapping[str, Any], terms: Terms) -> tuple[list[bytes], list[bytes]]:
@@ -384,13 +351,6 @@ def _record(values: dict[str, Any]) -> RecordDict:
 
 
 def _upload(data: bytes, state: Mapping[str, Any]) -> RecordDict:
-    size = (
-        len(data) - len(data) % 4
-    ) // 4  # what the record states beside the bytes is believed by nobody
-    array = Array(dtype="uint32", shape=(size,), stype="numpy.ndarray", data=data)
-    return bundle(
-        {
-            SECAGG: ConfigRecord({"layouts": state["layouts"]}),
-            "upload": ArrayRecord({"masked": array}),
-        }
-    )
+    said = {name: state[name] for name in ("layouts", "included") if name in state}
+    array = Array(dtype="uint32", shape=tuple(state["shape"]), stype="numpy.ndarray", data=data)
+    return bundle({SECAGG: ConfigRecord(said), "upload": ArrayRecord({"masked": array})})

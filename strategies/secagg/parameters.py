@@ -54,7 +54,8 @@ class Parameters:
         malicious: whether the server may depart from the protocol.
         colluders_near: how many colluders any client may have among its neighbours, c; 0 where that is not needed.
         least_honest: every sum that opens holds at least so many honest clients.
-        quorum: signatures that make a set of survivors the only one; 0 where nobody signs.
+        quorum: survivors without which no sum may be opened. In a sparse graph those that are assumed, or its odds
+            would not hold; against a malicious server also the signatures that make a set of survivors the only one.
         log2_exposed: log₂ of a bound on the probability that a client is not hidden.
         log2_halted: log₂ of a bound on the probability that the round does not complete.
     """
@@ -146,9 +147,14 @@ def choose(
     whole_only = complete or (malicious and members <= LEAST_SPARSE)
     sparse = () if whole_only else range(LEAST_DEGREE, members - 1, 1 if malicious else 2)
     shape = next(filter(None, map(viable, sparse)), whole)
-    least, exposed = crowd.honest, shape.log2_exposed
+    quorum, exposed = crowd.quorum, shape.log2_exposed
     if malicious:
         least, exposed = _least_honest(crowd, shape, privacy_bits)
+    else:
+        everybody = shape.degree == members - 1
+        fewest = max(shape.threshold, crowd.colluding + 2)
+        quorum = fewest if everybody else members - crowd.dropped
+        least = quorum - crowd.colluding
     return Parameters(
         members=members,
         degree=shape.degree,
@@ -158,7 +164,7 @@ def choose(
         malicious=malicious,
         colluders_near=shape.colluders_near,
         least_honest=least,
-        quorum=crowd.quorum if malicious else 0,
+        quorum=quorum,
         log2_exposed=exposed,
         log2_halted=_log2_halted(crowd, shape),
     )

@@ -22,6 +22,11 @@ def introduction(terms: Terms, client: int, keys: bytes, drawn: list[int]) -> by
     return terms.context("introduction", client=client, keys=keys, drawn=named)
 
 
+def inclusion(terms: Terms, client: int, holder: int) -> bytes:
+    """What a client signs with its upload, for each holder of its shares: the mask of the two is in it."""
+    return terms.context("inclusion", client=client, holder=holder)
+
+
 def agreement(terms: Terms, survivors: list[int]) -> bytes:
     """What the survivors sign: who they are."""
     return terms.context("agreement", survivors=ids_digest(survivors), count=len(survivors))

@@ -26,7 +26,7 @@ ID_BYTES: Final = 16
 """Length of the ids of runs and sessions."""
 DIGEST_BYTES: Final = 32
 
-_LARGEST: Final = 1 << 20
+LARGEST_ID: Final = 1 << 20
 """No list of clients is longer, no client's id beyond it fits the protocol's messages."""
 
 
@@ -173,7 +173,7 @@ class Said:
     def clients(self, name: str) -> list[int]:
         """Ids of clients, ascending, each once; raises `Refused` (`malformed`)."""
         value = self.values.get(name)
-        if not isinstance(value, list) or len(value) > _LARGEST:
+        if not isinstance(value, list) or len(value) > LARGEST_ID:
             raise Refused("malformed", f"{name} should be a list of clients")
         if not are_ids(value):
             raise Refused("malformed", f"{name} should be ids of clients, ascending, each once")
@@ -188,7 +188,7 @@ def are_ids(values: Sequence[object]) -> bool:
     """Whether these are ids of clients, ascending, each once."""
     last = -1
     for one in values:
-        if type(one) is not int or not last < one < _LARGEST:
+        if type(one) is not int or not last < one < LARGEST_ID:
             return False
         last = one
     return True
@@ -206,19 +206,20 @@ class ModelDigest:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Sequence[ArrayRecord], bytes] = ((), b"")
+        self._last: tuple[Sequence[str], Sequence[ArrayRecord], bytes] = ((), (), b"")
 
     def of(self, records: Mapping[str, ArrayRecord]) -> bytes:
         """The digest of named array records, 32 bytes."""
-        ordered = [records[name] for name in sorted(records)]
-        last, digest = self._last
-        if len(last) == len(ordered) and all(a is b for a, b in zip(last, ordered, strict=True)):
+        names = sorted(records)
+        ordered = [records[name] for name in names]
+        known, last, digest = self._last
+        if known == names and all(a is b for a, b in zip(last, ordered, strict=True)):
             return digest
         hashed = hashlib.sha256()
-        for name in sorted(records):
+        for name in names:
             for key, array in records[name].items():
                 label = json.dumps([name, key, len(array.data)]).encode()
                 hashed.update(len(label).to_bytes(4, "big") + label)
                 hashed.update(array.data)
-        self._last = ordered, hashed.digest()
+        self._last = names, ordered, hashed.digest()
         return hashed.digest()

@@ -39,7 +39,8 @@ class Vault:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the client's files: two requests at once must not both find that a thing was not yet done."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self._folder.parent, self._folder):  # `mode` is of the last folder only
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(self._folder / _LOCK, mode=0o600):
             yield
 
@@ -48,12 +49,12 @@ class Vault:
 
         Args:
             session: its id.
-            state: what JSON can hold, and bytes.
-            durable: wait until it is on the disk. A step that may be taken once has to, before its reply is sent; after
-                a step that may be repeated, a power failure may cost the client its session, and nothing else.
+            state: plain data.
+            durable: the state must not fall back behind a power cut either, or a key would be used for a second
+                message; where nothing of the kind depends on it, there is no need to wait for the disk.
         """
-        text = json.dumps(state, default=_hexadecimal)
-        _write(self._path(session, "json"), text.encode(), durable=durable)
+        data = json.dumps(state, default=_hexadecimal).encode()
+        _write(self._path(session, "json"), data, durable=durable)
 
     def recall(self, session: bytes) -> dict[str, Any]:
         """A session's state as it was kept, bytes as `bytes`.
@@ -63,18 +64,16 @@ class Vault:
         """
         try:
             text = self._path(session, "json").read_text()
-            state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
         except FileNotFoundError:
-            said = f"session {session.hex()[:8]} is over, or never began here"
-            raise Refused("session", said) from None
-        except ValueError as error:  # cut off by a power failure
-            said = f"session {session.hex()[:8]} can't be read: {error}"
-            raise Refused("session", said) from error
+            raise Refused(
+                "session", f"session {session.hex()[:8]} is over, or never began here"
+            ) from None
+        state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
         return state
 
     def keep_upload(self, session: bytes, upload: bytes) -> None:
-        """Writes what is about to be sent."""
-        _write(self._path(session, "upload"), upload)
+        """Writes what is about to be sent; if a power cut takes it, this client has dropped out."""
+        _write(self._path(session, "upload"), upload, durable=False)
 
     def upload(self, session: bytes) -> bytes | None:
         """What was sent, byte for byte; None where nothing was."""
@@ -86,23 +85,30 @@ class Vault:
         _forget(self._folder)
 
     def record(self, *entry: str) -> None:
-        """Adds a line to the ledger and waits until it is on the disk."""
-        line = f"{' '.join(entry)}\n".encode()
+        """Adds a line to the ledger and waits until it is on the disk.
+
+        Raises:
+            OSError: it could not be written; what it is for must then not be done.
+        """
+        # The line break stands first: a line that was cut off by a full disk does not spoil the next one.
+        line = f"\n{' '.join(entry)}".encode()
         handle = os.open(self._folder / _LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(handle, line)
+            if os.write(handle, line) < len(line):
+                raise OSError(f"{self._folder / _LEDGER} could not be written in full")
             os.fsync(handle)
         finally:
             os.close(handle)
 
     def recorded(self) -> Iterator[tuple[str, ...]]:
-        """The ledger's lines, each as its words."""
+        """The ledger's entries, each as its words."""
         try:
             text = (self._folder / _LEDGER).read_text()
         except FileNotFoundError:
             return
         for line in text.splitlines():
-            yield tuple(line.split())
+            if words := tuple(line.split()):
+                yield words
 
     def _path(self, session: bytes, ending: str) -> Path:
         return self._folder / f"{session.hex()}.{ending}"
@@ -120,16 +126,22 @@ def _forget(folder: Path) -> None:
             path.unlink()
 
 
-def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Atomically, so that a process that dies leaves the old file or the new one; `durable`: a machine, too."""
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
+    """Atomically: a process that dies leaves the old file or the new one; durably, so does a power cut."""
     temporary = path.with_suffix(f".{os.getpid()}.part")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
+        file.flush()
         if durable:
-            file.flush()
             os.fsync(file.fileno())
     temporary.replace(path)
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _hexadecimal(value: object) -> dict[str, str]:

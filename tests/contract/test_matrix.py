@@ -54,10 +54,10 @@ def expected(combination) -> str | None:
 
 
 def refuses_sums(combination) -> bool:
-    """Whether the combiner can't work with masked sums: they are weighted otherwise, or one is too few to compare."""
+    """Whether the combiner can't work with sums: they are weighted otherwise, or one is too few to compare."""
     by_examples = combination.combiner == "mean, by examples"
     match combination.client:
-        case "`collector=masked`":
+        case "`collector=masked`" | "`collector=ckks`":
             return not by_examples
         case "`collector=masked_groups`":
             return by_examples
@@ -68,6 +68,7 @@ def seen(combination) -> Visibility:
     """What the server sees of the updates."""
     return {
         "`collector=masked`": Visibility.SUM,
+        "`collector=ckks`": Visibility.SUM,
         "`collector=masked_groups`": Visibility.GROUP,
     }.get(combination.client, Visibility.EACH)
 

@@ -19,6 +19,7 @@ from strategies.combiners import (
 )
 from strategies.exchange import NoClientsError
 from strategies.presets import PROXIMAL_MU
+from strategies.protocols import ClientOwn
 from strategies.secagg import MaskedClient
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
 from strategies.update import CONTROL, DELTA, Section, Update
@@ -185,6 +186,20 @@ def test_a_robust_strategy_waits_for_as_many_clients_as_its_rule_needs():
 def test_f_must_be_given_where_nothing_fixes_the_cohort():
     with pytest.raises(ContractError, match=r"set f \(combiner.f=1\)"):
         strategies.robust(f=None)
+
+
+def test_ckks_mean_adds_what_its_clients_encrypt(tmp_path):
+    strategy = strategies.ckks_mean()
+    half = strategy.pipeline.collector.client_half(ClientOwn(tmp_path, {}, simulated=True))
+
+    def change(client, number, arrays):
+        return {DELTA: np.float32([0.1 * client, -0.5])}
+
+    node = trellis_node(change, examples=500, half=half)
+    grid = ScriptedGrid(dict.fromkeys(range(1, 5), node))
+    strategy.start(grid, pack_model(parameters(0, 0)), num_rounds=1)
+    assert strategy.model.parameters[1] == pytest.approx(-0.5, abs=1e-6)
+    assert strategy.pipeline.claim.visibility is strategies.Visibility.SUM
 
 
 @pytest.mark.parametrize(

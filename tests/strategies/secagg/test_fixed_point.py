@@ -47,16 +47,14 @@ def test_no_sum_of_extremes_and_noise_leaves_the_ring(limit, members, noise, rou
 )
 def test_the_mean_of_weighted_members_is_within_the_derived_error(row, limit, members, rounding):
     rng = np.random.default_rng(len(row))
-    weights = rng.uniform(0.01, 1, members)
-    factors = weights / weights.max()
+    factors = rng.uniform(0.01, 1, members)
+    factors /= factors.max()
     rows = [(limit * 0.999 * np.roll(row, i)).astype(np.float32) for i in range(members)]
-    vectors, counts = FixedPoint(limit, members), FixedPoint(1.0, members)
+    vectors = FixedPoint(limit, members)
     numerator = sum(
         encoded(vectors, x, factor=f, rounding=rounding) for x, f in zip(rows, factors, strict=True)
     )
-    # The weight is a value like any other: an encoded 1, scaled by the factor.
-    denominator = sum(encoded(counts, [1.0], factor=f) for f in factors)
-    mean = vectors.decode(numerator) / counts.decode(denominator)
+    mean = vectors.decode(numerator) / factors.sum()
     exact = (
         sum(f * x.astype(np.float64) for x, f in zip(rows, factors, strict=True)) / factors.sum()
     )
@@ -66,9 +64,17 @@ def test_the_mean_of_weighted_members_is_within_the_derived_error(row, limit, me
 
 def test_the_error_is_what_the_formula_says():
     point = FixedPoint(2.0, 100)
-    assert point.error(3.0) == pytest.approx(2 * 100 / 2**32 * 2.0 * 3.0, rel=1e-4)
-    assert point.error(rounding="stochastic") == pytest.approx(1.5 * point.error(), rel=1e-4)
-    assert FixedPoint(1.0, 2**30).error(8.0) == math.inf
+    assert point.error(3.0) == pytest.approx(100 / 2**32 * 2.0 * 3.0, rel=1e-4)
+    assert point.error(rounding="stochastic") == pytest.approx(2 * point.error(), rel=1e-4)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_the_noise_of_an_element_is_what_rounding_does_on_average(rounding):
+    """10⁵ uniform values: the rms is within 1% of the formula, 4 to 5 standard errors, a false alarm in 10⁴."""
+    point = FixedPoint(1.0, 2**20)
+    row = np.random.default_rng(5).uniform(-0.9, 0.9, 100_000).astype(np.float32)
+    off = encoded(point, row, rounding=rounding).view(np.int32) * point.step - row
+    assert np.sqrt(np.mean(off**2)) == pytest.approx(point.noise(rounding=rounding), rel=0.01)
 
 
 @given(
