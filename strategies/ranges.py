@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,7 +22,8 @@ class Ranged:
     """
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
+        kind: type = type(self)
+        hints = _hints(kind)
         for field in fields(self):  # type: ignore[arg-type]
             if field.init:
                 _check(
@@ -29,6 +31,11 @@ class Ranged:
                     getattr(self, field.name),
                     hints[field.name],
                 )
+
+
+@cache  # reading them takes longer than all else, and a session's terms are made in each step of each client
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

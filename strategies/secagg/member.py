@@ -175,44 +175,45 @@ class MaskedClient:
                 f"{len(holders)} shareholders are left, {terms.threshold} open a secret",
             )
         shares = share(state["seed"] + state["masking"], terms.threshold, len(holders))
-        sealing, keys, sealed = (
-            KeyPair.from_private(state["sealing"]),
-            dict(zip(peers, rows, strict=True)),
-            [],
-        )
-        state |= {"step": SHARES, "peers": peers, "keys": rows, "from": theirs, "held": {}}
+        sealing, sealed = KeyPair.from_private(state.pop("sealing")), []
+        # One agreement a neighbour gives the keys for both directions.
+        common = {
+            peer: _agreed(sealing, row[:KEY_BYTES], _sealing_context(terms, client, peer),
+                          _sealing_context(terms, peer, client))
+            for peer, row in zip(peers, rows, strict=True)
+        }  # fmt: skip
+        state |= {"step": SHARES, "peers": peers, "keys": rows, "held": {}}
+        state["opens"] = {str(peer): common[peer][1] for peer in theirs}
         for point, (holder, row) in enumerate(zip(holders, shares, strict=True), 1):
             plain = point.to_bytes(POINT_BYTES, "big") + row.tobytes()
             if holder == client:
                 state["held"][str(client)] = plain
             else:
-                info = terms.context("share", sender=client, receiver=holder)
-                sealed.append(seal(_agreed(sealing, keys[holder][:KEY_BYTES], info), plain, info))
+                info = _sealing_context(terms, client, holder)
+                sealed.append(seal(common[holder][0], plain, info))
         vault.keep(session, state)
         commitment = seed_commitment(terms, client, state["seed"])
         return {"to": mine, "sealed": b"".join(sealed), "commitment": commitment}
 
     def _receive(self, state: dict[str, Any], terms: Terms, said: Said) -> None:
         """Opens the shares of those who sent some, and takes note of who masks with this client."""
-        client, keys = state["client"], dict(zip(state["peers"], state["keys"], strict=True))
+        client, opens = state["client"], state["opens"]
         partners, senders = said.clients("partners"), said.clients("senders")
         if not set(senders) <= set(partners) or not set(partners) <= set(state["peers"]):
             raise Refused("neighbours", "those who sent shares are not among the neighbours")
-        if not set(senders) <= set(state["from"]):
+        if not opens.keys() >= set(map(str, senders)):
             raise Refused("neighbours", "shares came of clients that did not draw this one")
         left = len(set(partners) & set(state.get("drawn", partners))) + 1
         if left < terms.threshold:
             raise Refused(
                 "neighbours", f"{left} shareholders are left, {terms.threshold} open a secret"
             )
-        sealing = KeyPair.from_private(state["sealing"])
         for sender, sealed in zip(
             senders, said.rows("sealed", len(senders), SEALED_BYTES), strict=True
         ):
-            info = terms.context("share", sender=sender, receiver=client)
+            info = _sealing_context(terms, sender, client)
             try:
-                key = sealing.agree(keys[sender][:KEY_BYTES], info)
-                state["held"][str(sender)] = unseal(key, sealed, info)
+                state["held"][str(sender)] = unseal(opens[str(sender)], sealed, info)
             except ValueError as error:
                 raise Refused(
                     "malformed", f"the share of client {sender} was changed on its way"
@@ -318,16 +319,20 @@ def _pairwise(state: Mapping[str, Any], terms: Terms) -> tuple[list[bytes], list
     added: list[bytes] = []
     taken: list[bytes] = []
     for partner in state["partners"]:
-        key = _agreed(masking, keys[partner][KEY_BYTES:], pair_context(terms, client, partner))
+        (key,) = _agreed(masking, keys[partner][KEY_BYTES:], pair_context(terms, client, partner))
         (added if client < partner else taken).append(key)
     return added, taken
 
 
-def _agreed(pair: KeyPair, public: bytes, info: bytes) -> bytes:
+def _agreed(pair: KeyPair, public: bytes, *infos: bytes) -> list[bytes]:
     try:
-        return pair.agree(public, info)
+        return pair.agree_for(public, *infos)
     except ValueError as error:
         raise Refused("neighbours", f"a neighbour's public key is none: {error}") from error
+
+
+def _sealing_context(terms: Terms, sender: int, receiver: int) -> bytes:
+    return terms.context("share", sender=sender, receiver=receiver)
 
 
 def _in_step(state: Mapping[str, Any], step: str) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +100,9 @@ def _bound(log2: float) -> str:
     return "0" if log2 == -math.inf else f"≤ 2^{math.ceil(log2)}"
 
 
+@lru_cache(
+    maxsize=256
+)  # asked for by a session, and against a malicious server by each of its clients
 def choose(
     members: int,
     *,

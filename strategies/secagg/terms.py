@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
-from itertools import pairwise
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
 from typing import Annotated, Any, Final, get_type_hints
 
 from annotated_types import Ge, Gt, MinLen
@@ -93,7 +92,7 @@ class Terms(Ranged):
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 over all terms."""
-        text = json.dumps(asdict(self), sort_keys=True, default=bytes.hex)
+        text = json.dumps(self.record(), sort_keys=True, default=bytes.hex)
         return hashlib.sha256(text.encode()).digest()
 
     def context(self, purpose: str, /, **named: bytes | int | str) -> bytes:
@@ -110,10 +109,8 @@ class Terms(Ranged):
 
     def record(self) -> dict[str, Any]:
         """The terms as a ConfigRecord's values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {"metrics": list(self.metrics)}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Terms:
@@ -122,7 +119,7 @@ class Terms(Ranged):
         Raises:
             Refused: `terms`, when one is missing, of another type or out of its range.
         """
-        hints = get_type_hints(cls)
+        hints = _types()
         given: dict[str, Any] = {}
         for item in fields(cls):
             value = values.get(item.name)
@@ -135,6 +132,11 @@ class Terms(Ranged):
             return cls(**given)
         except (ValueError, TypeError) as error:
             raise Refused("terms", str(error)) from error
+
+
+@cache  # read in each step of each client
+def _types() -> dict[str, Any]:
+    return get_type_hints(Terms)
 
 
 @dataclass(frozen=True)
@@ -173,15 +175,23 @@ class Said:
         value = self.values.get(name)
         if not isinstance(value, list) or len(value) > LARGEST_ID:
             raise Refused("malformed", f"{name} should be a list of clients")
-        if not all(type(one) is int and 0 <= one < LARGEST_ID for one in value) or any(
-            first >= second for first, second in pairwise(value)
-        ):
+        if not are_ids(value):
             raise Refused("malformed", f"{name} should be ids of clients, ascending, each once")
         return value
 
     def step(self) -> str:
         """Which of the protocol's steps the message belongs to."""
         return str(self.values.get("step"))
+
+
+def are_ids(values: Sequence[object]) -> bool:
+    """Whether these are ids of clients, ascending, each once."""
+    last = -1
+    for one in values:
+        if type(one) is not int or not last < one < LARGEST_ID:
+            return False
+        last = one
+    return True
 
 
 def ids_digest(clients: Iterable[int]) -> bytes:
