@@ -207,7 +207,7 @@ def test_a_modified_client_moves_the_sum_by_whatever_the_ring_holds():
 
     def push(content: RecordDict) -> RecordDict:
         vector = np.array(unpack(content["upload"]["masked"]))
-        vector[0] += np.uint32(2**30)  # half of what is left of the ring's range, n · limit
+        vector[:1] += np.uint32(2**30)  # half of what is left of the ring's range, n · limit
         return array(vector)(content)
 
     with cohort(5, vectors={one: [0.0, 0.0] for one in range(5)}, limit=1.0) as clients:
