@@ -16,7 +16,7 @@ from typing import Any
 from strategies.secagg.keys import verify
 from strategies.secagg.policy import Roster
 from strategies.secagg.statements import SIGNATURE_BYTES, agreement, inclusion, introduction
-from strategies.secagg.terms import LARGEST_ID, Said, Terms
+from strategies.secagg.terms import Said, Terms, are_ids
 from strategies.wire import Refused
 
 
@@ -43,15 +43,15 @@ def introduced(
     """
     client = state["client"]
     signatures = said.rows("signatures", len(peers), SIGNATURE_BYTES)
-    flat = said.values.get("drawn")
+    flat, cohort = said.values.get("drawn"), set(state["cohort"])
     if not isinstance(flat, list) or len(flat) != len(peers) * terms.degree:
         raise Refused("malformed", "each neighbour's own neighbours are missing")
-    if not all(type(one) is int and 0 <= one < LARGEST_ID for one in flat):
-        raise Refused("malformed", "a neighbour's own neighbours are not ids of clients")
     theirs = []
     for index, (peer, row, signature) in enumerate(zip(peers, rows, signatures, strict=True)):
         drawn = flat[index * terms.degree : (index + 1) * terms.degree]
-        if peer not in state["cohort"]:
+        if not are_ids(drawn):
+            raise Refused("malformed", f"the neighbours of client {peer} are not ids of clients")
+        if peer not in cohort:
             raise Refused("neighbours", f"client {peer} is not of this session")
         if not verify(roster.keys[peer], signature, introduction(terms, peer, row, drawn)):
             raise Refused("signature", f"the keys of client {peer} are not signed by it")

@@ -12,7 +12,7 @@ from strategies.records import bundle
 from strategies.secagg.keys import KEY_BYTES
 from strategies.secagg.statements import POINT_BYTES
 from strategies.secagg.terms import SECAGG
-from strategies.wire import Refused, pack
+from strategies.wire import Refused, pack, unpack
 from tests.support.masked import Cohort, Outcome, altered, at, cohort, said
 
 SEMI, HARD = "semi-honest", "malicious"
@@ -200,6 +200,19 @@ def test_a_masked_client_can_send_what_it_likes_within_the_limit():
         np.testing.assert_allclose(
             clients.run().update.delta.vector, [0.2, -0.2, 0.2, 0], atol=1e-8
         )
+
+
+def test_a_modified_client_moves_the_sum_by_whatever_the_ring_holds():
+    """What is not prevented: a number added under the masks, far past the limit of one client, is in the sum."""
+
+    def push(content: RecordDict) -> RecordDict:
+        vector = np.array(unpack(content["upload"]["masked"]))
+        vector[:1] += np.uint32(2**30)  # half of what is left of the ring's range, n · limit
+        return array(vector)(content)
+
+    with cohort(5, vectors={one: [0.0, 0.0] for one in range(5)}, limit=1.0) as clients:
+        update = clients.run(reply=at("upload", 2, push)).update
+        np.testing.assert_allclose(update.delta.vector, [0.5, 0.0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
