@@ -70,8 +70,8 @@ def repeated(
 def costs(clients: tuple[int, ...], sizes: tuple[int, ...]) -> None:
     """Seconds and bytes for each number of clients, length and drop-out."""
     print(
-        "| clients | d | may drop out | drop out | neighbours | client, ms | wall, ms | plain, ms | server, s | plain, s"
-        " | up, B/client | plain | down, B/client | plain |\n|" + " --: |" * 14
+        "| clients | d | may drop out | drop out | neighbours | client, ms | wall, ms | plain, ms | server, s"
+        " | plain, s | up, B/client | plain | down, B/client | plain |\n|" + " --: |" * 14
     )
     for members in clients:
         for size in sizes:
@@ -83,9 +83,9 @@ def costs(clients: tuple[int, ...], sizes: tuple[int, ...]) -> None:
                 wall = median(w.wall for c, w in one.clients.items() if c not in gone)
                 print(
                     f"| {members} | {size:,} | {tolerated:.0%} | {len(gone)} | {degree} |"
-                    f" {1e3 * one.client(gone):.1f} | {1e3 * wall:.1f} | {1e3 * other.client(gone):.2f} | {one.server.cpu:.2f} |"
-                    f" {other.server.cpu:.3f} | {_sum(one, 'up'):,.0f} | {_sum(other, 'up'):,.0f} |"
-                    f" {_sum(one, 'down'):,.0f} | {_sum(other, 'down'):,.0f} |",
+                    f" {1e3 * one.client(gone):.1f} | {1e3 * wall:.1f} | {1e3 * other.client(gone):.2f} |"
+                    f" {one.server.cpu:.2f} | {other.server.cpu:.3f} | {_sum(one, 'up'):,.0f} |"
+                    f" {_sum(other, 'up'):,.0f} | {_sum(one, 'down'):,.0f} | {_sum(other, 'down'):,.0f} |",
                     flush=True,
                 )
 

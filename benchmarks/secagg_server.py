@@ -109,6 +109,8 @@ def main() -> None:
     for members, size, part in product(clients, SIZES, PARTS):
         if members <= FEW or (size == SIZE and (part < 0.3 or members <= MANY)):
             points.append(measure(members, size, part, options.folder))
+            print(points[-1], flush=True)
+    print()
     fitted = [point for point in points if point.members < clients[-1]]
     costs = fit(fitted)
     print(

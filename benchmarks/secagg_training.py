@@ -1,6 +1,6 @@
 """What masks add to whole rounds of the engine: 100 clients, a CNN of 1.0M parameters, one local epoch of MNIST.
 
-    python benchmarks/secagg_training.py                      # plain and masked, one worker and two: ten minutes
+    python benchmarks/secagg_training.py                         # one worker and two: ten minutes
     python benchmarks/secagg_training.py --workers 1 --width 24   # a CNN of 45,000 parameters
 
 4,000 images, 40 a client, IID. Each run is a process of its own; a round's seconds are from sampling to the new model,

@@ -7,6 +7,7 @@ objects: that they are erased from memory is not claimed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -154,7 +155,12 @@ class Identity:
 
     def sign(self, message: bytes) -> bytes:
         """A 64-byte signature; `message` is a `context`, so that it can stand for nothing else."""
-        return Ed25519PrivateKey.from_private_bytes(self.private).sign(message)
+        return self._key.sign(message)
+
+    @cached_property
+    def _key(self) -> Ed25519PrivateKey:
+        """Kept, since reading it costs as much as a signature, and a client signs one for each neighbour."""
+        return Ed25519PrivateKey.from_private_bytes(self.private)
 
 
 def verify(public: bytes, signature: bytes, message: bytes) -> bool:

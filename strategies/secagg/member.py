@@ -175,7 +175,7 @@ class MaskedClient:
                 f"{len(holders)} shareholders are left, {terms.threshold} open a secret",
             )
         shares = share(state["seed"] + state["masking"], terms.threshold, len(holders))
-        sealing, sealed = KeyPair.from_private(state.pop("sealing")), []
+        sealing, sealed = KeyPair.from_private(state["sealing"]), []
         # One agreement a neighbour gives the keys for both directions.
         common = {
             peer: _agreed(sealing, row[:KEY_BYTES], _sealing_context(terms, client, peer),

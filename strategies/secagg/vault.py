@@ -64,13 +64,11 @@ class Vault:
         """
         try:
             text = self._path(session, "json").read_text()
-            state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
         except FileNotFoundError:
-            said = f"session {session.hex()[:8]} is over, or never began here"
-            raise Refused("session", said) from None
-        except ValueError as error:  # cut off by a power failure
-            said = f"session {session.hex()[:8]} can't be read: {error}"
-            raise Refused("session", said) from error
+            raise Refused(
+                "session", f"session {session.hex()[:8]} is over, or never began here"
+            ) from None
+        state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
         return state
 
     def keep_upload(self, session: bytes, upload: bytes) -> None:
