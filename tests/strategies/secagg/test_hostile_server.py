@@ -123,7 +123,7 @@ SHARES_ROWS = [
     (HARD, lambda g: {"drawn": [2**63] * len(g["drawn"])}, "malformed", "not ids"),
     (HARD, lambda g: {"drawn": [-1] * len(g["drawn"])}, "malformed", "not ids"),
     (HARD, lambda g: {"drawn": ["0"] * len(g["drawn"])}, "malformed", "not ids"),
-    (HARD, lambda g: {"drawn": [4, *g["drawn"][1:]]}, "signature", "not signed"),
+    (HARD, lambda g: {"drawn": [*g["drawn"][:-1], g["drawn"][-1] + 1]}, "signature", "not signed"),
     (HARD, put(peers=[1, 2, 3, 99]), "neighbours", "client 99 is not of this session"),
 ]  # fmt: skip
 

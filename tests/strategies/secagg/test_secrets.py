@@ -235,7 +235,8 @@ class Watch:
         for path in self._clients.folder.glob("client-*/*.json"):
             holder = int(path.parent.name.removeprefix("client-"))
             state = Vault(self._clients.folder, holder).recall(bytes.fromhex(path.stem))
-            self.keys |= {state["seed"], state["sealing"], state["masking"]}
+            self.keys |= {state["seed"], state["masking"], *state.get("opens", {}).values()}
+            self.keys |= {state["sealing"]} if "sealing" in state else set()
             for owner, share in state.get("held", {}).items():
                 begin, middle = POINT_BYTES, POINT_BYTES + KEY_BYTES
                 self.shares[int(owner), holder] = share[begin:middle], share[middle:]
@@ -255,7 +256,8 @@ def test_no_secret_is_in_any_message_or_log(mode, caplog):
 
         outcome = clients.run(request=lie, reply=watch.look, lost={"upload": [4]})
         assert outcome.update.members == (0, 1, 2)
-        assert len(watch.keys) == 5 + 3 * 5
+        # Identities, three secrets each, and of the four that dealt shares a key for each neighbour's.
+        assert len(watch.keys) == 5 + 3 * 5 + 4 * 4
         # 0, 1, 2 and 4 dealt shares; 0, 1 and 2 opened them, each has its own as well, and 4 has only that.
         assert len(watch.shares) == 3 * 4 + 1
         texts = caplog.text.encode()
