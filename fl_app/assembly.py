@@ -37,8 +37,8 @@ from strategies.strategy import PipelineStrategy
 from strategies.update import DELTA
 from strategies.wire import pack_model, unpack_model
 
-JOURNAL = "sums.safetensors"
-"""In a run's folder: the sums that were opened on the present model."""
+JOURNAL = "sums"
+"""In a run's folder: the sessions and sums of collectors that open one sum a model."""
 
 Place = Literal["engine", "simulation", "device"]
 """Where clients run: in the engine's workers, in a simulation of Flower's, or each on a machine of its own."""

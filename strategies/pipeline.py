@@ -143,10 +143,14 @@ class Pipeline:
     def least_clients(self, most: int) -> int:
         """How many clients must be there for the quorum and the rule to have their inputs; `most` if none suffice."""
         cohort = getattr(self.sampler, "cohort", lambda available: available)
+        collected = getattr(self.collector, "least_clients", lambda: 1)()
 
         def enough(count: int) -> bool:
             asked: int = cohort(count)
-            return asked >= max(self.admission.quorum, self.least_inputs(asked))
+            inputs = asked if self.claim.groups is None else self.claim.groups
+            return asked >= max(self.admission.quorum, collected) and inputs >= self.least_inputs(
+                asked
+            )
 
         return next((count for count in range(1, most) if enough(count)), most)
 

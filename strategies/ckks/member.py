@@ -188,7 +188,10 @@ class CkksClient:
         void = said.get("void")
         joined = void if isinstance(void, bytes) else b""
         declared = {joined[at : at + ID_BYTES].hex() for at in range(0, len(joined), ID_BYTES)}
-        for event, *entry in vault.recorded():
+        entries = list(vault.recorded())
+        # One whose sum this client has opened itself is not void, whoever says so.
+        declared -= {entry[1] for entry in entries if entry[0] == _OPENED and len(entry) > 1}
+        for event, *entry in entries:
             if event != _UPLOADED or len(entry) < 4:  # one that was cut off came before no upload
                 continue
             if entry[2] == session:

@@ -16,9 +16,9 @@ from strategies.ckks import SharedKey
 from strategies.ckks.member import CkksClient
 from strategies.ckks.settings import CkksSettings
 from strategies.collectors.ckks_session import CkksSession, Memory
-from strategies.collectors.once import Once, Recalled
+from strategies.collectors.once import Once, Settled
 from strategies.contract import Claim, ContractError, Visibility
-from strategies.protocols import ClientOwn, Job, Session
+from strategies.protocols import ClientOwn, Job, Session, Void
 from strategies.seeds import generator
 from strategies.state import State
 
@@ -38,7 +38,7 @@ class Ckks(CkksSettings):
             is none; by default in the run's own folder of clients. A real client's key never comes with a run: it is
             in its own node config.
         seed: of the draw of those who open a sum; None for the operating system's entropy.
-        journal: file of the sums that were opened on the present model; None keeps them in memory.
+        journal: folder of the sessions and sums of the last models; None keeps them in memory.
     """
 
     key: Path | None = None
@@ -81,6 +81,10 @@ class Ckks(CkksSettings):
             summed="uniform" if self.max_weight is None else "examples",
         )
 
+    def least_clients(self) -> int:
+        """Clients without which no round can be had."""
+        return self.quorum
+
     def describe(self, cohort: int) -> str:
         """In a line: what the server sees, and at which error."""
         return (
@@ -115,14 +119,10 @@ class Ckks(CkksSettings):
         """A session over the clients with these logical ids; the sum on this very model, where there is one."""
         model = self._memory.digest.of(job.records)
         if sums := self._memory.once.recall(model, job.layouts):
-            return Recalled(sums)
+            return Settled(sums)
         if len(cohort) > self.members:
-            raise ContractError(
-                "the sampler",
-                self.label,
-                f"{len(cohort)} clients were drawn, and the scale leaves room for {self.members}",
-                f"set collector.members={len(cohort)}, or ask fewer",
-            )
+            room = f"{len(cohort)} clients were drawn, and the scale leaves room for {self.members}"
+            return Settled([Void(room)])
         return CkksSession(self, self._memory, self._draw(job), job, cohort, model)
 
     def state_dict(self) -> State:

@@ -45,7 +45,7 @@ class Memory:
     """What a collector remembers from round to round.
 
     Attributes:
-        once: the run's id, and of the present model the sessions of which the server was given no sum, and the sum.
+        once: the run's id, and of the last models the sessions and the sums.
         digest: of models.
         warned: whether it was said that the key has opened as much as it should.
     """
@@ -83,6 +83,8 @@ class CkksSession:
         self._size = self._contents.size + self._contents.tail_size
         self._layouts = [self._contents.layouts[name].digest for name in sorted(job.layouts)]
         self._id = os.urandom(ID_BYTES)
+        self._void = memory.once.void(model)
+        memory.once.begin(model, self._id)
         self._config = ConfigRecord(
             {**job.config, "server-round": job.round, "version": job.version, "phases": 2}
         )
@@ -111,7 +113,7 @@ class CkksSession:
         told: dict[str, Any] = {
             "session": self._id,
             "run": self._memory.once.run,
-            "void": b"".join(self._memory.once.void(self._model)),
+            "void": self._void,
             "settings": self._settings.digest,
             "layouts": self._layouts,
         }
@@ -234,6 +236,8 @@ class CkksSession:
         return dict(self._request)
 
     def _opened(self, client: int, content: RecordDict) -> None:
+        # Whatever becomes of it: the server has seen what may be the sum.
+        self._memory.once.seen(self._model, self._id)
         self._hold(said_in(content))
         record = record_in(content, PLAIN, ArrayRecord)
         if record is None or set(record) != {PLAIN}:
@@ -273,7 +277,7 @@ class CkksSession:
         except Refused as refused:
             return self._end(str(refused))
         self.done = True
-        self._memory.once.keep(self._model, update)
+        self._memory.once.keep(self._model, self._id, update)
         # The tail is as far off as any element: a share within its error is none.
         if plain[size:][-3] > self._settings.parameters.error:
             log.warning(
@@ -286,8 +290,6 @@ class CkksSession:
     def _end(self, reason: str) -> list[Event]:
         self.done = True
         self._waiting.clear()
-        if not self._sums:
-            self._memory.once.void(self._model).append(self._id)
         return [Void(reason)]
 
     # ---- messages ----

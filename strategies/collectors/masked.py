@@ -20,13 +20,13 @@ from annotated_types import Ge, Gt, Le
 
 from strategies.collectors.groups import Grouped
 from strategies.collectors.masked_session import MaskedSession
-from strategies.collectors.once import Once, Recalled
+from strategies.collectors.once import Once, Settled
 from strategies.contract import Claim, ContractError, Visibility, name_of
-from strategies.protocols import ClientOwn, Job, Session
+from strategies.protocols import ClientOwn, Job, Session, Void
 from strategies.ranges import Ranged
 from strategies.secagg.masking import room
 from strategies.secagg.member import MaskedClient
-from strategies.secagg.parameters import Parameters, choose
+from strategies.secagg.parameters import LEAST_MEMBERS, Parameters, choose
 from strategies.secagg.policy import node_policy, simulation_policy
 from strategies.secagg.terms import DIGEST_BYTES, ID_BYTES, ModelDigest, Terms, ids_digest
 from strategies.seeds import generator
@@ -56,7 +56,7 @@ class Masked(Ranged):
             client's roster never comes with a run: it is in its own node config.
         identities: folder of the private identity keys, likewise.
         seed: of the groups' draw; None for the operating system's entropy. Keys and masks never come of it.
-        journal: file of the sums that were opened on the present model; None keeps them in memory.
+        journal: folder of the sessions and sums of the last models; None keeps them in memory.
 
     Raises:
         ValueError: a setting is out of its range, or groups are weighted by examples.
@@ -108,13 +108,19 @@ class Masked(Ranged):
             summed="uniform" if self.max_weight is None else "examples",
         )
 
-    def plan(self, cohort: int, claim: Claim | None = None) -> list[Parameters]:
-        """The protocol's numbers for each group of a cohort of this size.
+    def least_clients(self) -> int:
+        """Clients without which no round can be had."""
+        return LEAST_MEMBERS * self.groups
+
+    def plan(
+        self, cohort: int, claim: Claim | None = None, groups: int | None = None
+    ) -> list[Parameters]:
+        """The protocol's numbers for each group of a cohort of this size; for all groups by default.
 
         Raises:
             ContractError: there are none.
         """
-        sizes = [len(group) for group in _split(range(cohort), self.groups)]
+        sizes = [len(group) for group in _split(range(cohort), groups or self.groups)]
         try:
             found = {size: self._parameters(size) for size in set(sizes)}
         except ValueError as error:
@@ -156,22 +162,36 @@ class Masked(Ranged):
         )
 
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
-        """A session, or one for each group; the sums that were opened on this very model, where there are some."""
+        """A session, or one for each group; sums that were opened on this very model are taken up, not asked for again.
+
+        A cohort that is too small to hide anybody is void at once.
+        """
         digest = self._digest.of(job.records)
-        if sums := self._once.recall(digest, job.layouts):
-            return Recalled(sums)
-        order = list(cohort)
+        sums = self._once.recall(digest, job.layouts)
+        summed = {client for one in sums for client in one.members}
+        order = [client for client in cohort if client not in summed]
         if self.groups > 1:
             self._shuffle(order, job)
-        plans = self.plan(len(order))
+        # Of groups that came to nothing last time, as many again as their clients make.
+        missing = min(self.groups - len(sums), len(order) // LEAST_MEMBERS) if sums else self.groups
+        settled: list[Session] = [Settled(sums)] if sums else []
+        if missing < 1:
+            return settled[0]
+        try:
+            plans = self.plan(len(order), groups=missing)
+        except ContractError as error:
+            return settled[0] if settled else Settled([Void(error.why)])
+        void = self._once.void(digest)
+        groups = _split(order, missing)
         sessions = [
-            self._session(job, group, plan, digest)
-            for group, plan in zip(_split(order, self.groups), plans, strict=True)
+            self._session(job, group, plan, digest, void)
+            for group, plan in zip(groups, plans, strict=True)
         ]
-        return sessions[0] if len(sessions) == 1 else Grouped(sessions)
+        every: list[Session] = [*settled, *sessions]
+        return every[0] if len(every) == 1 else Grouped(every)
 
     def _session(
-        self, job: Job, members: Sequence[int], plan: Parameters, digest: bytes
+        self, job: Job, members: Sequence[int], plan: Parameters, digest: bytes, void: bytes
     ) -> MaskedSession:
         quorum = max(2, plan.quorum)
         if self.groups == 1:
@@ -195,8 +215,9 @@ class Masked(Ranged):
             max_weight=float(self.max_weight or 0),
             stochastic=self.stochastic,
         )
-        keep = partial(self._once.keep, digest)
-        return MaskedSession(job, sorted(members), terms, self._once.void(digest), keep)
+        self._once.begin(digest, terms.session)
+        keep = partial(self._once.keep, digest, terms.session)
+        return MaskedSession(job, sorted(members), terms, void, keep)
 
     def _limit(self, job: Job) -> float:
         if self.limit is not None:

@@ -49,7 +49,7 @@ class MaskedSession:
         job: what the round asks of it.
         members: logical ids, ascending.
         terms: of the session.
-        void: ids of the sessions on this model that came to nothing; this one's is added if it does, too.
+        void: ids of the sessions on this model that came to nothing.
         keep: told of the sum before anything is made of it.
     """
 
@@ -58,7 +58,7 @@ class MaskedSession:
         job: Job,
         members: Sequence[int],
         terms: Terms,
-        void: list[bytes],
+        void: bytes,
         keep: Callable[[Update], None] = lambda update: None,
     ) -> None:
         self._job, self._terms, self._void, self._keep = job, terms, void, keep
@@ -101,7 +101,7 @@ class MaskedSession:
 
     def start(self) -> list[Request]:
         """Asks every member for its keys."""
-        told: dict[str, Any] = {**self._terms.record(), "void": b"".join(self._void)}
+        told: dict[str, Any] = {**self._terms.record(), "void": self._void}
         if self._terms.malicious:
             told["clients"] = list(self._members)
         events = self._ask(KEYS, dict.fromkeys(self._members, told))
@@ -353,7 +353,6 @@ class MaskedSession:
 
     def _stop(self, reason: str) -> list[Event]:
         self.done = True
-        self._void.append(self._terms.session)
         return [Void(reason)]
 
     def _ask(self, step: str, told: Mapping[int, Mapping[str, Any]]) -> list[Event]:

@@ -1,8 +1,8 @@
 """One sum a model: what a server must remember so that clients that insist on it go on with it.
 
-Clients join no second sum on a model, unless the server says that the first session came to nothing. And a server that
-is interrupted after it has opened a sum, and before its new model is on the disk, would find no client for another: it
-keeps the sums of the present model, and takes them up itself.
+Clients join no second sum on a model, unless the server says that the first session came to nothing. So a server that
+is killed, at any moment, must know afterwards which sessions it had begun, and which sums it had opened: it writes down
+each before the next step. Without that its clients would refuse it for ever.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -24,82 +26,152 @@ from strategies.wire import Refused
 
 log = logging.getLogger(__name__)
 
+_MODELS: Final = 3
+"""Models that are remembered: a checkpoint that is torn sends a run back to the one before."""
+_BOOK: Final = "sessions.json"
 
-class Once:
-    """The run's id, and of the present model the void sessions and the sums.
 
-    Args:
-        path: of the file of sums; without one they last as long as this object.
+@dataclass
+class _Model:
+    """What became of the sessions on one model.
 
     Attributes:
-        run: 16 bytes, the same in all processes of a run.
+        begun: their ids, hexadecimal.
+        spent: of those, the ones of which the server has, or may have, a sum.
+        sums: that were opened; None where they have not been read yet.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.run = os.urandom(ID_BYTES)
-        self._path = path
-        self._void: tuple[bytes, list[bytes]] = (b"", [])
-        self._key = ""
-        self._sums: list[Update] = []
+    begun: list[str] = field(default_factory=list)
+    spent: list[str] = field(default_factory=list)
+    sums: list[Update] | None = None
 
-    def void(self, model: bytes) -> list[bytes]:
-        """Ids of the sessions on this model that came to nothing, to be added to."""
-        if self._void[0] != model:
-            self._void = (model, [])
-        return self._void[1]
 
-    def keep(self, model: bytes, update: Update) -> None:
-        """Adds a sum on this model; those on another are forgotten."""
-        known = self._key == self._key_of(model)
-        self._sums = [*(self._sums if known else ()), update]
-        self._key = self._key_of(model)
-        if self._path is not None:
-            self._write(self._path)
+class Once:
+    """The run's id, and of the last models the sessions and the sums.
+
+    Args:
+        folder: where they are kept; without one they last as long as this object, and its state.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._run = b""
+        self._models: dict[str, _Model] = {}
+
+    @property
+    def run(self) -> bytes:
+        """16 bytes, the same in all processes of a run."""
+        if not self._run:
+            self._read_book()
+        if not self._run:
+            self._run = os.urandom(ID_BYTES)
+        return self._run
+
+    def void(self, model: bytes) -> bytes:
+        """Ids of the sessions on this model that came to nothing, one after the other. None may be under way."""
+        known = self._known(model)
+        return b"".join(bytes.fromhex(one) for one in known.begun if one not in known.spent)
+
+    def begin(self, model: bytes, session: bytes) -> None:
+        """Notes a session before anybody is asked."""
+        self._known(model).begun.append(session.hex())
+        self._write_book()
+
+    def seen(self, model: bytes, session: bytes) -> None:
+        """Notes that the server may know the sum of a session: it is never void."""
+        known = self._known(model)
+        if session.hex() not in known.spent:
+            known.spent.append(session.hex())
+            self._write_book()
+
+    def keep(self, model: bytes, session: bytes, update: Update) -> None:
+        """Keeps a sum before anything is made of it."""
+        known = self._known(model)
+        known.sums = [*(known.sums or ()), update]
+        if self._folder is not None:
+            self._write_sums(self._folder, model, known.sums)
+        self.seen(model, session)
 
     def recall(self, model: bytes, layouts: Mapping[str, Layout]) -> list[Update]:
-        """The sums on this model, none where there was none, or where the file can't be read."""
-        key = self._key_of(model)
-        if self._key != key and self._path is not None and self._path.exists():
-            self._read(self._path, key, layouts)
-        return list(self._sums) if self._key == key else []
+        """The sums on this model; none where there was none, or where their file can't be read."""
+        known = self._known(model)
+        if known.sums is None:
+            known.sums = self._read_sums(model, layouts) if known.spent else []
+        return list(known.sums)
 
     def state_dict(self) -> State:
-        """The run's id and the void sessions; the sums have their own file."""
-        model, void = self._void
-        return {"run": self.run.hex(), "model": model.hex(), "void": b"".join(void).hex()}
+        """The run's id and its sessions; the sums have files of their own."""
+        return {"run": self.run.hex(), "models": json.dumps(self._book())}
 
     def load_state_dict(self, state: State) -> None:
-        """Takes up an earlier process of the run."""
-        void = bytes.fromhex(str(state["void"]))
-        ids = [void[begin : begin + ID_BYTES] for begin in range(0, len(void), ID_BYTES)]
-        self.run = bytes.fromhex(str(state["run"]))
-        self._void = (bytes.fromhex(str(state["model"])), ids)
+        """Takes up an earlier process of the run; what the folder knows of it is newer."""
+        run = bytes.fromhex(str(state["run"]))
+        if self.run != run:
+            self._run = run
+            self._models = _models(json.loads(str(state["models"])))
 
-    def _key_of(self, model: bytes) -> str:
-        return f"{self.run.hex()} {model.hex()}"
+    def _known(self, model: bytes) -> _Model:
+        _ = self.run
+        if model.hex() not in self._models:
+            self._models[model.hex()] = _Model()
+            for old in list(self._models)[:-_MODELS]:
+                del self._models[old]
+                if self._folder is not None:
+                    self._file(self._folder, old).unlink(missing_ok=True)
+        return self._models[model.hex()]
 
-    def _write(self, path: Path) -> None:
+    def _book(self) -> dict[str, Any]:
+        return {
+            model: {"begun": known.begun, "spent": known.spent}
+            for model, known in self._models.items()
+        }
+
+    def _write_book(self) -> None:
+        if self._folder is None:
+            return
+        text = json.dumps({"run": self.run.hex(), "models": self._book()})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{_BOOK}.{os.getpid()}.part"
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._folder / _BOOK)
+
+    def _read_book(self) -> None:
+        path = None if self._folder is None else self._folder / _BOOK
+        if path is None or not path.exists():
+            return
+        try:
+            book = json.loads(path.read_text())
+            self._run, self._models = bytes.fromhex(book["run"]), _models(book["models"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s can't be read, and clients may refuse to go on: %s", path, error)
+
+    def _write_sums(self, folder: Path, model: bytes, sums: Sequence[Update]) -> None:
         about = [
             {"weight": one.weight, "members": one.members, "version": one.version, "metrics": dict(one.metrics)}
-            for one in self._sums
+            for one in sums
         ]  # fmt: skip
         tensors = {
             f"{number}/{name}": section.vector
-            for number, one in enumerate(self._sums)
+            for number, one in enumerate(sums)
             for name, section in one.sections.items()
         }
+        path = self._file(folder, model.hex())
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"model": self._key, "sums": json.dumps(about)})
+        save_file(tensors, temporary, {"sums": json.dumps(about)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
 
-    def _read(self, path: Path, key: str, layouts: Mapping[str, Layout]) -> None:
+    def _read_sums(self, model: bytes, layouts: Mapping[str, Layout]) -> list[Update]:
+        if self._folder is None:
+            return []
+        path = self._file(self._folder, model.hex())
         try:
             with safe_open(path, framework="numpy") as file:
-                about = file.metadata() or {}
-                if about.get("model") != key:
-                    return
-                self._sums = [
+                return [
                     Update(
                         {
                             name: Section(file.get_tensor(f"{number}/{name}"), layout)
@@ -107,29 +179,40 @@ class Once:
                         },
                         one["weight"], tuple(one["members"]), one["version"], one["metrics"],
                     )
-                    for number, one in enumerate(json.loads(about["sums"]))
+                    for number, one in enumerate(json.loads((file.metadata() or {})["sums"]))
                 ]  # fmt: skip
-                self._key = key
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the sums in %s can't be read and are left out: %s", path, error)
+            return []
+
+    @staticmethod
+    def _file(folder: Path, model: str) -> Path:
+        return folder / f"{model[:16]}.safetensors"
 
 
-class Recalled:
-    """A session over sums that are there already: nobody is asked.
+def _models(book: Mapping[str, Any]) -> dict[str, _Model]:
+    return {
+        model: _Model(list(known["begun"]), list(known["spent"])) for model, known in book.items()
+    }
+
+
+class Settled:
+    """A session whose outcome is there already: nobody is asked.
 
     Args:
-        sums: of an earlier session on the same model.
+        events: sums that were opened before, or the reason why none can be.
     """
 
-    def __init__(self, sums: list[Update]) -> None:
-        self._sums = sums
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = list(events)
         self.done = False
 
     def start(self) -> list[Request]:
         """No requests."""
-        log.info(
-            "the sum on this model was opened before: it is taken up, and nobody is asked for another"
-        )
+        if any(isinstance(event, Update) for event in self._events):
+            log.warning(
+                "a sum on this very model was opened before: it is taken up, and nobody is asked for another"
+            )
         return []
 
     def receive(self, reply: Reply) -> list[Event]:
@@ -137,6 +220,6 @@ class Recalled:
         raise Refused("duplicate", f"client {reply.request.client} was not asked")
 
     def expire(self) -> list[Event]:
-        """The sums."""
+        """The outcome."""
         self.done = True
-        return list(self._sums)
+        return self._events

@@ -34,6 +34,9 @@ import numpy as np
 from strategies.secagg.graph import log2_falls_apart, log2_splits_off
 from strategies.secagg.tails import log2_tails
 
+LEAST_MEMBERS = 3
+"""Of two, each knows the other's update from the sum."""
+
 LEAST_DEGREE = 10
 """No client is hidden among a handful: ⌊γn⌋ and ⌊δn⌋ of few clients are 0 or 1, and zeros prove anything."""
 
@@ -127,7 +130,7 @@ def choose(
     Raises:
         ValueError: fewer than three members, a part outside 0 … 1, or no degree that will do.
     """
-    if members < 3:
+    if members < LEAST_MEMBERS:
         raise ValueError(
             f"{members} clients cannot hide: of two, each knows the other's update from the sum; needs 3 or more"
         )

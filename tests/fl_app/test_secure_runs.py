@@ -10,6 +10,8 @@ from torch import nn
 import fl_app.run
 from fl_app.cli.main import main
 from strategies.collectors import Masked
+from strategies.collectors.masked_session import MaskedSession
+from strategies.contents import Contents
 from strategies.secagg.vault import Vault
 from tests.fl_app.test_run import assert_same_model, model_of, rows, run
 
@@ -75,21 +77,56 @@ def test_drop_outs_in_every_phase_are_borne_and_what_is_too_much_is_void_with_it
     assert all(f"at phase {phase}" in said for phase in range(4))
 
 
-def test_a_sum_that_was_opened_before_the_run_was_killed_is_taken_up(tmp_path, monkeypatch):
-    """Between the sum and the checkpoint: clients give no shares for a second sum on this model."""
-    whole, summary, _ = run(tmp_path / "whole", *SECURE, "rounds=3")
+def opened_sums(result) -> list[tuple[str, ...]]:
+    """(run, model, session) of every sum that client 0 gave shares for."""
+    ledger = result.summary_path.parent / "clients" / "secagg" / "client-0" / "ledger"
+    words = [tuple(line.split()) for line in ledger.read_text().splitlines()]
+    return [entry[1:] for entry in words if entry[:1] == ("opened",)]
 
-    def dies(*_):
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("moment", ["shares are given", "the sum is kept", "the model is new"])
+def test_a_run_that_is_killed_at_any_moment_goes_on_and_opens_no_second_sum(
+    tmp_path, monkeypatch, number, moment
+):
+    """Clients that gave shares join no second sum on the model: the server must know what it had."""
+    whole, summary, _ = run(tmp_path / "whole", *SECURE, "rounds=3")
+    owner, name = {
+        "shares are given": (MaskedSession, "_open"),
+        "the sum is kept": (Contents, "update"),
+        "the model is new": (fl_app.run.PipelineStrategy, "_central"),
+    }[moment]
+    calls, original = [], getattr(owner, name)
+
+    def dies(self, *given):
+        calls.append(name)
+        if len(calls) < number:
+            return original(self, *given)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fl_app.run.PipelineStrategy, "_central", dies)
+        patch.setattr(owner, name, dies)
         stopped, _, _ = run(tmp_path / "killed", *SECURE, "rounds=3")
     assert stopped.reason == "interrupted"
     again, resumed, _ = run(tmp_path / "killed", *SECURE, "rounds=3")
     assert_same_model(whole, again)
     assert learned(resumed) == learned(summary)
     assert resumed["rejections"] == {}
+    taken_up = "it is taken up" in (again.summary_path.parent / "run.log").read_text()
+    assert taken_up is (moment == "the model is new")
+    sums = opened_sums(again)
+    assert len({run_id for run_id, _, _ in sums}) == 1
+    # Three models, three sums; where none had come of the first session, its shares were given in vain.
+    assert len(sums) == (3 if taken_up else 4)
+
+
+def test_a_group_that_is_lost_is_made_up_for_on_the_same_model(tmp_path):
+    chosen = ["strategy=secure_grouped", "combiner=krum", "combiner.f=1", "num_clients=15"]
+    _, summary, lines = run(tmp_path, *chosen, "runtime.dropout=0.15", "rounds=8")
+    history = summary["history"]
+    assert any("it is taken up" in line for line in lines)
+    assert not history[-1]["void"]
+    assert sum(not row["void"] for row in history) >= 5
 
 
 def test_no_secret_outlives_a_run_and_the_ledger_does(tmp_path):

@@ -23,7 +23,7 @@ from strategies.secagg.keys import Identity
 from strategies.secagg.masking import codings
 from strategies.secagg.member import MaskedClient
 from strategies.secagg.policy import Policy, Roster
-from strategies.secagg.terms import SECAGG, Terms
+from strategies.secagg.terms import SECAGG, ModelDigest, Terms
 from strategies.update import DELTA, Update
 from strategies.wire import ARRAYS, CONFIG, TRAINS, Refused, pack_model
 from tests.support.updates import flat, section
@@ -181,6 +181,10 @@ class Cohort:
     def restart(self) -> None:
         """New objects over the same folder, as after a crash of every client."""
         self.clients = {one: MaskedClient(self.folder, self.policies[one]) for one in self.members}
+
+    def void(self) -> bytes:
+        """Ids of the sessions on the present model that the server declares void."""
+        return self.collector._once.void(ModelDigest().of(self.job().records))
 
     def restore(self) -> None:
         """A new server with the old one's state, and none of the sums that it has opened."""
