@@ -21,6 +21,7 @@ from annotated_types import Ge, Gt, Le
 from strategies.collectors.groups import Grouped
 from strategies.collectors.masked_session import MaskedSession
 from strategies.collectors.once import Once, Recalled
+from strategies.configuration import config_digest
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Session
 from strategies.ranges import Ranged
@@ -182,6 +183,9 @@ class Masked(Ranged):
             model=digest,
             round=job.round,
             version=job.version,
+            settings=config_digest(
+                {**job.config, "server-round": job.round, "version": job.version}
+            ),
             members=len(members),
             cohort=ids_digest(members) if self.malicious else bytes(DIGEST_BYTES),
             degree=plan.degree,
