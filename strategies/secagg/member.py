@@ -240,7 +240,7 @@ class MaskedClient:
             raise Refused("phase", "survivors are agreed on in the malicious mode only")
         survivors = said.clients("survivors")
         strangers = set(survivors) - set(state["cohort"])
-        least = max(terms.quorum, self._policy.least_cohort)
+        least = max(terms.quorum, self._policy.least_cohort or 0)
         if strangers or client not in survivors or len(survivors) < least:
             raise Refused(
                 "survivors",
