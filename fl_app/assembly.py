@@ -147,13 +147,14 @@ class Assembly:
         """The transformations of an update, in the order in which clients apply them."""
         return [] if self.config.clip is None else [build(self.config.clip)]
 
-    def collector(self) -> Collector:
-        """How updates come out of a cohort; both halves."""
+    def collector(self, num_clients: int | None = None) -> Collector:
+        """How updates come out of a cohort; both halves. The server's counts on so many clients."""
         collector: Collector = build(
             self.config.collector,
             directory=self.config.directory,
             seed=self._seed_of_draws,
             journal=self.config.run_dir / JOURNAL,
+            population=num_clients,
         )
         return collector
 
@@ -211,7 +212,7 @@ class Assembly:
         """
         config = self.config
         pipeline = Pipeline(
-            collector=self.collector(),
+            collector=self.collector(num_clients),
             stages=self.stages(),
             combiner=build(config.combiner, seed=self._seed_of_draws),
             optimizer=build(config.server, population=num_clients),

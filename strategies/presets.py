@@ -175,7 +175,11 @@ def fltrust(f: int, root: Callable[[Job], Update], **keywords: Any) -> PipelineS
 
 
 def secure(
-    max_weight: int | None = 1000, *, malicious: bool = False, **keywords: Any
+    max_weight: int | None = 1000,
+    *,
+    malicious: bool = False,
+    population: int | None = None,
+    **keywords: Any,
 ) -> PipelineStrategy:
     """Secure aggregation, the server sees the sum only (Bell et al. 2020; Bonawitz et al. 2017).
 
@@ -184,13 +188,15 @@ def secure(
     Args:
         max_weight: the largest number of examples that counts; None weights all clients alike.
         malicious: for clients whose policy pins a roster.
+        population: number of all clients, in the malicious mode those of the roster; None where each round asks all.
         keywords: `PipelineStrategy`'s; `fraction`.
     """
     weighting: Literal["examples", "uniform"] = "uniform" if max_weight is None else "examples"
     return _strategy(
         SGD(),
-        collector=Masked(max_weight=max_weight, malicious=malicious),
+        collector=Masked(max_weight=max_weight, malicious=malicious, population=population),
         combiner=Mean(weighting=weighting),
+        population=population,
         **keywords,
     )
 

@@ -1,8 +1,8 @@
 """The clients' half of sums under CKKS: encrypts an update, and opens sums that it can tell to be sums.
 
 What a client holds the server to, whatever that says: it opens a sum only of a session that it uploaded to, of at least
-a quorum of different clients who have the key, as their tags prove, and one sum a session. It uploads once on a model,
-unless the server declares that nothing came of the earlier session.
+a quorum of different clients who have the key and were told the same settings, as their tags prove, and one sum a
+session. It uploads once on a model, unless the server declares that nothing came of the earlier session.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ from strategies.ckks.messages import (
 from strategies.ckks.settings import CkksSettings
 from strategies.ckks.tags import NONCE_BYTES, TAG_BYTES
 from strategies.ckks.vectors import sum_residues
+from strategies.configuration import digest_of_request
 from strategies.records import bundle, records_in
 from strategies.secagg.terms import ModelDigest
 from strategies.secagg.vault import Vault
 from strategies.update import Update
-from strategies.wire import ARRAYS, Refused, config_of, integer_in, pack
+from strategies.wire import Refused, config_of, integer_in, pack
 
 _UPLOADED: Final = "uploaded"
 _OPENED: Final = "opened"
+_WORDS: Final = 5
+"""Of an upload's entry in the ledger, beside its name: run, model, session, settings, size."""
 
 
 class CkksClient:
@@ -67,10 +70,11 @@ class CkksClient:
         """Holds the session against what this client has done before, and has the key at hand.
 
         Raises:
-            Refused: `session`, `replayed`, `reused` or `key`.
+            Refused: `session`, `malformed`, `replayed`, `reused` or `key`.
         """
         said = said_in(request)
         self._same_settings(said)
+        _asked(request)
         try:
             _ = self._cipher
         except (ValueError, OSError) as error:
@@ -85,7 +89,7 @@ class CkksClient:
         Raises:
             Refused: as `prepare`, or the update can't be encrypted.
         """
-        said, model = said_in(request), self._model(request)
+        said, model, asked = said_in(request), self._model(request), _asked(request)
         (client,) = update.members
         contents = self._settings.contents(
             {name: section.layout for name, section in update.sections.items()}
@@ -112,14 +116,17 @@ class CkksClient:
         vault = self._vault(request)
         with vault.locked():
             self._once(vault, said, model)
-            vault.record(_UPLOADED, run.hex(), model.hex(), session.hex(), str(vector.size))
+            entry = (item.hex() for item in (run, model, session, asked))
+            vault.record(_UPLOADED, *entry, str(vector.size))
         told: dict[str, Any] = {
             "session": session,
             "settings": self._settings.digest,
             "layouts": digests,
             "key": self._key.fingerprint,
             "nonce": member.nonce,
-            "tag": self._tagger(run, model, session, vector.size).tag(encrypted.residues, member),
+            "tag": self._tagger(run, model, session, asked, vector.size).tag(
+                encrypted.residues, member
+            ),
         }
         return bundle({CKKS: ConfigRecord(told), CIPHERTEXTS: carrier(CIPHERTEXTS, encrypted.blob)})
 
@@ -136,13 +143,13 @@ class CkksClient:
         blob, members = data_in(request, CIPHERTEXTS), self._members(said, client)
         vault = self._vault(request)
         with vault.locked():
-            run, model, size = _uploaded(vault, session)
+            run, model, asked, size = _uploaded(vault, session)
             parameters = self._settings.parameters
             try:
                 residues = sum_residues(parameters, blob, size)
             except CiphertextError as error:
                 raise Refused("malformed", str(error)) from error
-            tagger = self._tagger(run, model, session, size)
+            tagger = self._tagger(run, model, session, asked, size)
             if not tagger.verify(residues, members, octets(said, "tag", TAG_BYTES)):
                 raise Refused("tag", "these ciphertexts are not the sum of those clients' uploads")
             digest = hashlib.sha256(blob).hexdigest()
@@ -192,7 +199,9 @@ class CkksClient:
         # One whose sum this client has opened itself is not void, whoever says so.
         declared -= {entry[1] for entry in entries if entry[0] == _OPENED and len(entry) > 1}
         for event, *entry in entries:
-            if event != _UPLOADED or len(entry) < 4:  # one that was cut off came before no upload
+            if (
+                event != _UPLOADED or len(entry) < _WORDS
+            ):  # one that was cut off came before no upload
                 continue
             if entry[2] == session:
                 raise Refused("replayed", "this client has uploaded to this session before")
@@ -201,20 +210,32 @@ class CkksClient:
                     "reused", "this client is in a sum on this very model, and joins no second one"
                 )
 
-    def _tagger(self, run: bytes, model: bytes, session: bytes, size: int) -> Tagger:
-        bound = b"".join((run, model, session, size.to_bytes(8, "little"), self._settings.digest))
+    def _tagger(self, run: bytes, model: bytes, session: bytes, asked: bytes, size: int) -> Tagger:
+        bound = b"".join(
+            (run, model, session, asked, size.to_bytes(8, "little"), self._settings.digest)
+        )
         return Tagger(self._key, bound, self._settings.parameters.modulus)
 
     def _model(self, request: RecordDict) -> bytes:
-        return self._digest.of({ARRAYS: records_in(request, ArrayRecord)[ARRAYS]})
+        return self._digest.of(records_in(request, ArrayRecord))
 
     def _vault(self, request: RecordDict) -> Vault:
         return Vault(self._folder, integer_in(config_of(request), "client"))
 
 
-def _uploaded(vault: Vault, session: bytes) -> tuple[bytes, bytes, int]:
-    """Run, model and size of this client's upload to a session; raises `Refused` (`session`) where there was none."""
+def _asked(request: RecordDict) -> bytes:
+    """The digest of the configuration that a client is told to train with: only those who share it sum."""
+    return digest_of_request(request, CKKS)
+
+
+def _uploaded(vault: Vault, session: bytes) -> tuple[bytes, bytes, bytes, int]:
+    """Run, model, settings and size of this client's upload to a session.
+
+    Raises:
+        Refused: `session`, where there was none.
+    """
     for event, *entry in vault.recorded():
-        if event == _UPLOADED and len(entry) == 4 and entry[2] == session.hex():
-            return bytes.fromhex(entry[0]), bytes.fromhex(entry[1]), int(entry[3])
+        if event == _UPLOADED and len(entry) == _WORDS and entry[2] == session.hex():
+            run, model, _, asked, size = entry
+            return bytes.fromhex(run), bytes.fromhex(model), bytes.fromhex(asked), int(size)
     raise Refused("session", f"this client has uploaded nothing to session {session.hex()[:8]}")

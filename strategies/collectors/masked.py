@@ -21,13 +21,14 @@ from annotated_types import Ge, Gt, Le
 from strategies.collectors.groups import Grouped
 from strategies.collectors.masked_session import MaskedSession
 from strategies.collectors.once import Once, Settled
+from strategies.configuration import config_digest
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Session, Void
 from strategies.ranges import Ranged
 from strategies.secagg.masking import room
 from strategies.secagg.member import MaskedClient
 from strategies.secagg.parameters import LEAST_MEMBERS, Parameters, choose
-from strategies.secagg.policy import node_policy, simulation_policy
+from strategies.secagg.policy import LEAST_COHORT, least_cohort, node_policy, simulation_policy
 from strategies.secagg.terms import DIGEST_BYTES, ID_BYTES, ModelDigest, Terms, ids_digest
 from strategies.seeds import generator
 from strategies.state import State
@@ -45,7 +46,12 @@ class Masked(Ranged):
         malicious: for clients that do not trust the server to follow the protocol (their own policy decides).
         complete: every client masks with every other, whatever the numbers ask for.
         dropouts: share of a cohort (or group) that may drop out.
-        colluders: share of it that may collude with the server.
+        colluders: share of it that may collude with the server; in the malicious mode, of the population.
+        least_cohort: the smallest cohort (or group) that clients of this machine's own take part in; a real client's is
+            in its node config, and this is what the run counts on. None: 3, or in the malicious mode half of the
+            population.
+        population: clients in the roster of the malicious mode, out of whom a server may pick a cohort with all who
+            collude. None: all are in every cohort.
         limit: largest magnitude of an element of an update; larger ones are cut. None: the pipeline's clip, else 1.
         headroom: how far noise may lift a sum beyond members times limit, in the same units.
         max_weight: largest weight that counts, in examples; None where all clients weigh alike.
@@ -67,6 +73,8 @@ class Masked(Ranged):
     complete: bool = False
     dropouts: Annotated[float, Ge(0), Le(0.9)] = 0.3
     colluders: Annotated[float, Ge(0), Le(0.9)] = 0.1
+    least_cohort: Annotated[int, Ge(3)] | None = None
+    population: Annotated[int, Ge(1)] | None = None
     limit: Annotated[float, Gt(0)] | None = None
     headroom: Annotated[float, Ge(0)] = 0.0
     max_weight: Annotated[int, Ge(1)] | None = None
@@ -100,6 +108,7 @@ class Masked(Ranged):
         claim.need_no_statistics(self)
         if claim.cohort is not None:
             self.plan(claim.cohort, claim)
+            self._check_least(claim.cohort, claim)
         return claim.given(
             self,
             visibility=Visibility.SUM if self.groups == 1 else Visibility.GROUP,
@@ -143,6 +152,22 @@ class Masked(Ranged):
             ) from error
         return [found[size] for size in sizes]
 
+    def _check_least(self, cohort: int, claim: Claim) -> None:
+        """Refuses a cohort that all clients would refuse."""
+        default = least_cohort((self.population or 0) if self.malicious else 0)
+        least = default if self.least_cohort is None else self.least_cohort
+        smallest = min(len(group) for group in _split(range(cohort), self.groups))
+        if smallest < least:
+            raise ContractError(
+                claim.source("cohort"),
+                name_of(self),
+                f"a sum is of {smallest} clients, who take part in sums of {least} or more: the server could pick those"
+                f" who collude with it",
+                "raise sampler.fraction"
+                + (", make fewer groups" if self.groups > 1 else "")
+                + f", or set collector.least_cohort={smallest} ({LEAST_COHORT} in each real client's node config)",
+            )
+
     def describe(self, cohort: int) -> str:
         """The protocol's numbers in one line."""
         plans = self.plan(cohort)
@@ -159,6 +184,7 @@ class Masked(Ranged):
             colluders=self.colluders,
             malicious=self.malicious,
             complete=self.complete,
+            population=self.population if self.malicious else None,
         )
 
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
@@ -202,6 +228,9 @@ class Masked(Ranged):
             model=digest,
             round=job.round,
             version=job.version,
+            settings=config_digest(
+                {**job.config, "server-round": job.round, "version": job.version}
+            ),
             members=len(members),
             cohort=ids_digest(members) if self.malicious else bytes(DIGEST_BYTES),
             degree=plan.degree,
@@ -243,6 +272,7 @@ class Masked(Ranged):
                 malicious=self.malicious,
                 dropouts=self.dropouts,
                 colluders=self.colluders,
+                least_cohort=self.least_cohort,
             )
             if own.simulated
             else node_policy(own.settings, malicious=self.malicious)

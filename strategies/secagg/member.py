@@ -23,6 +23,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from strategies.configuration import digest_of_request
 from strategies.contents import Contents
 from strategies.records import bundle, records_in
 from strategies.secagg.keys import KEY_BYTES, KeyPair, derive
@@ -97,6 +98,7 @@ class MaskedClient:
             terms = Terms.read(state["terms"])
             if self._digest.of(records_in(request, ArrayRecord)) != terms.model:
                 raise Refused("terms", "the model is not the one that the session's keys are for")
+            _as_agreed(terms, request)
             self._receive(state, terms, said)
             vault.keep(session, state, durable=False)
         return None
@@ -109,6 +111,7 @@ class MaskedClient:
             state = vault.recall(session)
             _in_step(state, SHARES)
             terms = Terms.read(state["terms"])
+            _as_agreed(terms, request)
             contents = Contents(
                 {name: section.layout for name, section in update.sections.items()},
                 terms.metrics, terms.metric_limit, terms.max_weight or None,
@@ -134,8 +137,7 @@ class MaskedClient:
         terms = Terms.read(said.values)
         cohort = said.clients("clients") if terms.malicious else []
         self._policy.check(terms, client, cohort)
-        if integer_in(config_of(request), "server-round") != terms.round:
-            raise Refused("terms", f"the terms are of round {terms.round}, the request is not")
+        _same_round(terms, request)
         self._once(vault, terms, said)
         vault.forget()
         sealing, masking = KeyPair.generate(), KeyPair.generate()
@@ -154,11 +156,12 @@ class MaskedClient:
         vault.keep(terms.session, state, durable=False)
         return reply
 
-    def _shares(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
+    def _shares(self, client: int, vault: Vault, said: Said, request: RecordDict) -> dict[str, Any]:
         session = said.octets("session", ID_BYTES)
         state = vault.recall(session)
         _in_step(state, KEYS)
         terms = Terms.read(state["terms"])
+        _same_round(terms, request)
         peers = said.clients("peers")
         rows = said.rows("keys", len(peers), 2 * KEY_BYTES)
         if client in peers or (not terms.malicious and len(peers) > terms.degree):
@@ -227,16 +230,17 @@ class MaskedClient:
         holders = sorted(set(state["drawn"]) & set(state["partners"]))
         return b"".join(identity.sign(inclusion(terms, client, one)) for one in holders)
 
-    def _agree(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
+    def _agree(self, client: int, vault: Vault, said: Said, request: RecordDict) -> dict[str, Any]:
         session = said.octets("session", ID_BYTES)
         state = vault.recall(session)
         _in_step(state, UPLOAD)
         terms = Terms.read(state["terms"])
+        _same_round(terms, request)
         if not terms.malicious:
             raise Refused("phase", "survivors are agreed on in the malicious mode only")
         survivors = said.clients("survivors")
         strangers = set(survivors) - set(state["cohort"])
-        least = max(terms.quorum, self._policy.least_cohort)
+        least = max(terms.quorum, self._policy.least_cohort or 0)
         if strangers or client not in survivors or len(survivors) < least:
             raise Refused(
                 "survivors",
@@ -249,11 +253,12 @@ class MaskedClient:
         signed = agreement(terms, survivors)
         return {"signature": self._policy.identities[client].sign(signed)}
 
-    def _unmask(self, client: int, vault: Vault, said: Said, _: RecordDict) -> dict[str, Any]:
+    def _unmask(self, client: int, vault: Vault, said: Said, request: RecordDict) -> dict[str, Any]:
         session = said.octets("session", ID_BYTES)
         state = vault.recall(session)
         terms = Terms.read(state["terms"])
         _in_step(state, AGREE if terms.malicious else UPLOAD)
+        _same_round(terms, request)
         alive, dropped = said.clients("alive"), said.clients("dropped")
         held: dict[str, bytes] = state["held"]
         if set(alive) & set(dropped):
@@ -340,6 +345,20 @@ def _in_step(state: Mapping[str, Any], step: str) -> None:
         raise Refused(
             "phase", f"this client's session is past {state['step']!r}, not past {step!r}"
         )
+
+
+def _same_round(terms: Terms, request: RecordDict) -> None:
+    config = config_of(request)
+    for key, agreed in (("server-round", terms.round), ("version", terms.version)):
+        if (asked := integer_in(config, key)) != agreed:
+            raise Refused("terms", f"the terms are of {key} {agreed}, the request is of {asked}")
+
+
+def _as_agreed(terms: Terms, request: RecordDict) -> None:
+    """Refuses to train on other settings than all members agreed on with their keys."""
+    _same_round(terms, request)
+    if digest_of_request(request, SECAGG) != terms.settings:
+        raise Refused("terms", "the configuration is not the one that the session's keys are for")
 
 
 def _client(request: RecordDict) -> int:

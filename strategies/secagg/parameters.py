@@ -1,6 +1,7 @@
 """How many neighbours and which threshold: the smallest graph whose failure is as improbable as was asked for.
 
-Of n clients, C = ⌊γn⌋ collude with the server and D = ⌊δn⌋ drop out. Each has `degree` neighbours, and `holders` =
+Of n clients, C = ⌊γn⌋ collude with the server and D = ⌊δn⌋ drop out. Where a server that may lie picks the n out of N,
+C = ⌊γN⌋: all who collude may be among them. Each has `degree` neighbours, and `holders` =
 degree + 1 have a share of its secrets: they and itself. A client is hidden unless
 
 * the colluders among its neighbours hold `threshold` shares, P[H(n − 1, C, degree) ≥ threshold], H hypergeometric; or
@@ -61,6 +62,7 @@ class Parameters:
             would not hold; against a malicious server also the signatures that make a set of survivors the only one.
         log2_exposed: log₂ of a bound on the probability that a client is not hidden.
         log2_halted: log₂ of a bound on the probability that the round does not complete.
+        population: clients that the members are picked from, of whom that part colludes.
     """
 
     members: int
@@ -74,6 +76,7 @@ class Parameters:
     quorum: int
     log2_exposed: float
     log2_halted: float
+    population: int
 
     @property
     def holders(self) -> int:
@@ -90,11 +93,12 @@ class Parameters:
         others = f"{self.degree} others"
         if self.malicious and not self.complete:
             others = f"{self.degree} that it draws and all that draw it"
+        of_all = "" if self.population == self.members else f" of {self.population}"
         against = "; against a malicious server, " if self.malicious else "; "
         return (
             f"each of {self.members} clients masks with {others}, {self.threshold} of its {self.holders}"
             f" shareholders open a mask{against}fails to hide with probability {_bound(self.log2_exposed)}, to complete"
-            f" {_bound(self.log2_halted)} ({self.dropouts:.0%} drop out, {self.colluders:.0%} collude);"
+            f" {_bound(self.log2_halted)} ({self.dropouts:.0%} drop out, {self.colluders:.0%}{of_all} collude);"
             f" every sum holds {self.least_honest} honest clients or more"
         )
 
@@ -113,6 +117,7 @@ def choose(
     colluders: float,
     malicious: bool = False,
     complete: bool = False,
+    population: int | None = None,
     privacy_bits: float = 40,
     correctness_bits: float = 20,
 ) -> Parameters:
@@ -121,9 +126,11 @@ def choose(
     Args:
         members: clients that begin the round.
         dropouts: the part of them that may drop out, 0 to 1.
-        colluders: the part of them that may collude with the server, 0 to 1.
+        colluders: the part of the population that may collude with the server, 0 to 1.
         malicious: the server may depart from the protocol.
         complete: everybody masks with everybody.
+        population: clients that the members are picked from by a server that may pick all who collude; None or fewer
+            than the members: these are all.
         privacy_bits: a client is not hidden with probability at most 2 to minus this.
         correctness_bits: a round does not complete with probability at most 2 to minus this.
 
@@ -137,7 +144,10 @@ def choose(
     for name, part in (("dropouts", dropouts), ("colluders", colluders)):
         if not 0 <= part < 1:
             raise ValueError(f"{name} = {part!r}: must be at least 0 and less than 1")
-    crowd = _Crowd(members, _count(colluders, members), _count(dropouts, members))
+    population = max(population or 0, members)
+    # Whom the guarantee is for does not collude.
+    colluding = min(_count(colluders, population), members - 1)
+    crowd = _Crowd(members, colluding, _count(dropouts, members))
     shape_of = _malicious if malicious else _semi_honest
 
     def viable(degree: int) -> _Shape | None:
@@ -170,6 +180,7 @@ def choose(
         quorum=quorum,
         log2_exposed=exposed,
         log2_halted=_log2_halted(crowd, shape),
+        population=population,
     )
 
 

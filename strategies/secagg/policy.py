@@ -2,6 +2,10 @@
 
 Against a server that may lie, a client needs three things that cannot come from it: whose keys belong to which client
 (a roster, handed out beforehand), the smallest cohort it hides in, and how many may collude.
+
+The server picks the cohort, so it may pick all who collude with it: their number is a part of the roster, whatever the
+size of the cohort, and a cohort is half of the roster at least unless whoever runs the client says otherwise. A part of
+the cohort would be nobody of three.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +72,11 @@ class Policy(Ranged):
         malicious: whether the server is not trusted to follow the protocol; a roster and an identity are then needed.
         roster: pinned identity keys.
         identities: the private identity of each logical client that this process may be.
-        least_cohort: members of a session, and survivors of a sum, without which this client takes no part.
+        least_cohort: members of a session, and survivors of a sum, without which this client takes no part. None: 3, or
+            in the malicious mode half of the roster, of which a quorum must survive.
         dropouts: share of a cohort that may drop out.
-        colluders: share of a cohort that may collude with the server.
+        colluders: share of the roster that may collude with the server, all in one cohort; without a roster no
+            condition depends on it.
 
     Raises:
         ValueError: the malicious mode without a roster, or a setting out of its range.
@@ -78,7 +85,7 @@ class Policy(Ranged):
     malicious: bool = False
     roster: Roster | None = None
     identities: Mapping[int, Identity] = field(default_factory=dict, repr=False)
-    least_cohort: Annotated[int, Ge(3)] = 3
+    least_cohort: Annotated[int, Ge(3)] | None = None
     dropouts: Annotated[float, Ge(0), Le(0.9)] = 0.3
     colluders: Annotated[float, Ge(0), Le(0.9)] = 0.1
 
@@ -89,6 +96,13 @@ class Policy(Ranged):
                 "the malicious mode needs a roster of identity keys that was handed out beforehand: "
                 "make one by `trellis keys identities`, and name it to each client"
             )
+
+    @property
+    def least_members(self) -> int:
+        """Members of a session without which this client takes no part."""
+        if self.least_cohort is not None:
+            return self.least_cohort
+        return least_cohort(len(self.roster.keys) if self.malicious and self.roster else 0)
 
     def check(self, terms: Terms, client: int, cohort: Sequence[int]) -> None:
         """Holds a session's terms against the conditions.
@@ -101,10 +115,12 @@ class Policy(Ranged):
         Raises:
             Refused: `terms`, with the condition that is not met.
         """
-        if terms.members < self.least_cohort:
+        if terms.members < self.least_members:
             raise Refused(
                 "terms",
-                f"a cohort of {terms.members} hides too little: {self.least_cohort} are asked for",
+                f"a cohort of {terms.members} hides too little: {self.least_members} are asked for; raise"
+                f" sampler.fraction, or set {LEAST_COHORT} in the clients' node config (collector.least_cohort in a"
+                f" simulation)",
             )
         if terms.malicious is not self.malicious:
             server, own = (
@@ -130,7 +146,7 @@ class Policy(Ranged):
         try:
             asked = choose(
                 terms.members, dropouts=self.dropouts, colluders=self.colluders, malicious=True,
-                complete=terms.degree == terms.members - 1,
+                complete=terms.degree == terms.members - 1, population=len(self.roster.keys),
             )  # fmt: skip
         except ValueError as error:
             raise Refused("terms", str(error)) from error
@@ -138,10 +154,26 @@ class Policy(Ranged):
             raise Refused(
                 "terms",
                 f"{terms.threshold} shares of {terms.degree} neighbours: this client's conditions "
-                f"give {asked.threshold} of {asked.degree}",
+                f"give {asked.threshold} of {asked.degree}{self._conditions}",
             )
         if terms.quorum < asked.quorum:
-            raise Refused("terms", f"a quorum of {terms.quorum}: at least {asked.quorum} is needed")
+            raise Refused(
+                "terms",
+                f"a quorum of {terms.quorum}: at least {asked.quorum} is needed{self._conditions}",
+            )
+
+    @property
+    def _conditions(self) -> str:
+        assert self.roster is not None
+        return (
+            f" (collector.dropouts = {self.dropouts}, collector.colluders = {self.colluders} of a roster of"
+            f" {len(self.roster.keys)}: the run's clients should be as many)"
+        )
+
+
+def least_cohort(roster: int) -> int:
+    """The smallest cohort by default, where so many clients are in the roster."""
+    return max(3, ceil(roster / 2))
 
 
 ROSTER, IDENTITY, LEAST_COHORT = "secagg-roster", "secagg-identity", "secagg-least-cohort"
@@ -196,6 +228,7 @@ def simulation_policy(
     malicious: bool,
     dropouts: float,
     colluders: float,
+    least_cohort: int | None = None,
 ) -> Policy:
     """The conditions of clients that are this machine's own: the run's.
 
@@ -211,7 +244,7 @@ def simulation_policy(
         for path in sorted(identities.glob(identity_file(0).replace("0", "*"))):
             keys[int(path.stem.removeprefix("client-"))] = _identity(path)
     pinned = Roster.load(roster) if malicious and roster is not None else None
-    return Policy(malicious, pinned, keys, dropouts=dropouts, colluders=colluders)
+    return Policy(malicious, pinned, keys, least_cohort, dropouts, colluders)
 
 
 def _identity(path: Path) -> Identity:

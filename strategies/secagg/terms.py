@@ -40,6 +40,7 @@ class Terms(Ranged):
         model: SHA-256 of the model that is trained on.
         round: the round's number.
         version: of that model.
+        settings: SHA-256 of the configuration that all members train with (`config_digest`).
         members: clients in the session.
         cohort: SHA-256 of their ids, where these are told (malicious mode); 32 zero bytes elsewhere.
         degree: neighbours that a client has in the graph, or draws for itself.
@@ -62,6 +63,7 @@ class Terms(Ranged):
     model: Annotated[bytes, MinLen(DIGEST_BYTES)]
     round: Annotated[int, Ge(1)]
     version: Annotated[int, Ge(0)]
+    settings: Annotated[bytes, MinLen(DIGEST_BYTES)]
     members: Annotated[int, Ge(3)]
     cohort: Annotated[bytes, MinLen(DIGEST_BYTES)]
     degree: Annotated[int, Ge(2)]
@@ -77,7 +79,8 @@ class Terms(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if max(len(self.run), len(self.session)) > ID_BYTES or len(self.model) > DIGEST_BYTES:
+        ids, digests = (self.run, self.session), (self.model, self.settings)
+        if max(map(len, ids)) > ID_BYTES or max(map(len, digests)) > DIGEST_BYTES:
             raise ValueError("an id or a digest of the terms is too long")
         if not 2 * self.threshold > self.degree + 1 >= self.threshold:
             raise ValueError(

@@ -209,6 +209,10 @@ class Normed(nn.Module):
         (["collector.max_weight=null"], "use combiner=uniform_mean"),
         (["attack=alie"], "knows the updates of the honest, which nobody sees under masks"),
         (["collector.malicious=true"], "needs a roster of identity keys"),
+        (
+            ["collector.malicious=true", "num_clients=20", "sampler.fraction=0.25"],
+            "who take part in sums of 10 or more",
+        ),
         (["collector.dropouts=0.6"], "assume fewer drop-outs or colluders"),
         (["collector.limit=0"], "collector.limit"),
         (["collector.limitt=1"], "did you mean collector.limit?"),

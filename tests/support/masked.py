@@ -141,7 +141,7 @@ class Cohort:
         weights: Mapping[int, float] | None = None,
         metrics: Mapping[str, float] | None = None,
         size: int = 6,
-        least: int = 3,
+        least: int | None = None,
         policies: Mapping[int, Policy] | None = None,
     ) -> None:
         self.folder, self.collector, self.members = folder, collector, list(members)
@@ -162,7 +162,7 @@ class Cohort:
         self.model = {"w": np.zeros(len(next(iter(self.vectors.values()))), np.float32)}
         self.round, self.version, self.quorum = 1, 0, 1
 
-    def _policies(self, least: int) -> dict[int, Policy]:
+    def _policies(self, least: int | None) -> dict[int, Policy]:
         if not self.collector.malicious:
             return dict.fromkeys(self.members, Policy(least_cohort=least))
         roster = Roster({one: identity.public for one, identity in self.identities.items()})

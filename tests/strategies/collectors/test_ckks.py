@@ -578,3 +578,58 @@ def test_rings_that_are_not_secure_are_refused_before_a_round():
 def test_settings_out_of_their_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Ckks(**wrong)
+
+
+def with_settings(request: Request, **settings) -> Request:
+    """The same request with other settings in its configuration."""
+    content = dict(request.content)
+    content[CONFIG] = extended(content[CONFIG], settings)
+    return replace(request, content=bundle(content))
+
+
+def with_broadcast(request: Request, **_) -> Request:
+    """The same request with another vector beside the model."""
+    content = dict(request.content)
+    return replace(request, content=bundle({**content, "control": pack_model({"w": np.ones(3)})}))
+
+
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        (with_settings, {"clip.norm": 1e-12}), (with_settings, {"lr": 0.0}), (with_settings, {"version": 4}),
+        (with_settings, {"num-clients": 9}), (with_broadcast, {}),
+    ],
+)  # fmt: skip
+def test_clients_that_were_told_other_settings_are_in_no_sum_together(client, change, settings):
+    """Else a server tells all but one of them to clip at nothing, and the sum is that one's update."""
+    session = Ckks().open(JOB, COHORT)
+    events = []
+    for request in session.start():
+        told = request if request.client == 1 else change(request, **settings)
+        events += session.receive(Reply(request, uploaded(client, told).content))
+    waiting = requests_in(events)
+    while waiting and not session.done:
+        reply = opened(client, waiting.pop(0))
+        assert reply.error is not None
+        assert reply.error.startswith("tag: ")
+        events = session.receive(reply)
+        waiting += requests_in(events)
+    (reason,) = voids_in(events)
+    assert "members are left to open the sum" in reason
+
+
+def test_settings_of_each_clients_own_do_not_part_them(client):
+    session = Ckks().open(JOB, COHORT)
+    events = []
+    for request in session.start():
+        told = with_settings(request, included=request.client)
+        events += session.receive(Reply(request, uploaded(client, told).content))
+    (mean,) = finish(session, client, events)
+    assert mean.members == tuple(COHORT)
+
+
+def test_settings_that_nothing_binds_are_refused_before_training(client):
+    (request, *_) = Ckks().open(JOB, COHORT).start()
+    content = bundle({**dict(request.content), "more": ConfigRecord({"lr": 0.0})})
+    with pytest.raises(Refused, match="malformed: the request has a record 'more'"):
+        client.prepare(content)
