@@ -115,12 +115,12 @@ class Client:
                     jobs.append((index, self._job(message, config, models)))
                 else:
                     replies[index] = Message(ready, reply_to=message)
-            except (ValueError, RuntimeError, LookupError, TypeError, Refused) as error:
+            except Exception as error:  # a full disk, say: this client's misfortune alone
                 replies[index] = _failure(message, error)
         for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
             try:
                 replies[index] = self._reply(messages[index], job, fit)
-            except Exception as error:  # a full disk, say: this client's misfortune alone
+            except Exception as error:  # as above
                 replies[index] = _failure(messages[index], error)
         return [replies[index] for index in range(len(messages))]
 
