@@ -171,13 +171,14 @@ class Assembly:
             ConfigError: what the client must bring along is missing, keys, say; or the run asks for what a device's
                 operator has ruled out.
         """
-        given, simulated, collector = dict(settings or {}), place != "device", self.collector()
-        own = ClientOwn(self.config.client_state_dir, given, simulated=simulated)
+        collector = self.collector()
         try:
-            if simulated:
-                return collector.client_half(own)
-            node = Node(given)
-            half = collector.client_half(own)
+            if place != "device":
+                return collector.client_half(
+                    ClientOwn(self.config.client_state_dir, {}, simulated=True)
+                )
+            node = Node(dict(settings or {}))
+            half = collector.client_half(ClientOwn(node.folder, node.settings, simulated=False))
             node.admit(collector, half)
             return half
         except ValueError as error:

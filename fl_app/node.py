@@ -6,8 +6,10 @@ secrets are in the node config alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from strategies.ckks.member import CkksClient
 from strategies.collectors import Ckks, Masked
@@ -16,9 +18,10 @@ from strategies.protocols import ClientHalf, Collector, ConfigValue
 from strategies.secagg import MaskedClient
 from strategies.secagg.policy import COLLUDERS, DROPOUTS, IDENTITY, LEAST_COHORT, ROSTER
 
-PARTITION = "partition-id"
-_OURS = ("secagg-", "ckks-")
-_KNOWN = frozenset({ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS, KEY_SETTING})
+PARTITION, FOLDER = "partition-id", "client-folder"
+_OURS = ("secagg-", "ckks-", "client-")
+_HIDING = ("secagg-", "ckks-")
+_KNOWN = frozenset({ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS, KEY_SETTING, FOLDER})
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,31 @@ class Node:
         return value
 
     @property
+    def folder(self) -> Path:
+        """Where this device keeps what secure sums must remember: the same in every run, or "once" would be once a run.
+
+        Raises:
+            ValueError: the setting is no absolute path.
+        """
+        named = self.settings.get(FOLDER)
+        if named is None:
+            state = Path(os.environ.get("XDG_STATE_HOME", ""))
+            if not state.is_absolute():  # as its specification asks
+                state = Path.home() / ".local" / "state"
+            return state / "trellis" / "clients"
+        path = Path(named).expanduser() if isinstance(named, str) else Path()
+        if not path.is_absolute():
+            raise ValueError(
+                f'the node config\'s {FOLDER} is {named!r}: an absolute path is needed, such as "/var/lib/trellis"'
+            )
+        return path
+
+    @property
     def pinned(self) -> str | None:
         """The setting that keeps this device from sending anything in clear, None where none does."""
         if ROSTER in self.settings:
             return ROSTER
-        return next((key for key in sorted(self.settings) if key.startswith(_OURS)), None)
+        return next((key for key in sorted(self.settings) if key.startswith(_HIDING)), None)
 
     def admit(self, collector: Collector, half: ClientHalf) -> None:
         """Holds a run's collector against what the operator has pinned.

@@ -153,3 +153,38 @@ def test_a_device_answers_as_itself(assembled):
     device = assembly.client("device", {"partition-id": 3})
     (reply,) = device.answer([request(assembly, "train", 3)])
     assert reply.has_content()
+
+
+# ---- what a device remembers ----
+
+
+def half_of(assembly: Assembly, settings: dict[str, Any]) -> Any:
+    return assembly.client_half("device", settings)
+
+
+@pytest.mark.parametrize("run", ["masked", "malicious", "ckks"])
+def test_a_device_remembers_where_its_operator_says_in_every_run(assembled, files, tmp_path, run):
+    """A run that chose the folder would find an empty ledger under each new name, and ask for one more sum."""
+    settings = own(files, run) | {"client-folder": f"{tmp_path}/own"}
+    for name in ("one", "two"):
+        half = half_of(assembled(*RUNS[run], f"run_name={name}"), settings)
+        assert half._folder.parent == tmp_path / "own"
+
+
+def test_a_device_has_one_folder_a_user_unless_it_is_told(assembled, monkeypatch, tmp_path):
+    plain = {"partition-id": 3}
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert half_of(assembled(*MASKED), plain)._folder.is_relative_to(tmp_path / "state" / "trellis")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_STATE_HOME", unset)
+        found = half_of(assembled(*MASKED, "run_name=other"), plain)._folder
+        assert found.is_relative_to(tmp_path / "home" / ".local" / "state")
+    named = plain | {"client-folder": "~/secrets"}
+    assert half_of(assembled(*MASKED), named)._folder.parent == tmp_path / "home" / "secrets"
+
+
+@pytest.mark.parametrize("value", ["", "secrets", 7])
+def test_a_folder_that_depends_on_where_the_device_was_started_is_refused(assembled, value):
+    with pytest.raises(ConfigError, match="client-folder is .* an absolute path"):
+        half_of(assembled(*MASKED), {"partition-id": 3, "client-folder": value})
