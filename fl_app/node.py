@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from strategies.ckks.conditions import LEAST_NOISE, LEAST_QUORUM, MOST_DECRYPTIONS
 from strategies.ckks.member import CkksClient
 from strategies.collectors import Ckks, Masked
 from strategies.collectors.ckks import KEY_SETTING
@@ -21,7 +22,9 @@ from strategies.secagg.policy import COLLUDERS, DROPOUTS, IDENTITY, LEAST_COHORT
 PARTITION, FOLDER = "partition-id", "client-folder"
 _OURS = ("secagg-", "ckks-", "client-")
 _HIDING = ("secagg-", "ckks-")
-_KNOWN = frozenset({ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS, KEY_SETTING, FOLDER})
+_SECAGG = {ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS}
+_CKKS = {KEY_SETTING, LEAST_QUORUM, LEAST_NOISE, MOST_DECRYPTIONS}
+_KNOWN = frozenset(_SECAGG | _CKKS | {FOLDER})
 
 
 @dataclass(frozen=True)

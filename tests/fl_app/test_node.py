@@ -186,5 +186,24 @@ def test_a_device_has_one_folder_a_user_unless_it_is_told(assembled, monkeypatch
 
 @pytest.mark.parametrize("value", ["", "secrets", 7])
 def test_a_folder_that_depends_on_where_the_device_was_started_is_refused(assembled, value):
-    with pytest.raises(ConfigError, match="client-folder is .* an absolute path"):
+    with pytest.raises(ConfigError, match=r"client-folder is .* an absolute path"):
         half_of(assembled(*MASKED), {"partition-id": 3, "client-folder": value})
+
+
+# ---- what a device asks of encrypted sums ----
+
+
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        ("collector.quorum=2", "ckks-least-quorum"),
+        ("collector.noise_bits=0", "ckks-least-noise-bits"),
+        ("collector.decryptions=1000000", "ckks-most-decryptions"),
+    ],
+)
+def test_a_run_does_not_choose_how_little_protects_a_device(assembled, files, override, setting):
+    with pytest.raises(ConfigError, match=setting):
+        assembled(*CKKS, override).client("device", keyed(files))
+    low = {"ckks-least-quorum": 2, "ckks-least-noise-bits": 0, "ckks-most-decryptions": 1000000}
+    assert half_of(assembled(*CKKS, override), keyed(files) | low)._wears
+    assert not assembled(*CKKS, override).client_half("engine")._wears
