@@ -125,7 +125,9 @@ def _identities(folder: Path, members: int) -> None:
     own = {client: Identity.generate() for client in range(members)}
     Roster({client: key.public for client, key in own.items()}).save(folder / "roster.json")
     for client, key in own.items():
-        (folder / identity_file(client)).write_bytes(key.to_pem())
+        path = folder / identity_file(client)
+        path.touch(mode=0o600)
+        path.write_bytes(key.to_pem())
 
 
 def main() -> None:

@@ -67,6 +67,8 @@ class Client:
         hashes: of this end's code and configuration, held against those of each request.
         attack: what lying clients send, in experiments.
         together: whether the clients of one call are trained at once (`clients.trainers.together`).
+        only: the one logical client that this process may be, on a device; None on a machine that plays them all.
+        secretive: nothing of this client's examples may travel but by `half`: it does not say how a model does on them.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Client:
         hashes: Mapping[str, str] | None = None,
         attack: Attack | None = None,
         together: bool = False,
+        only: int | None = None,
+        secretive: bool = False,
     ) -> None:
         self._task, self._module, self._trainer = task, module, trainer
         self._make_data = data
@@ -93,6 +97,7 @@ class Client:
         self._attack = attack
         self._liars: dict[int, frozenset[int]] = {}
         self._together = together
+        self._only, self._secretive = only, secretive
         self._model: ResidentModel | None = None
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
@@ -104,17 +109,18 @@ class Client:
             try:
                 config = config_of(message.content)
                 self._compare(config)
+                self._is_meant(config)
                 ready = self._without_training(message, config)
                 if ready is None:
                     jobs.append((index, self._job(message, config, models)))
                 else:
                     replies[index] = Message(ready, reply_to=message)
-            except (ValueError, RuntimeError, LookupError, TypeError, Refused) as error:
+            except Exception as error:  # a full disk, say: this client's misfortune alone
                 replies[index] = _failure(message, error)
         for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
             try:
                 replies[index] = self._reply(messages[index], job, fit)
-            except Exception as error:  # a full disk, say: this client's misfortune alone
+            except Exception as error:  # as above
                 replies[index] = _failure(messages[index], error)
         return [replies[index] for index in range(len(messages))]
 
@@ -142,6 +148,11 @@ class Client:
                     f"the server's {name} ({str(theirs)[:12]}) differs from this client's ({ours[:12]}): "
                     f"install the same version on both, and start the SuperLink from this checkout"
                 )
+
+    def _is_meant(self, config: ConfigRecord) -> None:
+        """Refuses to be another client than the device's own: one that is many passes for a quorum of its own."""
+        if self._only is not None and integer_in(config, "client") != self._only:
+            raise Refused("client", f"this device is client {self._only}, and no other")
 
     def _federated(self, config: ConfigRecord) -> FederatedData:
         count = integer_in(config, NUM_CLIENTS)
@@ -225,6 +236,10 @@ class Client:
         return Message(self._half.reply(encoded, message.content), reply_to=message)
 
     def _evaluate(self, message: Message) -> RecordDict:
+        if self._secretive:
+            raise Refused(
+                "clear", "this device sends no metrics in clear: set evaluate.federated_every=0"
+            )
         config = config_of(message.content)
         examples = self._federated(config).test(integer_in(config, "client"))
         arrays = unpack_model(records_in(message.content, ArrayRecord)[ARRAYS])

@@ -26,6 +26,7 @@ from fl_app.config.schema import Config
 from fl_app.config.targets import build
 from fl_app.engine import Adversary, resolve_workers
 from fl_app.identity import code_hash
+from fl_app.node import Node
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
 from strategies.contract import Claim
@@ -168,13 +169,19 @@ class Assembly:
             settings: node config of the SuperNode, where there is one.
 
         Raises:
-            ConfigError: what the client must bring along is missing: keys, say.
+            ConfigError: what the client must bring along is missing, keys, say; or the run asks for what a device's
+                operator has ruled out.
         """
-        own = ClientOwn(
-            self.config.client_state_dir, dict(settings or {}), simulated=place != "device"
-        )
+        collector = self.collector()
         try:
-            return self.collector().client_half(own)
+            if place != "device":
+                return collector.client_half(
+                    ClientOwn(self.config.client_state_dir, {}, simulated=True)
+                )
+            node = Node(dict(settings or {}))
+            half = collector.client_half(ClientOwn(node.folder, node.settings, simulated=False))
+            node.admit(collector, half)
+            return half
         except ValueError as error:
             raise ConfigError(
                 [Fault("collector", str(error), self.config.collector.name)]
@@ -190,18 +197,22 @@ class Assembly:
             settings: node config of the SuperNode, where there is one.
         """
         engine = place == "engine"
+        half = self.client_half(place, settings)
+        node = Node(settings or {}) if place == "device" else None
         return Client(
             self.task,
             self.module(),
             self.data,
             self.trainer,
             stages=self.stages(),
-            half=self.client_half(place, settings),
+            half=half,
             store=ClientStore(self.config.client_state_dir),
             seed=self.config.seed,
             hashes=self.hashes,
             attack=self.attack if engine else None,
             together=engine and self.batching.size > 1,
+            only=None if node is None else node.client,
+            secretive=node is not None and node.pinned is not None,
         )
 
     def strategy(self, num_clients: int) -> PipelineStrategy:

@@ -9,6 +9,7 @@ from clients.client import Client
 from fl_app.assembly import Assembly, Place
 from fl_app.compose import compose, parse_overrides
 from fl_app.flower.bundle import enter_bundle, launch_directory, simulated
+from fl_app.node import Node
 
 enter_bundle()
 
@@ -39,16 +40,6 @@ def _ours(context: Context) -> Client:
     return _client(str(context.run_config["overrides"]), node)
 
 
-def _logical(context: Context) -> int:
-    """The logical client that this node is: `partition-id` of its node config, as Flower's simulation sets it."""
-    value = context.node_config.get("partition-id")
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(
-            f"this SuperNode's partition-id is {value!r}: start it with --node-config 'partition-id=0' (1, 2, …)"
-        )
-    return value
-
-
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Fits the node's own data."""
@@ -64,4 +55,4 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Gives the node's logical id."""
-    return _ours(context).hello(message, _logical(context))
+    return _ours(context).hello(message, Node(context.node_config).client)

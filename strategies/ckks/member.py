@@ -19,6 +19,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from strategies.ckks import Cipher, CiphertextError, Member, SharedKey, Tagger
+from strategies.ckks.conditions import KeyLedger
 from strategies.ckks.messages import (
     CIPHERTEXTS,
     CKKS,
@@ -51,11 +52,21 @@ class CkksClient:
     Args:
         settings: the same as the server's.
         key: gives the key that the clients share; asked when it is first needed.
-        folder: where each client of this process keeps its ledger.
+        folder: where each client of this process keeps its ledger, and the key's is.
+        wears: whether openings under the key are counted, and refused past those that its noise is made for. Not
+            where the key protects nobody, as in a simulation.
     """
 
-    def __init__(self, settings: CkksSettings, key: Callable[[], SharedKey], folder: Path) -> None:
+    def __init__(
+        self,
+        settings: CkksSettings,
+        key: Callable[[], SharedKey],
+        folder: Path,
+        *,
+        wears: bool = True,
+    ) -> None:
         self._settings, self._make_key, self._folder = settings, key, folder
+        self._wears = wears
         self._digest = ModelDigest()
 
     @cached_property
@@ -134,7 +145,7 @@ class CkksClient:
         """The plain sum, where it is one that this client may open.
 
         Raises:
-            Refused: `session`, `members`, `reused`, `tag` or `malformed`.
+            Refused: `session`, `members`, `reused`, `tag`, `worn` or `malformed`.
         """
         said = said_in(request)
         self._same_settings(said)
@@ -158,6 +169,9 @@ class CkksClient:
             ]
             if any(not hmac.compare_digest(other, digest) for other in opened):
                 raise Refused("reused", "this client has opened another sum of this session")
+            if self._wears:
+                ledger = KeyLedger(self._folder, self._key.fingerprint)
+                ledger.open(session, digest, len(residues), self._settings.decryptions)
             if not opened:
                 vault.record(_OPENED, session.hex(), digest)
         plain = self._cipher.release(blob, size)

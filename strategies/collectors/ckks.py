@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from strategies.ckks import SharedKey
+from strategies.ckks.conditions import Conditions
 from strategies.ckks.member import CkksClient
 from strategies.ckks.settings import CkksSettings
 from strategies.collectors.ckks_session import CkksSession, Memory
@@ -96,7 +97,7 @@ class Ckks(CkksSettings):
         """The client half, with a key that no server names.
 
         Raises:
-            ValueError: a device's node config names no key.
+            ValueError: a device's node config names no key, or asks for more than the run offers.
         """
         path = own.folder / FOLDER / KEY_FILE if self.key is None else self.key
         if not own.simulated:
@@ -107,13 +108,14 @@ class Ckks(CkksSettings):
                     f" each, and start its SuperNode with --node-config '{KEY_SETTING}=\"/path/to/FILE\"'"
                 )
             path = Path(named)
+            Conditions.of(own.settings).check(self)
 
         def key() -> SharedKey:
             if own.simulated:
                 return SharedKey.load_or_make(path, self.parameters)
             return SharedKey.load(path)
 
-        return CkksClient(self, key, own.folder / FOLDER)
+        return CkksClient(self, key, own.folder / FOLDER, wears=not own.simulated)
 
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
         """A session over the clients with these logical ids; the sum on this very model, where there is one."""

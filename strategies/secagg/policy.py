@@ -11,7 +11,7 @@ the cohort would be nobody of three.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -51,10 +51,10 @@ class Roster:
             ValueError: the file is missing or is no roster; the message names it.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(), object_pairs_hook=_once_each)
             if not isinstance(content, dict):
                 raise ValueError("no JSON object")
-            return cls({int(client): bytes.fromhex(key) for client, key in content.items()})
+            return cls({_client(client): bytes.fromhex(key) for client, key in content.items()})
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is no roster of identity keys: {error}") from error
 
@@ -196,15 +196,8 @@ def node_policy(settings: Mapping[str, object], *, malicious: bool) -> Policy:
     Raises:
         ValueError: the malicious mode without a roster, or a file that can't be read.
     """
-    numbers: dict[str, Any] = {
-        name: settings[key]
-        for key, name in (
-            (LEAST_COHORT, "least_cohort"),
-            (DROPOUTS, "dropouts"),
-            (COLLUDERS, "colluders"),
-        )
-        if key in settings
-    }
+    names = {LEAST_COHORT: "least_cohort", DROPOUTS: "dropouts", COLLUDERS: "colluders"}
+    numbers = numbers_in(settings, names, whole={LEAST_COHORT})
     if ROSTER not in settings:
         return Policy(malicious=malicious, **numbers)
     if IDENTITY not in settings:
@@ -219,6 +212,30 @@ def node_policy(settings: Mapping[str, object], *, malicious: bool) -> Policy:
     if roster.keys.get(client) != identity.public:
         raise ValueError(f"{path} is not the key that the roster has for client {client}")
     return Policy(True, roster, {client: identity}, **numbers)
+
+
+def numbers_in(
+    settings: Mapping[str, object], names: Mapping[str, str], *, whole: Set[str]
+) -> dict[str, Any]:
+    """The numbers of a node config by the names that they have in a dataclass; those that are not there are left out.
+
+    Args:
+        settings: the node config.
+        names: for each of its keys the dataclass's name.
+        whole: keys whose values are whole numbers.
+
+    Raises:
+        ValueError: a value is of another type; the message names the key.
+    """
+    found: dict[str, Any] = {}
+    for key, name in names.items():
+        if key in settings:
+            value = settings[key]
+            if type(value) is not int and (key in whole or type(value) is not float):
+                kind = "a whole number" if key in whole else "a number"
+                raise ValueError(f"the node config's {key} is {value!r}: {kind} is needed")
+            found[name] = value
+    return found
 
 
 def simulation_policy(
@@ -247,8 +264,26 @@ def simulation_policy(
     return Policy(malicious, pinned, keys, least_cohort, dropouts, colluders)
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ: of two entries for one client, the last would count silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a client is named twice")
+    return found
+
+
+def _client(text: str) -> int:
+    """A client as `Roster.save` writes it; "03" would be a second name of client 3."""
+    client = int(text)
+    if client < 0 or str(client) != text:
+        raise ValueError(f"{text!r} is no client: write {abs(client)}")
+    return client
+
+
 def _identity(path: Path) -> Identity:
     try:
+        if path.stat().st_mode & 0o077:
+            raise ValueError(f"others can read it: chmod 600 {path}")
         return Identity.from_pem(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} holds no private identity key: {error}") from error

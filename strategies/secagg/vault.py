@@ -4,8 +4,8 @@
     <folder>/client-3/<session>.upload   the masked upload, before it is sent
     <folder>/client-3/ledger             one line for each thing that may be done once: never deleted
 
-Folders have mode 0700 and files 0600. A deleted file is no longer there to be read by name; that its bytes are gone
-from the disk is not claimed.
+Folders have mode 0700, whatever they had before, and files 0600. A deleted file is no longer there to be read by name;
+that its bytes are gone from the disk is not claimed.
 """
 
 from __future__ import annotations
@@ -25,24 +25,63 @@ _LEDGER = "ledger"
 _LOCK = "lock"
 
 
-class Vault:
-    """One client's own folder.
+class Ledger:
+    """What is never forgotten: one line for each thing that may be done once, or so many times.
 
     Args:
-        folder: of all clients of this process; it is made when something is first kept.
+        folder: its own; it is made when something is first kept, and closed to others where it is open to them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the files: two requests at once must not both find that a thing was not yet done."""
+        for folder in (self._folder.parent, self._folder):  # `mode` is of the last folder only
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_mode & 0o077:
+                folder.chmod(0o700)
+        with FileLock(self._folder / _LOCK, mode=0o600):
+            yield
+
+    def record(self, *entry: str) -> None:
+        """Adds a line to the ledger and waits until it is on the disk.
+
+        Raises:
+            OSError: it could not be written; what it is for must then not be done.
+        """
+        # The line break stands first: a line that was cut off by a full disk does not spoil the next one.
+        line = f"\n{' '.join(entry)}".encode()
+        handle = os.open(self._folder / _LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if os.write(handle, line) < len(line):
+                raise OSError(f"{self._folder / _LEDGER} could not be written in full")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def recorded(self) -> Iterator[tuple[str, ...]]:
+        """The ledger's entries, each as its words."""
+        try:
+            text = (self._folder / _LEDGER).read_text()
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            if words := tuple(line.split()):
+                yield words
+
+
+class Vault(Ledger):
+    """One client's own folder: its ledger, and its sessions' secrets.
+
+    Args:
+        folder: of all clients of this process.
         client: logical id.
     """
 
     def __init__(self, folder: Path, client: int) -> None:
-        self._folder = folder / f"client-{int(client)}"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Alone with the client's files: two requests at once must not both find that a thing was not yet done."""
-        for folder in (self._folder.parent, self._folder):  # `mode` is of the last folder only
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(self._folder / _LOCK, mode=0o600):
-            yield
+        super().__init__(folder / f"client-{int(client)}")
 
     def keep(self, session: bytes, state: dict[str, Any], *, durable: bool = True) -> None:
         """Writes a session's state; bytes are kept as they are.
@@ -83,32 +122,6 @@ class Vault:
     def forget(self) -> None:
         """Deletes all sessions' secrets and uploads; the ledger stays."""
         _forget(self._folder)
-
-    def record(self, *entry: str) -> None:
-        """Adds a line to the ledger and waits until it is on the disk.
-
-        Raises:
-            OSError: it could not be written; what it is for must then not be done.
-        """
-        # The line break stands first: a line that was cut off by a full disk does not spoil the next one.
-        line = f"\n{' '.join(entry)}".encode()
-        handle = os.open(self._folder / _LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            if os.write(handle, line) < len(line):
-                raise OSError(f"{self._folder / _LEDGER} could not be written in full")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def recorded(self) -> Iterator[tuple[str, ...]]:
-        """The ledger's entries, each as its words."""
-        try:
-            text = (self._folder / _LEDGER).read_text()
-        except FileNotFoundError:
-            return
-        for line in text.splitlines():
-            if words := tuple(line.split()):
-                yield words
 
     def _path(self, session: bytes, ending: str) -> Path:
         return self._folder / f"{session.hex()}.{ending}"

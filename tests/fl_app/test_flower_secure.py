@@ -37,7 +37,7 @@ def deployed(tmp_path: Path, node_config: str, *overrides: str) -> dict[str, Any
     """What a run on three SuperNodes left; `{client}` stands for each node's own number."""
 
     def own(partition: int) -> str:
-        return node_config.format(client=partition)
+        return f'client-folder="{tmp_path}/own" ' + node_config.format(client=partition)
 
     chosen = [*SMALL, *overrides, f"output_dir={tmp_path}"]
     with Deployment(BUNDLE, num_supernodes=3, node_config=own) as link:
@@ -52,6 +52,9 @@ def test_supernodes_hold_a_server_that_they_do_not_trust_to_their_rosters(tmp_pa
     summary = deployed(tmp_path, own, "strategy=secure", "collector.malicious=true")
     assert (summary["status"], summary["rejections"]) == ("completed", {})
     assert not any(row["void"] for row in summary["history"])
+    kept = {path.parent.name for path in (tmp_path / "own").rglob("ledger")}
+    assert kept == {"client-0", "client-1", "client-2"}
+    assert not (tmp_path / "small" / "clients" / "secagg").exists()
 
 
 def test_supernodes_without_a_roster_take_no_part_in_the_malicious_mode(tmp_path: Path) -> None:

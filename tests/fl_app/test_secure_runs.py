@@ -279,3 +279,15 @@ def test_the_numbers_of_the_protocol_are_told(tmp_path):
     said = "\n".join(lines)
     assert Masked(max_weight=1000).describe(8) in said
     assert "one that lies can spoil the sum" in said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_clients_disk_that_fails_is_its_own_drop_out(tmp_path, workers):
+    """The others of its chunk go on: a ledger that can't be written, in the first phase."""
+    spoilt = tmp_path / "spoilt" / "clients" / "secagg" / "client-3" / "ledger"
+    spoilt.mkdir(parents=True)
+    chosen = [*SECURE, "run_name=spoilt", "rounds=1", f"runtime.workers={workers}"]
+    result, summary, _ = run(tmp_path, *chosen)
+    assert (result.status, summary["rounds_completed"]) == ("completed", 1)
+    (row,) = summary["history"]
+    assert (row["void"], row["clients_failed"]) == (False, 1)

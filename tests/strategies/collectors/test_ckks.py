@@ -633,3 +633,26 @@ def test_settings_that_nothing_binds_are_refused_before_training(client):
     content = bundle({**dict(request.content), "more": ConfigRecord({"lr": 0.0})})
     with pytest.raises(Refused, match="malformed: the request has a record 'more'"):
         client.prepare(content)
+
+
+# ---- the key's wear ----
+
+
+def test_a_key_that_has_told_what_it_may_opens_no_further_sum(key, tmp_path):
+    """In whatever run: the ledger is the key's."""
+    said = []
+    for folder in (tmp_path / "one", tmp_path / "one", tmp_path / "two"):
+        collector = Ckks(decryptions=1)
+        client, session = CkksClient(collector, lambda: key, folder), collector.open(JOB, COHORT)
+        request, *_ = requests_in(upload_all(session, client))
+        said.append([opened(client, request).error for _ in range(2)])
+    first, worn, elsewhere = said
+    assert (first, elsewhere) == ([None, None], [None, None])
+    assert all(error.startswith("worn:") for error in worn)
+
+
+def test_a_simulations_key_protects_nobody_and_does_not_wear(key, tmp_path):
+    client = CkksClient(Ckks(decryptions=1), lambda: key, tmp_path, wears=False)
+    for _ in range(2):
+        session = Ckks(decryptions=1).open(JOB, COHORT)
+        assert not voids_in(finish(session, client, upload_all(session, client)))

@@ -16,7 +16,9 @@ def keys(tmp_path: Path) -> tuple[Path, dict[int, Identity]]:
     """A folder with a roster and private keys of five clients."""
     identities = {client: Identity.generate() for client in range(5)}
     for client, identity in identities.items():
-        (tmp_path / identity_file(client)).write_bytes(identity.to_pem())
+        path = tmp_path / identity_file(client)
+        path.write_bytes(identity.to_pem())
+        path.chmod(0o600)
     Roster({client: one.public for client, one in identities.items()}).save(
         tmp_path / "roster.json"
     )
@@ -38,7 +40,17 @@ def test_a_roster_comes_back_from_its_file(keys):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"a": "00"}', '{"1": 5}', '{"1": "zz"}', '{"1": "00"}']
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"a": "00"}',
+        '{"1": 5}',
+        '{"1": "zz"}',
+        '{"1": "00"}',
+        '{"-1": "%s"}' % ("00" * 32),
+    ],
 )
 def test_what_is_no_roster_is_named(tmp_path, text):
     path = tmp_path / "roster.json"
@@ -47,6 +59,19 @@ def test_what_is_no_roster_is_named(tmp_path, text):
         Roster.load(path)
     with pytest.raises(ValueError, match="is no roster"):
         Roster.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(("3", "03"), "'03' is no client: write 3"), (("3", "3"), "a client is named twice")],
+)
+def test_a_client_has_one_name_in_a_roster(tmp_path, names, words):
+    """Of two entries for one client the second would count, and hide the first."""
+    path = tmp_path / "roster.json"
+    entries = (f'"{name}": "{place:064x}"' for place, name in enumerate(names))
+    path.write_text("{" + ", ".join(entries) + "}")
+    with pytest.raises(ValueError, match=words):
+        Roster.load(path)
 
 
 def test_two_clients_with_one_key_are_no_roster():
@@ -86,12 +111,24 @@ def test_a_node_without_a_roster_has_the_runs_mode_but_for_the_malicious_one():
         ({"secagg-identity": "/nowhere.pem"}, "holds no private identity key"),
         ({"secagg-roster": "/nowhere.json"}, "is no roster"),
         ({"secagg-least-cohort": 2}, "least_cohort = 2"),
+        ({"secagg-least-cohort": 9.0}, "secagg-least-cohort is 9.0: a whole number is needed"),
+        ({"secagg-dropouts": "0.2"}, "secagg-dropouts is '0.2': a number is needed"),
+        ({"secagg-colluders": True}, "secagg-colluders is True: a number is needed"),
     ],
 )
 def test_a_node_config_that_cannot_be_right_is_refused(keys, change, words):
     settings = {k: v for k, v in (node(keys[0]) | change).items() if v is not None}
     with pytest.raises(ValueError, match=words):
         node_policy(settings, malicious=True)
+
+
+def test_a_private_key_that_others_can_read_is_refused(keys):
+    path, _ = keys
+    (path / identity_file(3)).chmod(0o640)
+    with pytest.raises(ValueError, match="others can read it: chmod 600"):
+        node_policy(node(path), malicious=True)
+    with pytest.raises(ValueError, match="others can read it"):
+        simulation_policy(path / "roster.json", path, malicious=True, dropouts=0.3, colluders=0.1)
 
 
 def test_a_simulations_clients_have_the_runs_keys(keys):

@@ -45,6 +45,15 @@ def test_folders_and_files_are_the_owners_alone(mode):
         assert kinds == {"folder", "", ".json", ".upload"}  # the ledger and the lock have no suffix
 
 
+def test_folders_that_were_open_to_others_are_closed(tmp_path):
+    own = tmp_path / "secagg" / "client-3"
+    own.mkdir(parents=True)
+    for path in (own, own.parent):
+        path.chmod(0o755)
+    with Vault(own.parent, 3).locked():
+        assert (mode_of(own), mode_of(own.parent)) == (0o700, 0o700)
+
+
 @MODES
 def test_nothing_but_the_ledger_is_left_of_a_round(mode):
     with cohort(5, mode=mode) as clients:

@@ -1,0 +1,118 @@
+"""What a device's operator has decided: a SuperNode's node config, held against what a run asks of the device.
+
+A run's configuration is the server's word. Which logical client this is, what it may send, and where it keeps its
+secrets are in the node config alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from strategies.ckks.conditions import LEAST_NOISE, LEAST_QUORUM, MOST_DECRYPTIONS
+from strategies.ckks.member import CkksClient
+from strategies.collectors import Ckks, Masked
+from strategies.collectors.ckks import KEY_SETTING
+from strategies.protocols import ClientHalf, Collector, ConfigValue
+from strategies.secagg import MaskedClient
+from strategies.secagg.policy import COLLUDERS, DROPOUTS, IDENTITY, LEAST_COHORT, ROSTER
+
+PARTITION, FOLDER = "partition-id", "client-folder"
+_OURS = ("secagg-", "ckks-", "client-")
+_HIDING = ("secagg-", "ckks-")
+_SECAGG = {ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS}
+_CKKS = {KEY_SETTING, LEAST_QUORUM, LEAST_NOISE, MOST_DECRYPTIONS}
+_KNOWN = frozenset(_SECAGG | _CKKS | {FOLDER})
+
+
+@dataclass(frozen=True)
+class Node:
+    """A SuperNode's node config.
+
+    Attributes:
+        settings: as it was given.
+
+    Raises:
+        ValueError: it does not say which client this is, or has a setting of ours that there is not.
+    """
+
+    settings: Mapping[str, ConfigValue]
+
+    def __post_init__(self) -> None:
+        client = self.settings.get(PARTITION)
+        if type(client) is not int or client < 0:
+            raise ValueError(
+                f"this SuperNode's {PARTITION} is {client!r}: start it with --node-config '{PARTITION}=0' (1, 2, …)"
+            )
+        # A name with a slip in it would leave the device open to what its operator meant to forbid.
+        unknown = sorted(
+            key for key in self.settings if key.startswith(_OURS) and key not in _KNOWN
+        )
+        if unknown:
+            raise ValueError(
+                f"the node config has no setting {unknown[0]}: {', '.join(sorted(_KNOWN))} are there"
+            )
+
+    @property
+    def client(self) -> int:
+        """The one logical client that this device is."""
+        value = self.settings[PARTITION]
+        assert isinstance(value, int)
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Where this device keeps what secure sums must remember: the same in every run, or "once" would be once a run.
+
+        Raises:
+            ValueError: the setting is no absolute path.
+        """
+        named = self.settings.get(FOLDER)
+        if named is None:
+            state = Path(os.environ.get("XDG_STATE_HOME", ""))
+            if not state.is_absolute():  # as its specification asks
+                state = Path.home() / ".local" / "state"
+            return state / "trellis" / "clients"
+        path = Path(named).expanduser() if isinstance(named, str) else Path()
+        if not path.is_absolute():
+            raise ValueError(
+                f'the node config\'s {FOLDER} is {named!r}: an absolute path is needed, such as "/var/lib/trellis"'
+            )
+        return path
+
+    @property
+    def pinned(self) -> str | None:
+        """The setting that keeps this device from sending anything in clear, None where none does."""
+        if ROSTER in self.settings:
+            return ROSTER
+        return next((key for key in sorted(self.settings) if key.startswith(_HIDING)), None)
+
+    def admit(self, collector: Collector, half: ClientHalf) -> None:
+        """Holds a run's collector against what the operator has pinned.
+
+        Args:
+            collector: the run's.
+            half: what it made for this device: what will be sent is the half's doing.
+
+        Raises:
+            ValueError: it would send what the operator does not want to be seen.
+        """
+        if self.pinned == ROSTER:
+            malicious = isinstance(collector, Masked) and collector.malicious
+            if not malicious or type(half) is not MaskedClient:
+                raise ValueError(
+                    f"the node config's {ROSTER} keeps this device to sums in the malicious mode: start the run with"
+                    f" collector=masked collector.malicious=true, or the SuperNode without {ROSTER}"
+                )
+        elif self.pinned is not None:
+            hides = isinstance(collector, (Masked, Ckks)) and type(half) in (
+                MaskedClient,
+                CkksClient,
+            )
+            if not hides:
+                raise ValueError(
+                    f"the node config's {self.pinned} keeps this device from sending updates in clear: start the run"
+                    f" with collector=masked or collector=ckks, or the SuperNode without {self.pinned}"
+                )

@@ -1,0 +1,209 @@
+"""A device whose server is a stranger: its node config decides who it is and what it sends, whatever the run says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from clients.client import NUM_CLIENTS
+from fl_app.assembly import Assembly
+from fl_app.cli.main import main
+from fl_app.compose import compose
+from fl_app.config.faults import ConfigError
+from fl_app.engine.flwr_internals import claim_identity
+from strategies.ckks import SharedKey
+from strategies.collectors import Masked, PlainClient
+from strategies.protocols import ClientOwn
+from strategies.wire import ARRAYS, CONFIG, TRAINS
+
+CLEAR = ["strategy=fedavg"]
+MASKED = ["strategy=secure"]
+MALICIOUS = [*MASKED, "collector.malicious=true"]
+CKKS = ["strategy=ckks_mean"]
+RUNS = {"plain": CLEAR, "masked": MASKED, "malicious": MALICIOUS, "ckks": CKKS}
+
+
+class Pretender(Masked):
+    """Is called masked, and its half sends updates in clear."""
+
+    def client_half(self, own: ClientOwn) -> Any:
+        return PlainClient()
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    claim_identity(1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What operators hand out: a roster, identities and a shared key."""
+    folder = tmp_path_factory.mktemp("keys")
+    assert main(["keys", "identities", str(folder), "--clients", "5"]) == 0
+    SharedKey.generate().save(folder / "shared.key")
+    return folder
+
+
+@pytest.fixture
+def assembled(tmp_path: Path):
+    def assemble(*overrides: str) -> Assembly:
+        return Assembly(compose(["task=digits", f"output_dir={tmp_path}/run", *overrides]))
+
+    return assemble
+
+
+def pinned(files: Path) -> dict[str, Any]:
+    return {
+        "partition-id": 3,
+        "secagg-roster": f"{files}/roster.json",
+        "secagg-identity": f"{files}/client-3.pem",
+    }
+
+
+def keyed(files: Path) -> dict[str, Any]:
+    return {"partition-id": 3, "ckks-key": f"{files}/shared.key"}
+
+
+def own(files: Path, run: str) -> dict[str, Any]:
+    """A node config that goes with a run."""
+    found = {"malicious": pinned, "ckks": keyed}.get(run)
+    return {"partition-id": 3} if found is None else found(files)
+
+
+def request(assembly: Assembly, kind: str, client: int, **config: Any) -> Message:
+    told = {"client": client, "server-round": 1, "version": 0, "included": 0, NUM_CLIENTS: 5}
+    content = {ARRAYS: assembly.initial_arrays(), CONFIG: ConfigRecord({**told, **config})}
+    return Message(RecordDict(content), 1, kind)
+
+
+@pytest.mark.parametrize("run", ["plain", "masked", "ckks"])
+def test_a_pinned_roster_takes_part_in_the_malicious_mode_only(assembled, files, run):
+    both = pinned(files) | keyed(files)
+    with pytest.raises(ConfigError, match=r"collector\.malicious=true") as caught:
+        assembled(*RUNS[run]).client("device", both)
+    assert "secagg-roster" in str(caught.value)
+    assembled(*MALICIOUS).client("device", both)
+
+
+def test_a_device_with_a_shared_key_sends_nothing_in_clear(assembled, files):
+    with pytest.raises(ConfigError, match=r"ckks-key keeps .* collector=masked or collector=ckks"):
+        assembled(*CLEAR).client("device", keyed(files))
+    for run in (MASKED, CKKS):
+        assembled(*run).client("device", keyed(files))
+
+
+def test_a_collector_that_nobody_knows_hides_nothing(assembled, files):
+    """A subclass whose half is the plain one: what counts is what the half does."""
+    target = "collector._target_=tests.fl_app.test_node.Pretender"
+    for settings in (pinned(files), keyed(files)):
+        with pytest.raises(ConfigError, match="keeps this device"):
+            assembled(*MALICIOUS, target).client("device", settings)
+
+
+def test_a_device_with_nothing_pinned_goes_with_any_run(assembled, files):
+    for run, overrides in RUNS.items():
+        assembled(*overrides).client("device", own(files, run))
+
+
+@pytest.mark.parametrize("name", ["secagg-rooster", "ckks-keys"])
+def test_a_slip_in_a_settings_name_does_not_leave_the_device_open(assembled, name):
+    with pytest.raises(ConfigError, match=f"no setting {name}"):
+        assembled(*CLEAR).client("device", {"partition-id": 3, name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("run", "says"), [("plain", True), ("masked", True), ("malicious", False), ("ckks", False)]
+)
+def test_what_is_pinned_keeps_metrics_from_travelling_in_clear(assembled, files, run, says):
+    assembly = assembled(*RUNS[run])
+    device = assembly.client("device", own(files, run))
+    (reply,) = device.answer([request(assembly, "evaluate", 3)])
+    assert reply.has_content() is says
+    assert says or "clear" in reply.error.reason
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_device_is_one_client_whatever_it_is_called(assembled, files, run):
+    """One device that is asked as several clients would be a quorum by itself."""
+    assembly = assembled(*RUNS[run])
+    device = assembly.client("device", own(files, run))
+    kinds = [("train", {}), ("train", {TRAINS: False}), ("evaluate", {})]
+    for kind, config in kinds:
+        others = [request(assembly, kind, client, **config) for client in (0, 4, 1003, -3)]
+        for reply in device.answer(others):
+            assert reply.has_error()
+            assert "client:" in reply.error.reason
+    assert not (assembly.config.client_state_dir / "secagg").exists()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_device_that_does_not_know_who_it_is_takes_no_part(assembled, files, run):
+    assembly, settings = assembled(*RUNS[run]), own(files, run)
+    for client in (None, "3", -1, True, 3.0):
+        given = {**settings, "partition-id": client}
+        if client is None:
+            del given["partition-id"]
+        with pytest.raises(ConfigError, match="partition-id"):
+            assembly.client("device", given)
+
+
+def test_a_device_answers_as_itself(assembled):
+    assembly = assembled(*CLEAR)
+    device = assembly.client("device", {"partition-id": 3})
+    (reply,) = device.answer([request(assembly, "train", 3)])
+    assert reply.has_content()
+
+
+# ---- what a device remembers ----
+
+
+def half_of(assembly: Assembly, settings: dict[str, Any]) -> Any:
+    return assembly.client_half("device", settings)
+
+
+@pytest.mark.parametrize("run", ["masked", "malicious", "ckks"])
+def test_a_device_remembers_where_its_operator_says_in_every_run(assembled, files, tmp_path, run):
+    """A run that chose the folder would find an empty ledger under each new name, and ask for one more sum."""
+    settings = own(files, run) | {"client-folder": f"{tmp_path}/own"}
+    for name in ("one", "two"):
+        half = half_of(assembled(*RUNS[run], f"run_name={name}"), settings)
+        assert half._folder.parent == tmp_path / "own"
+
+
+def test_a_device_has_one_folder_a_user_unless_it_is_told(assembled, monkeypatch, tmp_path):
+    plain = {"partition-id": 3}
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert half_of(assembled(*MASKED), plain)._folder.is_relative_to(tmp_path / "state" / "trellis")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_STATE_HOME", unset)
+        found = half_of(assembled(*MASKED, "run_name=other"), plain)._folder
+        assert found.is_relative_to(tmp_path / "home" / ".local" / "state")
+    named = plain | {"client-folder": "~/secrets"}
+    assert half_of(assembled(*MASKED), named)._folder.parent == tmp_path / "home" / "secrets"
+
+
+@pytest.mark.parametrize("value", ["", "secrets", 7])
+def test_a_folder_that_depends_on_where_the_device_was_started_is_refused(assembled, value):
+    with pytest.raises(ConfigError, match=r"client-folder is .* an absolute path"):
+        half_of(assembled(*MASKED), {"partition-id": 3, "client-folder": value})
+
+
+# ---- what a device asks of encrypted sums ----
+
+
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        ("collector.quorum=2", "ckks-least-quorum"),
+        ("collector.noise_bits=0", "ckks-least-noise-bits"),
+        ("collector.decryptions=1000000", "ckks-most-decryptions"),
+    ],
+)
+def test_a_run_does_not_choose_how_little_protects_a_device(assembled, files, override, setting):
+    with pytest.raises(ConfigError, match=setting):
+        assembled(*CKKS, override).client("device", keyed(files))
+    low = {"ckks-least-quorum": 2, "ckks-least-noise-bits": 0, "ckks-most-decryptions": 1000000}
+    assert half_of(assembled(*CKKS, override), keyed(files) | low)._wears
+    assert not assembled(*CKKS, override).client_half("engine")._wears
