@@ -47,7 +47,8 @@ class PipelineStrategy(Strategy):
         population: number of all clients: nodes that give a logical id past it are left out. None takes all.
         travel: shell patterns of the arrays that are sent and trained; the others stay as they are.
         buffers: names of float arrays that are running statistics; told by torch's names when None.
-        federated_every: evaluate on the clients' own test parts after every so many rounds; 0 is never.
+        federated_every: evaluate on the clients' own test parts after every so many rounds; 0 is never, and all that
+            goes with sums: each client's figures would come in clear.
         evaluate_every: call `evaluate_fn` after every so many rounds, and after the last.
         hello: settings of the query by which nodes give their logical ids; None numbers nodes in their ids' order.
         hooks: the first hooks.
@@ -77,6 +78,7 @@ class PipelineStrategy(Strategy):
         hooks: Sequence[Hook] = (),
     ) -> None:
         self.claim: Claim = pipeline.check()
+        self.claim.need_no_figures_asked(federated_every)
         self.pipeline = pipeline
         self.model: ServerModel | None = None
         self.stopped: Stop | None = None
