@@ -188,6 +188,16 @@ class Claim:
                 "use uniform weights, keep metrics inside the vector, and GroupNorm instead of BatchNorm",
             )
 
+    def need_no_figures_asked(self, every: int) -> None:
+        """Refuses to evaluate on the clients' own test parts, every so many rounds, where the server is to see sums."""
+        if every and self.visibility < Visibility.EACH:
+            raise ContractError(
+                self.source("visibility"),
+                "evaluate.federated_every",
+                "each client's number of test examples, loss and metrics would come in clear beside the sum",
+                "set evaluate.federated_every=0 (in Python: federated_every=0), and evaluate on the server",
+            )
+
     def need_no_statistics(self, part: object) -> None:
         """Refuses models with running statistics, which can't be part of a sum that nobody looks into."""
         beside = sorted(self.sections & {BUFFERS, COUNTERS})

@@ -10,15 +10,16 @@ All work with vanilla clients, which return weights (set `vanilla=False` where t
 The robust ones weight every client alike and bear f of a round's clients sending anything at all. A round with too few
 replies for f is tried again, and then skipped; f is never lowered.
 
-The secure ones need `pipeline_mod(half=MaskedClient(folder))` in the ClientApp. A masked client can't be made to clip,
-or be judged by itself: one that lies can spoil the sum that it is in. `ckks_mean` needs the client half of its own
-collector there, `Ckks(…).client_half(ClientOwn(folder, {"ckks-key": file}, simulated=False))`.
+The secure ones evaluate on the server only, and need `pipeline_mod(half=MaskedClient(folder))` in the ClientApp. A
+masked client can't be made to clip, or be judged by itself: one that lies can spoil the sum that it is in. `ckks_mean`
+needs the client half of its own collector there, `Ckks(…).client_half(ClientOwn(folder, {"ckks-key": file},
+simulated=False))`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from strategies.collectors import Ckks, Masked, Plain
 from strategies.combiners import (
@@ -44,6 +45,9 @@ from strategies.update import CONTROL, DELTA, Update
 
 PROXIMAL_MU = "proximal-mu"
 """The setting by which FedProx tells clients μ; Flower's own FedProx uses the same name."""
+
+_SUMS: Final[dict[str, Any]] = {"federated_every": 0}
+"""Where the server sees sums, no client tells it its own figures."""
 
 
 def _strategy(
@@ -197,7 +201,7 @@ def secure(
         collector=Masked(max_weight=max_weight, malicious=malicious, population=population),
         combiner=Mean(weighting=weighting),
         population=population,
-        **keywords,
+        **{**_SUMS, **keywords},
     )
 
 
@@ -210,7 +214,10 @@ def secure_grouped(
     which groups are drawn anew, their differences tell more than one sum of all would.
     """
     return _strategy(
-        SGD(), collector=Masked(groups=groups), combiner=rule or Median(f=f), **keywords
+        SGD(),
+        collector=Masked(groups=groups),
+        combiner=rule or Median(f=f),
+        **{**_SUMS, **keywords},
     )
 
 
@@ -223,4 +230,9 @@ def ckks_mean(collector: Ckks | None = None, **keywords: Any) -> PipelineStrateg
     weighting: Literal["examples", "uniform"] = (
         "uniform" if collector.max_weight is None else "examples"
     )
-    return _strategy(SGD(), collector=collector, combiner=Mean(weighting=weighting), **keywords)
+    return _strategy(
+        SGD(),
+        collector=collector,
+        combiner=Mean(weighting=weighting),
+        **{**_SUMS, **keywords},
+    )

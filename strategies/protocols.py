@@ -184,6 +184,11 @@ class ClientOwn:
 class Collector(Checked, Protocol):
     """How updates come out of a cohort."""
 
+    @property
+    def phases(self) -> int:
+        """Requests to a client that takes part in all of a session."""
+        ...
+
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
         """A session over the clients with these logical ids."""
         ...

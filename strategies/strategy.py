@@ -16,12 +16,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from strategies.admission import Admission, is_wrong
-from strategies.contract import Claim
+from strategies.contract import Claim, name_of
 from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
 from strategies.metrics import add_metrics, mean_metrics
 from strategies.pipeline import Pipeline
-from strategies.protocols import ConfigValue, Job, Refusal, Reply, Request, Session
+from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request, Session, Void
 from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
 from strategies.state import State, mapping_in
@@ -47,7 +47,8 @@ class PipelineStrategy(Strategy):
         population: number of all clients: nodes that give a logical id past it are left out. None takes all.
         travel: shell patterns of the arrays that are sent and trained; the others stay as they are.
         buffers: names of float arrays that are running statistics; told by torch's names when None.
-        federated_every: evaluate on the clients' own test parts after every so many rounds; 0 is never.
+        federated_every: evaluate on the clients' own test parts after every so many rounds; 0 is never, and all that
+            goes with sums: each client's figures would come in clear.
         evaluate_every: call `evaluate_fn` after every so many rounds, and after the last.
         hello: settings of the query by which nodes give their logical ids; None numbers nodes in their ids' order.
         hooks: the first hooks.
@@ -77,6 +78,7 @@ class PipelineStrategy(Strategy):
         hooks: Sequence[Hook] = (),
     ) -> None:
         self.claim: Claim = pipeline.check()
+        self.claim.need_no_figures_asked(federated_every)
         self.pipeline = pipeline
         self.model: ServerModel | None = None
         self.stopped: Stop | None = None
@@ -263,7 +265,13 @@ class PipelineStrategy(Strategy):
 
         Raises:
             ValueError: the round is not the one that follows the model's version.
+            RuntimeError: the collector has several phases, which only `start` runs.
         """
+        if (phases := self.pipeline.collector.phases) > 1:
+            raise RuntimeError(
+                f"{name_of(self.pipeline.collector)} has {phases} phases a round: a collector of several phases runs"
+                f" by `start` only"
+            )
         model = self.model if self.model is not None else self._begin(arrays)
         self._take_up(config)
         if server_round != model.version + 1:
@@ -292,25 +300,28 @@ class PipelineStrategy(Strategy):
         good = refused = 0
         taken: list[Update] = []
         refusals: dict[int, str] = {}
-        for request, reply in self._replies(replies):
+        for event in self._events(session, replies):
             try:
-                for item in session.receive(reply):
-                    if not isinstance(item, Update):
-                        raise RuntimeError("a collector of several phases runs by `start` only")
-                    self.pipeline.admission.admit(item)
-                    update = self.pipeline.decode(item)
+                if isinstance(event, Update):
+                    self.pipeline.admission.admit(event)
+                    update = self.pipeline.decode(event)
                     accumulator.add(update)
                     if self.pipeline.quarantine is not None:
                         taken.append(update)
-                    add_metrics(sums, item.metrics, item.weight)
-                    good += len(item.members)
+                    add_metrics(sums, event.metrics, event.weight)
+                    good += len(event.members)
+                elif isinstance(event, Refusal):
+                    raise event.refused
+                elif isinstance(event, Void):
+                    log.warning("no sum: %s", event.reason)
+                else:
+                    raise RuntimeError("a collector of several phases runs by `start` only")
             except Refused as refusal:
-                self.pipeline.admission.record(request.client, refusal)
-                refusals[request.client] = refusal.reason
+                assert isinstance(event, Update | Refusal)
+                client = event.members[0] if isinstance(event, Update) else event.client
+                self.pipeline.admission.record(client, refusal)
+                refusals[client] = refusal.reason
                 refused += is_wrong(refusal)
-        for event in session.expire():
-            if isinstance(event, Refusal):
-                self.pipeline.admission.record(event.client, event.refused)
         aggregate = accumulator.result(refused)
         if aggregate is None or good < self.pipeline.admission.quorum:
             log.warning("round %d is void: %d good updates came", server_round, good)
@@ -344,6 +355,15 @@ class PipelineStrategy(Strategy):
         contents = (message.content for message in replies if message.has_content())
         means = _evaluated(contents, self.pipeline.admission)
         return MetricRecord(dict(means)) if means else None
+
+    def _events(self, session: Session, replies: Iterable[Message]) -> Iterable[Event]:
+        """What follows the replies and the deadline; a session that was done at once gives its sums there."""
+        for request, reply in self._replies(replies):
+            try:
+                yield from list(session.receive(reply))
+            except Refused as refused:
+                yield Refusal(request.client, refused)
+        yield from session.expire()
 
     def _replies(self, messages: Iterable[Message]) -> Iterable[tuple[Request, Reply]]:
         for message in messages:

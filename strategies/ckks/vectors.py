@@ -126,8 +126,7 @@ class Cipher:
 
         key = self._key.derive("flooding", hashlib.sha256(blob).digest())
         words = np.frombuffer(keystream(key, 8 * size), "<u8")
-        uniform = ((words >> np.uint64(11)) + 0.5) * 2.0**-53
-        return np.asarray(ndtri(uniform) * self._parameters.flooding, np.float64)
+        return np.asarray(ndtri(_uniform(words)) * self._parameters.flooding, np.float64)
 
 
 class Sum:
@@ -139,7 +138,7 @@ class Sum:
     """
 
     def __init__(self, parameters: CkksParameters, size: int) -> None:
-        public_only(parameters)
+        public_only(parameters)  # whoever builds a server by hand may hand it a context instead
         self._parameters, self._size, self._ring = parameters, size, ring(*parameters.ring)
         self._evaluator = self._ring.seal.Evaluator(self._ring.context)
         self._total: list[Any] = []
@@ -186,8 +185,18 @@ class Sum:
             return b"".join(streams.whole(item).tobytes() for item in self._total)
 
 
+def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Words as numbers in (0, 1): (2⁵³ − 1) + 0.5 is rounded to 2⁵³, and no normal deviate belongs to 1."""
+    uniform: NDArray[np.float64] = np.minimum(
+        ((words >> np.uint64(11)) + 0.5) * 2.0**-53, 1 - 2.0**-53
+    )
+    return uniform
+
+
 def public_only(context: Any) -> None:
     """Refuses what holds a secret key: one of ours, or a `tenseal.Context` that can decrypt.
+
+    For servers of one's own that are handed a context: Trellis's collectors have parameters only, which are numbers.
 
     Raises:
         SecretKeyError: it does.

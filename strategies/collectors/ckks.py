@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from strategies.ckks import SharedKey
 from strategies.ckks.conditions import Conditions
@@ -48,6 +49,7 @@ class Ckks(CkksSettings):
     _memory: Memory = field(init=False, repr=False, compare=False)
 
     label = "collector ckks"
+    phases: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -98,6 +98,11 @@ class Masked(Ranged):
         self._digest = ModelDigest()
         self._once = Once(self.journal)
 
+    @property
+    def phases(self) -> int:
+        """Requests to a client that takes part in all of a session."""
+        return 5 if self.malicious else 4
+
     def check(self, claim: Claim) -> Claim:
         """Narrows what is seen to sums. Nothing may travel beside them, and only sums are to be made of updates.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -41,6 +42,7 @@ class Plain:
     vanilla: bool = False
 
     label = "collector plain"
+    phases: ClassVar[int] = 1
 
     def check(self, claim: Claim) -> Claim:
         """The server sees each update, and its number of examples and metrics in clear."""

@@ -33,6 +33,7 @@ class _Tally:
     """What one round counts, over its attempts.
 
     Attributes:
+        sampled: clients that were asked, by attempt: nobody is, where a sum is there already.
         refusals: the reason, by client.
         updates: those of the last attempt, held where clients are watched.
         void: why the last attempt gave no aggregate, or fewer sums than were planned.
@@ -138,7 +139,6 @@ class Synchronous:
         self, pipeline: Pipeline, job: Job, cohort: list[int], exchange: Exchange, tally: _Tally
     ) -> tuple[Update | None, int]:
         """Asks one cohort: the combined update and how many clients are in it."""
-        tally.sampled += len(cohort)
         accumulator = pipeline.begin(job, len(cohort))
         before, good = tally.wrong, 0
         tally.updates, tally.void = [], ""
@@ -155,7 +155,9 @@ class Synchronous:
         self, pipeline: Pipeline, session: Session, exchange: Exchange, tally: _Tally
     ) -> Iterator[Update]:
         """Runs a session to its end: admitted and decoded updates as they come, refusals counted."""
-        exchange.send(session.start(), ttl=self.timeout)
+        requests = list(session.start())
+        tally.sampled += len({request.client for request in requests})
+        exchange.send(requests, ttl=self.timeout)
         deadline = exchange.now() + self.timeout
         while not session.done:
             reply = exchange.receive(deadline)

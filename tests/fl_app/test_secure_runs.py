@@ -213,6 +213,12 @@ class Normed(nn.Module):
             ["collector.malicious=true", "num_clients=20", "sampler.fraction=0.25"],
             "who take part in sums of 10 or more",
         ),
+        (["evaluate.federated_every=1"], "set evaluate.federated_every=0"),
+        (
+            ["strategy=secure_grouped", "num_clients=25", "evaluate.federated_every=5"],
+            "would come in clear",
+        ),
+        (["strategy=ckks_mean", "evaluate.federated_every=1"], "would come in clear"),
         (["collector.dropouts=0.6"], "assume fewer drop-outs or colluders"),
         (["collector.limit=0"], "collector.limit"),
         (["collector.limitt=1"], "did you mean collector.limit?"),

@@ -1,10 +1,13 @@
 """The named strategies: which parts each is made of."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import strategies
-from strategies import ContractError, Visibility
+from strategies import ContractError, Pipeline, PipelineStrategy, Visibility
+from strategies.collectors import Masked
 from strategies.combiners import (
     Bulyan,
     CenteredClipping,
@@ -220,3 +223,27 @@ def test_a_secure_strategy_sees_sums_only(strategy, tmp_path):
     np.testing.assert_allclose(unpack_model(result.arrays)["w"], [1, -2], rtol=1e-5)
     assert strategy.claim.visibility < Visibility.EACH
     assert strategy.claim.clear == frozenset()
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        strategies.secure,
+        partial(strategies.secure_grouped, 3, 1),
+        strategies.ckks_mean,
+        lambda **given: PipelineStrategy(
+            Pipeline(collector=Masked(max_weight=9)), **{"federated_every": 1} | given
+        ),
+    ],
+    ids=["secure", "secure_grouped", "ckks_mean", "by hand"],
+)
+def test_no_client_is_asked_for_its_own_figures_where_the_server_sees_sums(preset):
+    with pytest.raises(ContractError, match=r"set evaluate\.federated_every=0") as told:
+        preset(federated_every=3)
+    assert told.value.second == "evaluate.federated_every"
+    assert preset(federated_every=0)._federated_every == 0
+
+
+def test_the_secure_presets_ask_for_none():
+    for one in (strategies.secure(), strategies.secure_grouped(3, 1), strategies.ckks_mean()):
+        assert not one._federated_every

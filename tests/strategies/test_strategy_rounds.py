@@ -6,9 +6,13 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from strategies import Pipeline, PipelineStrategy
 from strategies.admission import Admission
+from strategies.collectors import Ckks, Masked, Plain
+from strategies.collectors.once import Recalled
+from strategies.combiners import Mean
 from strategies.samplers import Uniform
 from strategies.server_models import Adam
-from strategies.wire import ARRAYS, CONFIG, pack_model
+from strategies.update import DELTA, Section, Update
+from strategies.wire import ARRAYS, CONFIG, pack_model, unpack_model
 from tests.strategies.schedulers.test_synchronous import TwoPhases
 from tests.strategies.test_strategy import INITIAL, grid_of, learns, same_bits, strategy
 from tests.support.grids import ScriptedGrid, numbers, trellis_node
@@ -155,6 +159,33 @@ def test_an_evaluation_on_an_absurd_number_of_examples_is_left_out(examples):
 def test_a_collector_of_several_phases_runs_by_start_only():
     one, grid = strategy(pipeline=Pipeline(collector=TwoPhases())), grid_of(1)
     grid.nodes = {100: lambda message: [Message(numbers(1), reply_to=message)]}
-    messages = list(one.configure_train(1, pack_model(INITIAL), ConfigRecord(), grid))
     with pytest.raises(RuntimeError, match="several phases runs by `start` only"):
-        one.aggregate_train(1, grid.send_and_receive(messages, timeout=1))
+        one.configure_train(1, pack_model(INITIAL), ConfigRecord(), grid)
+
+
+@pytest.mark.parametrize(
+    ("collector", "phases"), [(Masked(), 4), (Masked(malicious=True), 5), (Ckks(), 2)]
+)
+def test_no_client_makes_keys_for_a_round_that_cannot_be_run_by_hand(collector, phases, tmp_path):
+    weighting = "uniform" if collector.max_weight is None else "examples"
+    pipeline = Pipeline(collector=collector, combiner=Mean(weighting=weighting))
+    one, grid = strategy(pipeline=pipeline, travel=("head.*",)), grid_of(5)
+    with pytest.raises(RuntimeError, match=f"has {phases} phases a round"):
+        one.configure_train(1, pack_model(INITIAL), ConfigRecord(), grid)
+    assert not grid.sent
+    assert one.model is None
+
+
+def test_a_session_that_asks_nobody_is_not_dropped():
+    class Known(Plain):
+        def open(self, job, cohort):
+            layout = job.layouts[DELTA]
+            there = Section(np.ones(layout.size, np.float32), layout)
+            return Recalled([Update({DELTA: there}, 1.0, (1,), 0, {})])
+
+    pipeline = Pipeline(collector=Known(), admission=Admission(quorum=1))
+    one, grid = strategy(pipeline=pipeline, travel=("head.*",)), grid_of(1)
+    messages = list(one.configure_train(1, pack_model(INITIAL), ConfigRecord(), grid))
+    assert not messages
+    arrays, _ = one.aggregate_train(1, [])
+    np.testing.assert_array_equal(unpack_model(arrays)["head.w"], INITIAL["head.w"] + 1)

@@ -9,6 +9,7 @@ import pytest
 import tenseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtri
 
 from strategies.ckks import (
     Cipher,
@@ -20,7 +21,7 @@ from strategies.ckks import (
     public_only,
 )
 from strategies.ckks.parameters import ring
-from strategies.ckks.vectors import sum_residues
+from strategies.ckks.vectors import _uniform, sum_residues
 
 
 def total(parameters: CkksParameters, key: SharedKey, vectors) -> bytes:
@@ -288,3 +289,11 @@ def test_what_is_released_lies_on_the_grid(key):
 
 def test_rings_are_made_once(parameters):
     assert ring(*parameters.ring) is ring(*parameters.ring)
+
+
+def test_no_word_of_the_keystream_gives_noise_without_bound():
+    words = np.array([0, 1 << 11, 1 << 63, 2**64 - 1], np.uint64)
+    noise = ndtri(_uniform(words))
+    assert np.isfinite(noise).all()
+    assert (np.diff(noise) > 0).all()
+    assert np.abs(noise).max() < 9

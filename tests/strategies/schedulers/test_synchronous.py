@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from strategies.admission import Admission
 from strategies.collectors import Plain
+from strategies.collectors.once import Recalled
 from strategies.combiners import Mean
 from strategies.exchange import Exchange, NoClientsError
 from strategies.pipeline import Pipeline
@@ -18,7 +19,7 @@ from strategies.server_models import SGD, ServerModel
 from strategies.stages import Clip
 from strategies.wire import CONFIG, Refused
 from tests.support.grids import ScriptedGrid, numbers, trellis_node
-from tests.support.updates import parameters
+from tests.support.updates import parameters, update
 
 
 def adds(*values: float, **keywords):
@@ -242,6 +243,8 @@ def test_the_same_seed_asks_the_same_clients_whatever_their_node_ids():
 class TwoPhases(Plain):
     """Asks each client for a word first, and for its update when the word has come."""
 
+    phases = 2
+
     def open(self, job, cohort):
         session = super().open(job, cohort)
         start, receive = session.start, session.receive
@@ -263,6 +266,18 @@ class TwoPhases(Plain):
 
         session.start, session.receive = ask, answer
         return session
+
+
+def test_clients_that_nobody_asked_are_not_counted_as_sampled():
+    """A sum that is there already asks nobody."""
+
+    class Known(Plain):
+        def open(self, job, cohort):
+            return Recalled([update([1.0, 2.0], client=1)])
+
+    (view,), grid, model = run({1: adds(9, 9), 2: adds(9, 9)}, Pipeline(collector=Known()))
+    np.testing.assert_array_equal(model.parameters, [1, 2])
+    assert (view.sampled, view.failed, len(grid.sent)) == (0, 0, 0)
 
 
 def test_a_session_may_ask_again_before_it_has_an_update():
