@@ -94,6 +94,11 @@ def test_a_device_with_a_shared_key_sends_nothing_in_clear(assembled, files):
         assembled(*run).client("device", keyed(files))
 
 
+def test_a_device_that_asks_anything_of_a_session_sends_nothing_in_clear(assembled):
+    with pytest.raises(ConfigError, match="secagg-least-cohort keeps this device"):
+        assembled(*CLEAR).client("device", {"partition-id": 3, "secagg-least-cohort": 9})
+
+
 def test_a_collector_that_nobody_knows_hides_nothing(assembled, files):
     """A subclass whose half is the plain one: what counts is what the half does."""
     target = "collector._target_=tests.fl_app.test_node.Pretender"
