@@ -276,8 +276,12 @@ class Client:
 def _failure(message: Message, error: Exception) -> Message:
     # With its traceback, which goes to the run's log alone: the fault may lie in a part of the user's own.
     log.warning("a %s request failed: %s", message.metadata.message_type, error, exc_info=error)
-    reason = f"{type(error).__name__}: {error}"
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, Refused):
+        said = error.told
+    elif isinstance(error, OSError):  # whose text names a path of the client's
+        said = f"{type(error).__name__}: {error.strerror}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, said), reply_to=message)
 
 
 def _flat(record: ArrayRecord, name: str) -> NDArray[np.float32]:

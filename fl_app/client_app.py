@@ -1,15 +1,22 @@
 """Flower's entry point on a client: composes the configuration, then calls the client."""
 
+import logging
+from collections.abc import Callable
 from functools import lru_cache
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from clients.client import Client
 from fl_app.assembly import Assembly, Place
 from fl_app.compose import compose, parse_overrides
+from fl_app.config.faults import ConfigError
 from fl_app.flower.bundle import enter_bundle, launch_directory, simulated
 from fl_app.node import Node
+from strategies.wire import Refused
+
+log = logging.getLogger(__name__)
 
 enter_bundle()
 
@@ -40,19 +47,37 @@ def _ours(context: Context) -> Client:
     return _client(str(context.run_config["overrides"]), node)
 
 
+def _reply(message: Message, context: Context, answer: Callable[[Client], Message]) -> Message:
+    """What the client answers; on a device a run that its operator's settings rule out is refused in a word.
+
+    Flower sends the text of an exception to the server, and this one names files of the device's.
+    """
+    try:
+        client = _ours(context)
+    except ConfigError as error:
+        if simulated():
+            raise
+        log.error("this device takes no part in the run: %s", error)
+        told = Refused("configuration", str(error)).told
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told), reply_to=message)
+    return answer(client)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Fits the node's own data."""
-    return _ours(context).answer([message])[0]
+    return _reply(message, context, lambda client: client.answer([message])[0])
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measures the model on the node's own test part."""
-    return _ours(context).answer([message])[0]
+    return _reply(message, context, lambda client: client.answer([message])[0])
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Gives the node's logical id."""
-    return _ours(context).hello(message, Node(context.node_config).client)
+    return _reply(
+        message, context, lambda client: client.hello(message, Node(context.node_config).client)
+    )

@@ -8,11 +8,13 @@ change (SCAFFOLD's `control`) is returned as an ArrayRecord of that name, laid o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from strategies.collectors import PlainClient
@@ -31,6 +33,8 @@ from strategies.wire import (
     unpack_model,
 )
 
+log = logging.getLogger(__name__)
+
 
 def pipeline_mod(stages: Sequence[Stage] = (), half: ClientHalf | None = None) -> Mod:
     """A mod that subtracts what was sent, applies the stages' client halves, and writes the reply.
@@ -46,18 +50,30 @@ def pipeline_mod(stages: Sequence[Stage] = (), half: ClientHalf | None = None) -
         if message.metadata.message_type.partition(".")[0] != "train":
             return call_next(message, context)
         request = message.content
-        if not config_of(request).get(TRAINS, True):
-            return Message(collector.answer(request), reply_to=message)
-        ready = collector.prepare(request)
+        try:
+            trains = config_of(request).get(TRAINS, True)
+            ready = collector.prepare(request) if trains else collector.answer(request)
+        except Refused as refused:
+            return _refusal(message, refused)
         if ready is not None:
             return Message(ready, reply_to=message)
         reply = call_next(message, context)
         if reply.has_error():
             return reply
         update = _encoded(request, reply.content, stages)
-        return Message(collector.reply(update, request), reply_to=message)
+        try:
+            return Message(collector.reply(update, request), reply_to=message)
+        except Refused as refused:
+            return _refusal(message, refused)
 
     return mod
+
+
+def _refusal(message: Message, refused: Refused) -> Message:
+    """The half's refusal in a word: of an exception Flower would send the whole text."""
+    log.warning("a %s request failed: %s", message.metadata.message_type, refused)
+    error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, refused.told)
+    return Message(error, reply_to=message)
 
 
 def kinds_of(arrays: dict[str, NDArray[np.generic]], buffers: Sequence[str]) -> dict[str, str]:

@@ -171,7 +171,7 @@ class ClientOwn:
     """What a client has from whoever runs it, and never from a server.
 
     Attributes:
-        folder: where it keeps what it must remember.
+        folder: where it keeps what it must remember; on a device the same in all runs.
         settings: a SuperNode's node config; empty where the clients are this machine's own.
         simulated: whether they are, so that the run's configuration is theirs, too.
     """

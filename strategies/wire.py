@@ -60,6 +60,11 @@ class Refused(Exception):  # noqa: N818 - an outcome that is counted, not a prog
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
+    @property
+    def told(self) -> str:
+        """What a client says to a server of its own refusal: the detail may tell of its files or its update."""
+        return f"{self.reason}: this client takes no part, and its own log says why"
+
 
 @dataclass(frozen=True)
 class Expected:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients.client import NUM_CLIENTS
 from fl_app.assembly import Assembly
 from fl_app.cli.main import main
+from fl_app.client_app import evaluate, hello, train
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
 from fl_app.engine.flwr_internals import claim_identity
@@ -91,6 +92,11 @@ def test_a_device_with_a_shared_key_sends_nothing_in_clear(assembled, files):
         assembled(*CLEAR).client("device", keyed(files))
     for run in (MASKED, CKKS):
         assembled(*run).client("device", keyed(files))
+
+
+def test_a_device_that_asks_anything_of_a_session_sends_nothing_in_clear(assembled):
+    with pytest.raises(ConfigError, match="secagg-least-cohort keeps this device"):
+        assembled(*CLEAR).client("device", {"partition-id": 3, "secagg-least-cohort": 9})
 
 
 def test_a_collector_that_nobody_knows_hides_nothing(assembled, files):
@@ -207,3 +213,43 @@ def test_a_run_does_not_choose_how_little_protects_a_device(assembled, files, ov
     low = {"ckks-least-quorum": 2, "ckks-least-noise-bits": 0, "ckks-most-decryptions": 1000000}
     assert half_of(assembled(*CKKS, override), keyed(files) | low)._wears
     assert not assembled(*CKKS, override).client_half("engine")._wears
+
+
+# ---- what a refusal tells the server ----
+
+
+@pytest.mark.parametrize("run", ["masked", "malicious", "ckks"])
+def test_a_refusal_tells_the_server_nothing_of_the_device(assembled, files, tmp_path, caplog, run):
+    """Neither where its files are, nor what is in its update: its own log has both."""
+    assembly = assembled(*RUNS[run], f"run_name={tmp_path.name}")
+    settings = own(files, run) | {"client-folder": f"{tmp_path}/own"}
+    if run == "ckks":
+        settings["ckks-key"] = f"{tmp_path}/gone.key"
+    (reply,) = assembly.client("device", settings).answer([request(assembly, "train", 3)])
+    reason, _, phrase = reply.error.reason.partition(": ")
+    assert reason.isidentifier()
+    assert phrase == "this client takes no part, and its own log says why"
+    assert reason in caplog.text
+
+
+def test_a_disk_that_fails_does_not_say_where_it_is(assembled, tmp_path):
+    (tmp_path / "own").write_text("no folder")
+    assembly = assembled(*MASKED)
+    settings = {"partition-id": 3, "client-folder": f"{tmp_path}/own"}
+    session = ConfigRecord({"session": bytes(16), "step": "unmask"})
+    asked = request(assembly, "train", 3, **{TRAINS: False})
+    asked.content["secagg"] = session
+    (reply,) = assembly.client("device", settings).answer([asked])
+    assert "directory" in reply.error.reason
+    assert str(tmp_path) not in reply.error.reason
+
+
+def test_a_run_that_a_device_rules_out_is_refused_in_a_word(files, caplog):
+    config = {"partition-id": 3, "secagg-roster": f"{files}/none.json", "secagg-identity": "x"}
+    overrides = "task=digits strategy=secure collector.malicious=true"
+    context = Context(1, 7, config, RecordDict(), {"overrides": overrides})
+    asked = Message(RecordDict({CONFIG: ConfigRecord({})}), 7, "train")
+    for entry in (train, evaluate, hello):
+        reply = entry(asked, context)
+        assert reply.error.reason.startswith("configuration: this client takes no part")
+    assert f"{files}/none.json is no roster" in caplog.text
