@@ -274,8 +274,10 @@ class Client:
 
 
 def _failure(message: Message, error: Exception) -> Message:
-    # With its traceback, which goes to the run's log alone: the fault may lie in a part of the user's own.
-    log.warning("a %s request failed: %s", message.metadata.message_type, error, exc_info=error)
+    # With its traceback, which goes to the run's log alone: the fault may lie in a part of the user's own. A refusal is
+    # no fault.
+    trace = None if isinstance(error, Refused) else error
+    log.warning("a %s request failed: %s", message.metadata.message_type, error, exc_info=trace)
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, Refused):
         said = error.told

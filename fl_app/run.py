@@ -241,9 +241,15 @@ class _Run:
             if self.strategy.stopped is not None:
                 status, reason = "stopped", self.strategy.stopped.reason
             elif self.summary.rows and all(row["void"] for row in self.summary.rows):
+                last = self.summary.rows[-1].get("void_reason", "")
                 status, reason = (
                     "failed",
-                    f"no round had enough good updates: see {LOG} for the reasons",
+                    f"no round had enough good updates: see {LOG} for the reasons; the last one's: {last}",
+                )
+            elif void := [row for row in self.summary.rows if row["void"]]:
+                reason = (
+                    f"{len(void)} of {len(self.summary.rows)} rounds were void, the last of them {void[-1]['round']}: "
+                    f"{void[-1].get('void_reason', '')}"
                 )
         except KeyboardInterrupt:
             status, reason = "stopped", INTERRUPTED

@@ -88,7 +88,10 @@ def _roster(arguments: Sequence[str]) -> None:
     if len(keys) < len(options.keys):
         raise ValueError("a client is named twice")
     _absent(options.file)
-    Roster(keys).save(options.file)
+    roster = Roster(keys)
+    if len(keys) < 3:
+        raise ValueError(f"{len(keys)} clients are named: three or more can hide in a sum")
+    roster.save(options.file)
     print(f"{options.file}: {len(keys)} clients", file=sys.stderr)
 
 

@@ -36,9 +36,8 @@ class Ckks(CkksSettings):
     """Sums under one key of the clients'.
 
     Attributes:
-        key: file of the shared key, where clients are this machine's own (a simulation): it is made there where there
-            is none; by default in the run's own folder of clients. A real client's key never comes with a run: it is
-            in its own node config.
+        key: file of the shared key, where clients are this machine's own (a simulation); by default one that is made in
+            the run's own folder of clients. A real client's key never comes with a run: it is in its own node config.
         seed: of the draw of those who open a sum; None for the operating system's entropy.
         journal: folder of the sessions and sums of the last models; None keeps them in memory.
     """
@@ -111,9 +110,14 @@ class Ckks(CkksSettings):
                 )
             path = Path(named)
             Conditions.of(own.settings).check(self)
+        elif self.key is not None and not path.is_file():
+            raise ValueError(
+                f"collector.key: there is no file {path}; make it by `trellis keys ckks {path}`, or leave the setting"
+                " out"
+            )
 
         def key() -> SharedKey:
-            if own.simulated:
+            if own.simulated and self.key is None:
                 return SharedKey.load_or_make(path, self.parameters)
             return SharedKey.load(path)
 

@@ -135,6 +135,15 @@ class Masked(Ranged):
             ContractError: there are none.
         """
         sizes = [len(group) for group in _split(range(cohort), groups or self.groups)]
+        if min(sizes) < LEAST_MEMBERS:
+            least = LEAST_MEMBERS * len(sizes)
+            made = f", as {len(sizes)} groups" if len(sizes) > 1 else ""
+            raise ContractError(
+                "the sampler" if claim is None else claim.source("cohort"),
+                name_of(self),
+                f"{cohort} clients{made} cannot hide: of two in a sum, each knows the other's update",
+                f"ask {least} clients a round or more" + (", or make fewer groups" if made else ""),
+            )
         try:
             found = {size: self._parameters(size) for size in set(sizes)}
         except ValueError as error:
@@ -143,8 +152,8 @@ class Masked(Ranged):
                 name_of(self),
                 str(error),
                 "ask more clients a round"
-                + (", or make fewer groups" if self.groups > 1 else "")
-                + ", or tolerate fewer drop-outs and colluders",
+                + (", make fewer groups" if self.groups > 1 else "")
+                + ", or tolerate fewer drop-outs (collector.dropouts) and colluders (collector.colluders)",
             ) from error
         try:
             room(max(sizes), self.limit or 1.0, self.headroom, self.max_weight or 0)
@@ -282,6 +291,12 @@ class Masked(Ranged):
             if own.simulated
             else node_policy(own.settings, malicious=self.malicious)
         )
+        named = None if policy.roster is None else len(policy.roster.keys)
+        if own.simulated and named and self.population and named != self.population:
+            raise ValueError(
+                f"collector.roster names {named} clients and the run has {self.population}: make one by `trellis keys"
+                f" identities DIR --clients {self.population}`"
+            )
         return MaskedClient(own.folder / FOLDER, policy)
 
     def state_dict(self) -> State:

@@ -309,7 +309,7 @@ class MaskedSession:
         self._keep(update)
         if (cut := update.metrics[SATURATED]) > 0:
             log.warning(
-                "%.3g%% of all elements were cut at ±%g: raise collector.limit, or clip",
+                "%.3g%% of the elements of a sum were cut at ±%g: raise collector.limit, or clip",
                 100 * cut,
                 self._terms.limit,
             )

@@ -129,7 +129,9 @@ class Synchronous:
                 else f"the rule needs {pipeline.least_inputs(len(cohort))}"
             )
             said = f"{good} of {len(cohort)} clients sent a good update, {short}"
-            tally.void = f"{said}; {tally.void}" if tally.void else said
+            # Where no sum came at all, its own reason says it; the quorum is another matter.
+            if not tally.void or good:
+                tally.void = "; ".join(filter(None, (said, tally.void)))
             log.warning(
                 "round %d, attempt %d of %d: %s", job.round, attempt + 1, attempts, tally.void
             )

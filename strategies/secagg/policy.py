@@ -252,16 +252,30 @@ def simulation_policy(
     Raises:
         ValueError: as `node_policy`.
     """
-    keys: dict[int, Identity] = {}
-    if malicious and roster is not None:
-        if identities is None:
-            raise ValueError(
-                "collector.identities is missing: the folder of the clients' private keys"
-            )
-        for path in sorted(identities.glob(identity_file(0).replace("0", "*"))):
-            keys[int(path.stem.removeprefix("client-"))] = _identity(path)
-    pinned = Roster.load(roster) if malicious and roster is not None else None
+    if not malicious and (roster or identities):
+        raise ValueError(
+            "collector.roster and collector.identities are for the malicious mode: set collector.malicious=true"
+        )
+    pinned = None if roster is None else Roster.load(roster)
+    keys = {} if pinned is None else _identities_of(pinned, identities)
     return Policy(malicious, pinned, keys, least_cohort, dropouts, colluders)
+
+
+def _identities_of(roster: Roster, folder: Path | None) -> dict[int, Identity]:
+    """The private key of every client of a roster, each the one that the roster has.
+
+    Raises:
+        ValueError: one is missing, or another's.
+    """
+    if folder is None:
+        raise ValueError("collector.identities is missing: the folder of the clients' private keys")
+    keys: dict[int, Identity] = {}
+    for client, public in sorted(roster.keys.items()):
+        path = folder / identity_file(client)
+        keys[client] = _identity(path)
+        if keys[client].public != public:
+            raise ValueError(f"{path} is not the key that the roster has for client {client}")
+    return keys
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -227,7 +227,12 @@ class Normed(nn.Module):
             ["strategy=secure_grouped", "num_clients=20", "combiner=krum", "combiner.f=2"],
             "at least 7 inputs a round and gets 5",
         ),
-        (["strategy=secure_grouped", "num_clients=12"], "make fewer groups"),
+        (
+            ["strategy=secure_grouped", "num_clients=12"],
+            "ask 15 clients a round or more, or make fewer groups",
+        ),
+        (["collector.roster=roster.json"], "set collector.malicious=true"),
+        (["strategy=ckks_mean", "collector.key=nosuch.key"], "there is no file"),
         (["strategy=secure_grouped", "collector.max_weight=10"], "leave max_weight out"),
         ([f"model._target_={__name__}.Normed"], "use GroupNorm instead of BatchNorm"),
     ],
@@ -259,8 +264,11 @@ def test_keys_are_made_where_there_are_none_and_never_replaced(tmp_path, capsys)
     key, roster = tmp_path / "client-3.pem", tmp_path / "roster.json"
     assert main(["keys", "identity", str(key)]) == 0
     public = capsys.readouterr().out.strip()
-    assert main(["keys", "roster", str(roster), f"3={public}", f"4={'ab' * 32}"]) == 0
-    assert json.loads(roster.read_text()) == {"3": public, "4": "ab" * 32}
+    assert (
+        main(["keys", "roster", str(roster), f"3={public}", f"4={'ab' * 32}", f"5={'cd' * 32}"])
+        == 0
+    )
+    assert json.loads(roster.read_text()) == {"3": public, "4": "ab" * 32, "5": "cd" * 32}
     for arguments, said in [
         (["identity", str(key)], "is there already"),
         (
@@ -273,6 +281,7 @@ def test_keys_are_made_where_there_are_none_and_never_replaced(tmp_path, capsys)
             ["roster", str(tmp_path / "new.json"), f"1={public}", f"2={public}"],
             "the same identity key",
         ),
+        (["roster", str(tmp_path / "new.json"), f"1={public}"], "three or more"),
         (["identities", str(tmp_path / "few"), "--clients", "2"], "three or more"),
     ]:
         assert main(["keys", *arguments]) == 2

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from strategies import Pipeline, PipelineStrategy
 from strategies.admission import Admission
 from strategies.collectors import Ckks, Masked, Plain
-from strategies.collectors.once import Recalled
+from strategies.collectors.once import Settled
 from strategies.combiners import Mean
 from strategies.samplers import Uniform
 from strategies.server_models import Adam
@@ -181,7 +181,7 @@ def test_a_session_that_asks_nobody_is_not_dropped():
         def open(self, job, cohort):
             layout = job.layouts[DELTA]
             there = Section(np.ones(layout.size, np.float32), layout)
-            return Recalled([Update({DELTA: there}, 1.0, (1,), 0, {})])
+            return Settled([Update({DELTA: there}, 1.0, (1,), 0, {})])
 
     pipeline = Pipeline(collector=Known(), admission=Admission(quorum=1))
     one, grid = strategy(pipeline=pipeline, travel=("head.*",)), grid_of(1)

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from strategies.admission import Admission
 from strategies.collectors import Plain
-from strategies.collectors.once import Recalled
+from strategies.collectors.once import Settled
 from strategies.combiners import Mean
 from strategies.exchange import Exchange, NoClientsError
 from strategies.pipeline import Pipeline
@@ -273,7 +273,7 @@ def test_clients_that_nobody_asked_are_not_counted_as_sampled():
 
     class Known(Plain):
         def open(self, job, cohort):
-            return Recalled([update([1.0, 2.0], client=1)])
+            return Settled([update([1.0, 2.0], client=1)])
 
     (view,), grid, model = run({1: adds(9, 9), 2: adds(9, 9)}, Pipeline(collector=Known()))
     np.testing.assert_array_equal(model.parameters, [1, 2])
