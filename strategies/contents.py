@@ -134,7 +134,9 @@ class Contents:
         length = float(np.linalg.norm(sums))
         error = noise * sqrt(len(members) * self.size) / total
         metrics[FIXED_POINT_ERROR] = error / length if length else 0.0
-        return Update(sections, total * (self.max_weight or 1.0), members, version, metrics)
+        # Whole numbers of examples are exact in the sum, and not to be 0.9999999999999999 after two products.
+        weight = round(total * (self.max_weight or 1.0), 6)
+        return Update(sections, weight, members, version, metrics)
 
     def _ends(self) -> Iterator[slice]:
         begin = 0

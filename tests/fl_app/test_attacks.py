@@ -108,7 +108,7 @@ def test_only_attackers_train_on_poisoned_examples():
         honest, given = data.train(number), client._examples(data, number)
         expected = 9 - honest.targets if number in attackers else honest.targets
         assert given.targets.equal(expected)
-    unattacked = assembly.client(simulated=False)
+    unattacked = assembly.client("simulation")
     for number in attackers:
         assert unattacked._examples(data, number) is data.train(number)
 

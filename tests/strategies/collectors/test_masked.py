@@ -196,7 +196,7 @@ def test_what_is_seen_is_a_sum_and_nothing_travels_in_clear():
     [
         (Claim(client_half=False), {}, "pipeline_mod"),
         (Claim(sections=frozenset({DELTA, BUFFERS, COUNTERS})), {}, "use GroupNorm"),
-        (Claim(cohort=2), {}, "ask more clients a round, or tolerate"),
+        (Claim(cohort=2), {}, "ask 3 clients a round or more"),
         (Claim(cohort=5), {"groups": 2}, "or make fewer groups"),
         (Claim(cohort=10), {"malicious": True, "dropouts": 0.6}, "signatures"),
     ],
