@@ -55,7 +55,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	else echo "Making $(VENV) with $$python"; "$$python" -m venv $(VENV); fi
 	@echo "Installing the versions pinned in constraints.txt; the first time takes some minutes."
 	@# The build back end comes first and is pinned too: no isolated build that fetches its own.
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools hatchling editables
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@touch $@
 

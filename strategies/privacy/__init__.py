@@ -1,0 +1,1 @@
+"""Differential privacy: releases as data, accountants, noise, and what a run promises."""
