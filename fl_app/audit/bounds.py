@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +142,7 @@ def one_run_p_value(
     return min(tail, 1.0)
 
 
+@lru_cache(maxsize=4096)  # forty binomial sums each, and an audit asks for the same ones again
 def one_run_epsilon(
     canaries: int, guesses: int, correct: int, *, delta: float, confidence: float = 0.95
 ) -> float:
