@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -19,7 +20,7 @@ from clients.poisoning import DataPoisoning
 from clients.resident import Arrays, ResidentModel
 from clients.store import ClientStore
 from clients.tasks import Examples, FederatedData, Task, evaluate
-from clients.trainers import SGD, Fit, FitJob
+from clients.trainers import SGD, DpSgd, Fit, FitJob
 from clients.trainers.together import fit_together
 from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.collectors import PlainClient
@@ -63,6 +64,7 @@ class Client:
         stages: client halves, in order.
         half: the collector's: what becomes of an encoded update; the plain collector's by default.
         store: what clients remember.
+        ledgers: where clients write down what their privacy has been charged; only trainers that charge look at it.
         seed: the run's.
         hashes: of this end's code and configuration, held against those of each request.
         attack: what lying clients send, in experiments.
@@ -81,6 +83,7 @@ class Client:
         stages: Sequence[Stage] = (),
         half: ClientHalf | None = None,
         store: ClientStore,
+        ledgers: Path | None = None,
         seed: int = 0,
         hashes: Mapping[str, str] | None = None,
         attack: Attack | None = None,
@@ -88,6 +91,8 @@ class Client:
         only: int | None = None,
         secretive: bool = False,
     ) -> None:
+        if ledgers is not None and isinstance(trainer, DpSgd):
+            trainer = trainer.keeping(ledgers)
         self._task, self._module, self._trainer = task, module, trainer
         self._make_data = data
         self._data: dict[int, FederatedData] = {}
