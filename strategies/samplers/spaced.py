@@ -17,7 +17,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
-from strategies.contract import Claim, ContractError, name_of
+from strategies.contract import Claim, ContractError
 from strategies.ranges import Ranged
 from strategies.seeds import generator
 from strategies.state import State
@@ -67,8 +67,8 @@ class Spaced(Ranged):
         cohort = self.cohort(self.population) if self.population else None
         if cohort is not None and cohort * self.separation > self.population:
             raise ContractError(
-                name_of(self),
-                name_of(self),
+                "sampler.fraction",
+                "sampler.separation",
                 f"{self.separation} cohorts of {cohort} have no client in common, and there are {self.population}"
                 f" clients in all",
                 f"set sampler.separation={self.population // cohort} at most, or lower sampler.fraction and"

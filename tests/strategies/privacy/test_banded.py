@@ -239,6 +239,16 @@ def test_the_error_falls_with_each_band():
     assert found[-1] < found[0] / 3
 
 
+@pytest.mark.parametrize(("bands", "rounds", "factor"), [(300, 300, 1.1), (30, 300, 1.4)])
+def test_the_error_is_near_what_no_factor_undercuts(bands, rounds, factor):
+    """rms ≥ ‖A‖_*/√(b·T), as derived in benchmarks/dp_ftrl.py; singular values 1/(2·sin((2i - 1)π/(4T + 2)))."""
+    places = np.arange(1, rounds + 1)
+    nuclear = (0.5 / np.sin((2 * places - 1) * np.pi / (4 * rounds + 2))).sum()
+    bound = nuclear / math.sqrt(bands * rounds)
+    rms, _ = BandedToeplitz(bands).errors(rounds, rounds // bands, bands)
+    assert bound <= rms <= factor * bound
+
+
 TERMS = {"participations": 1, "separation": 3, "noise_multiplier": 1.0}
 
 

@@ -174,6 +174,7 @@ def test_cohorts_that_can_never_all_be_whole_are_refused():
     with pytest.raises(ContractError, match=r"set sampler\.separation=9 at most") as told:
         Spaced(3, 10, 0.11, population=100).check(Claim())
     assert "10 cohorts of 11 have no client in common, and there are 100 clients" in str(told.value)
+    assert (told.value.first, told.value.second) == ("sampler.fraction", "sampler.separation")
     assert Spaced(3, 9, 0.11, population=100).check(Claim()).cohort == 11
 
 
