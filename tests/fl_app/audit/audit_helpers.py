@@ -3,6 +3,10 @@
 import io
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from clients.tasks import Digits, Examples
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
 from fl_app.run import run_engine
@@ -30,3 +34,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def silent(done: int, total: int) -> None:
     """Progress that nobody looks at."""
+
+
+class Mislabelled(Digits):
+    """Digits of which every third has a random label, in the training and the test set alike: these can only be learnt
+    by heart."""
+
+    def train(self) -> Examples:
+        return _mislabelled(super().train(), 1)
+
+    def test(self) -> Examples:
+        return _mislabelled(super().test(), 2)
+
+
+def _mislabelled(examples: Examples, seed: int) -> Examples:
+    rng = np.random.default_rng(seed)
+    targets = examples.targets.clone()
+    targets[::3] = torch.from_numpy(rng.integers(0, 10, len(targets[::3])))
+    return Examples(examples.inputs, targets)
