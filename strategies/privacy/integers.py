@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import CipherContext
@@ -37,6 +38,7 @@ from strategies.secagg.masks import BLOCK, ZEROS, keystream
 
 Integers = NDArray[np.int64]
 Entropy = Callable[[int], bytes]
+Word = TypeVar("Word", np.uint16, np.uint64)
 
 TABLE_DEVIATION = 400
 """The widest table, in standard deviations: with tails to 9.2σ its columns are 8,192."""
@@ -110,7 +112,7 @@ def _skellam(variance: Fraction, size: int, stream: CipherContext) -> Integers:
     if variance <= TABLE_DEVIATION**2:
         return _table(_skellam_weights, variance).draw(size, stream)
     values = _gaussian(variance + _SURPLUS, size, stream)
-    uniform = _words(stream, np.dtype("<u8"), size)
+    uniform = _words(stream, np.dtype(np.uint64), size)
     # Nothing within 15·√v is rejected with a probability of 1,000/v or more: few need a closer look.
     near = np.flatnonzero(uniform < np.uint64(1_000 * _UNIT // variance))
     again = near[uniform[near] * 2.0**-64 < rejection(values[near], float(variance))]
@@ -144,7 +146,8 @@ def rejection(values: Integers, variance: float) -> NDArray[np.float64]:
     # (1 − p)(1 − 5p)/w² = (1 − p)²·(1 − 5p)/v²
     fine += (1 - (1 - p) ** 2 * (1 - 5 * p)) / (16 * variance**2)
     too_likely = variance * (surplus - series) + 0.25 * np.log1p(y) + fine
-    return -np.expm1(-np.maximum(too_likely, 0))
+    refused: NDArray[np.float64] = -np.expm1(-np.maximum(too_likely, 0))
+    return refused
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,9 @@ class Table:
 
     def draw(self, size: int, stream: CipherContext) -> Integers:
         """(size,) values, size ≤ BLOCK / 2."""
-        columns = _words(stream, np.dtype("<u2"), size)
+        columns = _words(stream, np.dtype(np.uint16), size)
         columns &= np.uint16(len(self.thresholds) - 1)
-        within = _words(stream, np.dtype("<u8"), size)
+        within = _words(stream, np.dtype(np.uint64), size)
         own = columns.astype(np.int64)
         upper = within >= self.thresholds[own]
         own -= self.reach
@@ -173,7 +176,7 @@ class Table:
         return own
 
 
-def _words(stream: CipherContext, kind: np.dtype[np.unsignedinteger], size: int) -> NDArray:
+def _words(stream: CipherContext, kind: np.dtype[Word], size: int) -> NDArray[Word]:
     words = np.empty(size, kind)
     stream.update_into(ZEROS[: words.nbytes], words.view(np.uint8).data)
     return words
