@@ -151,7 +151,7 @@ def test_a_client_that_is_killed_as_it_trains_has_been_charged(tmp_path):
     process.stdin.flush()
     ledger = ClientLedger(tmp_path, 1)
     deadline = time.monotonic() + 60
-    while not ledger.charges() and time.monotonic() < deadline:
+    while not ledger.charges() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
