@@ -47,7 +47,7 @@ def seconds(action: Callable[[], object], runs: int = 5) -> float:
 
 def numbers(noise: str, size: int, members: int, z: float, part: float) -> Steps:
     """Settings of a round of which so large a part of the members adds noise at least."""
-    return Steps(noise, z, max(1, round(part * members)), members, {DELTA: size})  # type: ignore[arg-type]
+    return Steps(noise, z, max(1, round(part * members)), members, {DELTA: size})
 
 
 def samplers(size: int) -> None:
