@@ -109,42 +109,38 @@ def audit_clients(
         raise ValueError(f"{canaries} canaries: at least 8 are needed")
     config, total = target.trained_anew("canaries"), target.num_clients + canaries
     key, coins = int.from_bytes(entropy(7)), toss(canaries, entropy)
-    assembly = WithCanaries(config, Canary(included=coins, norm=UNCLIPPED_NORM, key=key))
+    assembly = WithCanaries(
+        config, Canary(included=coins, norm=UNCLIPPED_NORM, key=key), target.num_clients
+    )
     claim = assembly.strategy(total).claim
     bound = claim.bounds.get(DELTA)
     # An adaptive bound moves: what is far beyond it is clipped to it, wherever it is.
     norm = UNCLIPPED_NORM if bound is None else bound * (_BEYOND if claim.adaptive else 1.0)
     weight = float(target.assembly.data(target.num_clients).sizes.mean())
     assembly.attack = Canary(included=coins, norm=norm, weight=weight, key=key)
+    watch, strategy = _watched(assembly, canaries, key, progress)
+    cohort = float(claim.cohort or total)
+    rate = cohort / total if claim.rate is None else claim.rate
+    sent = UNCLIPPED_NORM if bound is None else bound
+    scores = (watch.likelihood_ratios(_moved(strategy, sent, cohort), rate), watch.total())
+    delta = target.delta("client")
+    found = [guess(values, coins, delta=delta, confidence=confidence) for values in scores]
+    seen = (canaries, sum(coins), sent, bound is not None, len(watch.rows), rate)
+    return CanaryAudit(*seen, *found)
+
+
+def _watched(
+    assembly: WithCanaries, canaries: int, key: int, progress: Progress
+) -> tuple[Watch, PipelineStrategy]:
     watches: list[Watch] = []
 
     def prepare(strategy: PipelineStrategy) -> Sequence[Hook]:
         watches.append(Watch(assembly.initial_vector(strategy), canaries, key))
         return watches
 
+    total = assembly.real_clients + canaries
     strategy = train(assembly, total, progress=progress, prepare=prepare)
-    (watch,) = watches
-    cohort = float(claim.cohort or total)
-    rate = cohort / total if claim.rate is None else claim.rate
-    sent = UNCLIPPED_NORM if bound is None else bound
-    scores = {
-        "versions": watch.likelihood_ratios(_moved(strategy, sent, cohort), rate),
-        "final": watch.total(),
-    }
-    delta = target.delta("client")
-    found = {
-        name: guess(values, coins, delta=delta, confidence=confidence)
-        for name, values in scores.items()
-    }
-    return CanaryAudit(
-        canaries=canaries,
-        included=sum(coins),
-        norm=sent,
-        clipped=bound is not None,
-        rounds=len(watch.rows),
-        rate=rate,
-        **found,
-    )
+    return watches[0], strategy
 
 
 def _moved(strategy: PipelineStrategy, norm: float, cohort: float) -> float | None:
@@ -186,7 +182,8 @@ class Watch:
     def total(self) -> NDArray[np.float64]:
         """⟨θ_T − θ_0, u⟩ for each canary, less their mean: about half of them are in."""
         found: NDArray[np.float64] = np.sum(self.rows, axis=0)[: self._canaries]
-        return found - found.mean()
+        found -= found.mean()
+        return found
 
     def likelihood_ratios(self, moved: float | None, rate: float) -> NDArray[np.float64]:
         """For each canary the log-likelihood ratio of in to out, summed over versions that differ from their last one.
@@ -214,16 +211,17 @@ class WithCanaries(Assembly):
     Args:
         config: of the training.
         canary: what they send.
+        real_clients: how many others there are.
     """
 
-    def __init__(self, config: Config, canary: Canary) -> None:
+    def __init__(self, config: Config, canary: Canary, real_clients: int) -> None:
         super().__init__(config)
         self.attack = canary
-        self._canaries = len(canary.included)
+        self.real_clients = real_clients
 
     def data(self, num_clients: int) -> FederatedData:
         """The run's own cut, and one example for each canary, whose training is thrown away."""
-        return _Extended(super().data(num_clients - self._canaries), self._canaries)
+        return _Extended(super().data(self.real_clients), num_clients - self.real_clients)
 
     def initial_vector(self, strategy: PipelineStrategy) -> NDArray[np.float64]:
         """The parameters that travel, as the run begins, (d,) float64."""

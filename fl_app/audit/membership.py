@@ -153,9 +153,9 @@ def likelihood_ratios(
     with_it = np.where(np.isnan(means[True]), means[False] + apart, means[True])
     without = np.where(np.isnan(means[False]), with_it - apart, means[False])
     phi = _phi(own, logits=logits)
-    return _log_normal(phi, with_it, deviations[True]) - _log_normal(
-        phi, without, deviations[False]
-    )
+    found: NDArray[np.float64] = _log_normal(phi, with_it, deviations[True])
+    found -= _log_normal(phi, without, deviations[False])
+    return found
 
 
 def _phi(loss: NDArray[np.float64], *, logits: bool) -> NDArray[np.float64]:
@@ -168,4 +168,5 @@ def _phi(loss: NDArray[np.float64], *, logits: bool) -> NDArray[np.float64]:
 def _log_normal(
     x: NDArray[np.float64], mean: NDArray[np.float64], deviation: float
 ) -> NDArray[np.float64]:
-    return -(((x - mean) / deviation) ** 2) / 2 - np.log(deviation)
+    found: NDArray[np.float64] = -(((x - mean) / deviation) ** 2) / 2 - np.log(deviation)
+    return found

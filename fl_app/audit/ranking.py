@@ -124,12 +124,12 @@ def threshold_epsilon(
     members: Scores, others: Scores, *, delta: float, confidence: float, rng: np.random.Generator
 ) -> float:
     """A lower bound on ε, its threshold chosen on a random half and its counts taken from the other."""
-    chosen, counted = zip(*(_halves(scores, rng) for scores in (members, others)), strict=True)
-    quantiles = np.linspace(0, 1, _THRESHOLDS)
-    thresholds = np.unique(np.quantile(np.concatenate(chosen), quantiles, method="lower"))
-    promise = _bounds(*chosen, thresholds, delta=delta, confidence=confidence)
+    (chosen, counted), (against, counter) = _halves(members, rng), _halves(others, rng)
+    both = np.concatenate([chosen, against])
+    thresholds = np.unique(np.quantile(both, np.linspace(0, 1, _THRESHOLDS), method="lower"))
+    promise = _bounds(chosen, against, thresholds, delta=delta, confidence=confidence)
     best = thresholds[[int(promise.argmax())]]
-    return float(_bounds(*counted, best, delta=delta, confidence=confidence)[0])
+    return float(_bounds(counted, counter, best, delta=delta, confidence=confidence)[0])
 
 
 def _halves(scores: Scores, rng: np.random.Generator) -> tuple[Scores, Scores]:

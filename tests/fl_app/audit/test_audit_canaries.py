@@ -58,7 +58,7 @@ def test_too_few_canaries_are_refused(plain):
 def test_the_run_s_clients_keep_their_data_and_canaries_hold_one_example(plain):
     target = load(plain)
     canary = Canary(included=(True,) * 8, norm=1.0)
-    data = WithCanaries(target.trained_anew("canaries"), canary).data(12)
+    data = WithCanaries(target.trained_anew("canaries"), canary, 4).data(12)
     real = target.assembly.data(4)
     assert data.num_clients == 12
     np.testing.assert_array_equal(data.sizes[:4], real.sizes)
