@@ -28,6 +28,7 @@ from torch.func import functional_call, grad, vmap
 
 from clients.resident import ResidentModel, arrays_of
 from clients.tasks import Examples, Task
+from clients.threads import one_thread
 from clients.trainers import SGD
 from clients.trainers.sgd import Fit, FitJob
 from fl_app.audit.likeness import psnr, squared_error, ssim
@@ -126,7 +127,8 @@ def invert(
     low, high = float(training.min()), float(training.max())
     labels = examples.targets.repeat(len(views))
     everything = torch.from_numpy(np.concatenate(list(views.values()))).float()
-    found = attack.run(everything, labels, low, high, steps, progress)
+    with one_thread():  # the parts are too small to be worth sharing
+        found = attack.run(everything, labels, low, high, steps, progress)
     originals, found, training = (
         (part - low) / (high - low) for part in (examples.inputs, found, training)
     )

@@ -23,6 +23,7 @@ _COMMANDS = {
     "run": "run one federated training",
     "report": "compare the runs below a folder: table, curves, paired intervals",
     "list": "what there is to choose from: strategies, tasks, models, …",
+    "privacy-audit": "attack a run, and hold what it leaks against what it promises",
     "keys": "make identity keys and rosters for secure aggregation",
 }
 
@@ -69,7 +70,7 @@ def _installed_version() -> str:
 
 
 def _parser() -> Parser:
-    commands = "\n".join(f"  {name:<7} {what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<13} {what}" for name, what in _COMMANDS.items())
     parser = Parser(
         "trellis",
         usage="trellis [-h] [--version] COMMAND …",
@@ -95,7 +96,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         if not guess and "=" in command:
             meant = f"; did you mean trellis run {command}?"
         parser.error(f"unknown command {command}{meant} (commands: {', '.join(_COMMANDS)})")
-    code: int = importlib.import_module(f"fl_app.cli.{command}").main(rest)
+    code: int = importlib.import_module(f"fl_app.cli.{command.replace('-', '_')}").main(rest)
     return code
 
 

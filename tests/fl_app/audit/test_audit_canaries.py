@@ -36,6 +36,24 @@ def test_without_noise_the_leak_is_clear_and_the_run_stays_as_it_was(plain):
     json.dumps(found.to_dict())
 
 
+def test_the_noise_of_a_private_run_keeps_its_promise_and_a_hundredth_of_it_does_not(tmp_path):
+    """The same audit of both, at a confidence of 1 − 1e-6, which is the first assertion's rate of false alarms. The other
+    run has z = 0.04; of 128 canaries 119 right ones bound ε by 1.1, and a wrong one is a canary that neither round asked
+    (a quarter of those that are in: their guess is out) or a normal number beyond 5 deviations."""
+    dp = ["strategy=dp", "privacy.target_epsilon=null", "sampler.fraction=0.75"]
+    kept, broken = (
+        load(made(tmp_path / z, *dp, f"privacy.noise_multiplier={z}")) for z in ("4", "0.04")
+    )
+    bounds = [
+        audit_clients(target, 128, confidence=1 - 1e-6, progress=silent).versions.epsilon_bound
+        for target in (kept, broken)
+    ]
+    promised = kept.promise.epsilon
+    assert bounds[0] <= promised < 1.5
+    print(promised, bounds)
+    assert bounds[1] > 0.5
+
+
 @pytest.mark.parametrize(
     ("overrides", "norm"),
     [
