@@ -30,9 +30,11 @@ from clients.trainers.dp_account import AccountantName, Budget, Round
 from clients.trainers.per_example import clipping, trained
 from clients.trainers.per_example_trial import require_per_example
 from clients.trainers.sgd import SGD, Fit, FitJob, TrainingDivergedError
+from strategies.privacy.examples import OwnAccounts
 from strategies.privacy.noise import Entropy, Seeded, gaussian
 from strategies.secagg.masks import keystream
 from strategies.update import DELTA, EPSILON, Section
+from strategies.wire import Refused
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class DpSgd(SGD):
                 "client=dp_sgd needs client.amp=false: norms in bfloat16 are off by up to a percent"
             )
 
+    def promise(self) -> OwnAccounts:
+        """What a server may say of clients that train so."""
+        return OwnAccounts(self.delta, self.accountant, promised=not self.reproducible_noise)
+
     def keeping(self, folder: Path) -> DpSgd:
         """The same trainer, of clients whose ledgers lie in this folder."""
         kept = copy.copy(self)
@@ -99,6 +105,7 @@ class DpSgd(SGD):
             ValueError: the model can't be trained so, there are no examples, δ is too large for them, or the ledger
                 can't be read.
             OSError: the ledger can't be written.
+            Refused: the training itself failed; a server is not told why.
             TrainingDivergedError: the noised steps have left the finite numbers.
         """
         each = Round.of(len(job.examples), self.batch_size, self.local_epochs)
@@ -109,7 +116,12 @@ class DpSgd(SGD):
         start = model.flat.clone()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(job.seed)
-            self._descend_in_noise(job, model, task, start, each, noise)
+            try:
+                self._descend_in_noise(job, model, task, start, each, noise)
+            except (
+                Exception
+            ) as error:  # its text may hold an example's numbers: for the client's own log
+                raise Refused("training", f"{type(error).__name__}: {error}") from error
         if not model.flat.isfinite().all():  # noised already: tells nothing of the examples
             raise TrainingDivergedError(
                 f"client {job.client} left the finite numbers: lower client.lr (now {self.lr:g})"

@@ -303,6 +303,19 @@ class TestClient:
         expected = 0.5 * first + 0.5 * self.update(alone, 2).delta.vector
         np.testing.assert_allclose(second, expected, atol=1e-6)
 
+    def test_a_server_is_not_told_what_an_example_did_to_the_training(self, tmp_path, caplog):
+        class Telling(Digits):
+            def losses(self, output, targets):
+                if targets.any():
+                    raise RuntimeError(f"what shall I do with {targets.tolist()}?")
+                return super().losses(output, targets)  # the trial's own targets
+
+        ours = answered(tmp_path, trainer(noise_multiplier=1.0))
+        ours._task = Telling()
+        (reply,) = ours.answer([request()])
+        assert "what shall I do" in caplog.text
+        assert reply.error.reason == "training: this client takes no part, and its own log says why"
+
     def test_the_end_of_the_budget_is_told_to_the_server_without_a_trace(self, tmp_path, caplog):
         ours = answered(tmp_path, trainer(noise_multiplier=1.0, target_epsilon=0.5))
         with caplog.at_level(logging.WARNING):

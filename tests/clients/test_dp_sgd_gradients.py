@@ -155,7 +155,7 @@ def test_no_example_moves_the_sum_by_more_than_the_norm(case, ghost):
 
 
 @WAYS
-@MODELS
+@pytest.mark.parametrize("case", ["cnn", "gru"])
 def test_how_many_go_through_at_a_time_changes_nothing(case, ghost):
     model, task, examples = made(case)
     sums = []
