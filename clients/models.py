@@ -116,6 +116,62 @@ class Linear(nn.Module):
         return logits
 
 
+class Hog(nn.Module):
+    """Histograms of oriented gradients, then a linear layer: 970 parameters for ten classes, whatever the image's size.
+
+    N. Dalal and B. Triggs, "Histograms of Oriented Gradients for Human Detection", 2005, §4: each pixel votes for the
+    two nearest of its unsigned orientations with its gradient's magnitude, votes are averaged over square cells, and
+    the whole is normalised (their L2, after a square root). The features are public: they are made of no data, so that
+    under differential privacy all of the noise's budget is the linear layer's (after F. Tramèr and D. Boneh,
+    "Differentially Private Learning Needs Better Features (or Much More Data)", 2021).
+
+    Args:
+        input_shape: (channels, height, width) of one image, both sides at least `cells`; channels are averaged.
+        num_classes: number of logits.
+        cells: on a side.
+        orientations: bins of half a turn.
+
+    Raises:
+        ValueError: `input_shape` is not that of an image, or the image is too small.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        cells: Annotated[int, Ge(1)] = 4,
+        orientations: Annotated[int, Ge(2)] = 6,
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or min(input_shape[1:]) < cells:
+            raise ValueError(
+                f"Hog takes images of shape (channels, height, width) with sides of at least {cells}, "
+                f"not {tuple(input_shape)}: use Mlp or Linear for other inputs"
+            )
+        self.cells, self.orientations = cells, orientations
+        self.head = nn.Linear(cells * cells * orientations, num_classes)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Histograms of norm 1, (batch, cells² · orientations), of images, (batch, channels, height, width)."""
+        gray = inputs.mean(1, keepdim=True)
+        across = F.pad(gray[..., 2:] - gray[..., :-2], (1, 1))
+        down = F.pad(gray[..., 2:, :] - gray[..., :-2, :], (0, 0, 1, 1))
+        magnitude = (across.square() + down.square()).sqrt()
+        place = torch.atan2(down, across) * (self.orientations / torch.pi)
+        bins = torch.arange(self.orientations, device=inputs.device).view(-1, 1, 1)
+        half = self.orientations / 2
+        distance = (place - bins + half).remainder(self.orientations).sub(half).abs()
+        votes = magnitude * (1 - distance).clamp(min=0)
+        histograms = F.adaptive_avg_pool2d(votes, self.cells).flatten(1)
+        return F.normalize(histograms.sqrt(), dim=1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, (batch, num_classes), of images, (batch, channels, height, width) float32."""
+        logits: Tensor = self.head(self.features(inputs))
+        return logits
+
+
 class Gru(nn.Module):
     """An embedding of tokens, one layer of gated recurrent units, their mean, and a linear layer.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import ceil
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,12 +32,23 @@ from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
 from strategies.contract import Claim
 from strategies.pipeline import Pipeline
-from strategies.protocols import ClientHalf, ClientOwn, Collector, ConfigValue, Stage
+from strategies.protocols import (
+    ClientHalf,
+    ClientOwn,
+    Collector,
+    ConfigValue,
+    Promise,
+    Sampler,
+    Stage,
+)
 from strategies.seeds import integer
 from strategies.server_models.model import sections_of
 from strategies.strategy import PipelineStrategy
-from strategies.update import DELTA
+from strategies.update import DELTA, Layout
 from strategies.wire import pack_model, unpack_model
+
+LEDGER = Path("privacy", "ledger.jsonl")
+"""In a run's folder: what has been spent of its privacy budget."""
 
 JOURNAL = "sums"
 """In a run's folder: the sessions and sums of collectors that open one sum a model."""
@@ -118,15 +130,23 @@ class Assembly:
 
     def model_sections(self) -> frozenset[str]:
         """The sections that the model's own arrays make."""
+        return frozenset(self._model_parts[0].values())
+
+    @property
+    def size(self) -> int:
+        """Parameters that travel."""
+        return self._model_parts[1][DELTA].size
+
+    @cached_property
+    def _model_parts(self) -> tuple[dict[str, str], dict[str, Layout]]:
+        """The section that each travelling array belongs to, and the sections' layouts."""
         module = self.module()
-        arrays = arrays_of(module)
         travelling = {
             name: array
-            for name, array in arrays.items()
+            for name, array in arrays_of(module).items()
             if any(fnmatchcase(name, pattern) for pattern in self.config.travel)
         }
-        kinds, _ = sections_of(travelling, buffers_of(module))
-        return frozenset(kinds.values())
+        return sections_of(travelling, buffers_of(module))
 
     @cached_property
     def batching(self) -> Batching:
@@ -140,13 +160,46 @@ class Assembly:
         count = resolve_workers(config.runtime.workers)
         if config.runtime.workers != "auto" or self.batching.size == 1:
             return count
-        sampler = build(config.sampler, population=num_clients)
+        sampler = self.sampler(num_clients)
         cohort = sampler.check(Claim()).cohort or num_clients
         return min(count, ceil(cohort / self.batching.size))
 
-    def stages(self) -> list[Stage]:
-        """The transformations of an update, in the order in which clients apply them."""
-        return [] if self.config.clip is None else [build(self.config.clip)]
+    def sampler(self, num_clients: int) -> Sampler:
+        """Who is asked. Coins come of the run's seed only where no privacy rests on them."""
+        node = self.config.privacy
+        repeatable = node is None or bool(node.arguments.get("reproducible_noise"))
+        sampler: Sampler = build(
+            self.config.sampler, population=num_clients, reproducible=repeatable
+        )
+        return sampler
+
+    def stages(self, privacy: Promise | None = None) -> list[Stage]:
+        """The transformations of an update, in the order in which clients apply them.
+
+        Args:
+            privacy: the server's promise, where it has one; clients have one of their own.
+        """
+        promise = self.privacy() if privacy is None else privacy
+        if self.config.clip is None:
+            return [] if promise is None else [*promise.stages(dict)]
+        clip = build(self.config.clip)
+        return [clip, *([] if promise is None else promise.stages(getattr(clip, "bounds", dict)))]
+
+    def privacy(self, num_clients: int | None = None) -> Promise | None:
+        """What is promised of it; the server's, for so many clients, with an account in the run's folder."""
+        config = self.config
+        if config.privacy is None:
+            own = getattr(self.trainer, "promise", None)
+            return None if own is None else own()
+        promise: Promise = build(
+            config.privacy,
+            population=num_clients,
+            rounds=config.rounds,
+            ledger=None if num_clients is None else config.run_dir / LEDGER,
+            seed=config.seed,
+            size=None if num_clients is None else self.size,
+        )
+        return promise
 
     def collector(self, num_clients: int | None = None) -> Collector:
         """How updates come out of a cohort; both halves. The server's counts on so many clients."""
@@ -207,6 +260,7 @@ class Assembly:
             stages=self.stages(),
             half=half,
             store=ClientStore(self.config.client_state_dir),
+            ledgers=self.config.client_state_dir if node is None else node.folder,
             seed=self.config.seed,
             hashes=self.hashes,
             attack=self.attack if engine else None,
@@ -222,12 +276,14 @@ class Assembly:
             ContractError: parts of the pipeline may not be composed.
         """
         config = self.config
+        privacy = self.privacy(num_clients)
         pipeline = Pipeline(
             collector=self.collector(num_clients),
-            stages=self.stages(),
+            stages=self.stages(privacy),
             combiner=build(config.combiner, seed=self._seed_of_draws),
             optimizer=build(config.server, population=num_clients),
-            sampler=build(config.sampler, population=num_clients),
+            sampler=self.sampler(num_clients),
+            privacy=privacy,
             admission=Admission(**config.admission.model_dump()),
             quarantine=None if config.quarantine is None else build(config.quarantine),
             client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),

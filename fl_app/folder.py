@@ -99,7 +99,7 @@ class RunFolder:
 
     def _earlier(self, num_clients: int, data_hash: str) -> State | None:
         if self._config.resume == "never":
-            for name in ("checkpoints", "clients", "sums"):
+            for name in ("checkpoints", "clients", "sums", "privacy"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.summary.unlink(missing_ok=True)
             return None

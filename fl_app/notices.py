@@ -24,6 +24,8 @@ def promises(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> dict[s
     describe = getattr(pipeline.collector, "describe", None)
     if describe is not None:
         told["collector"] = describe(pipeline.claim.cohort or num_clients)
+    if pipeline.privacy is not None:
+        told["privacy"] = pipeline.privacy.describe(assembly.size)
     if isinstance(pipeline.combiner, Robust):
         told["rule"] = pipeline.combiner.promise(pipeline.claim.inputs or num_clients)
     attack = assembly.config.attack

@@ -99,7 +99,7 @@ def composed(assembly: Assembly, num_clients: int) -> PipelineStrategy:
     try:
         strategy = assembly.strategy(num_clients)
         claim = strategy.claim
-        if claim.visibility < Visibility.EACH:
+        if claim.visibility < Visibility.EACH or strategy.pipeline.privacy is not None:
             # The model's own sections, too: the run would find out only when it begins.
             strategy.pipeline.check(assembly.model_sections())
     except ContractError as error:
@@ -216,6 +216,7 @@ class _Run:
             memory.sample,
             virtual,
             quarantine=pipeline.quarantine,
+            privacy=pipeline.privacy,
             on_row=self._show,
         )
         folder.checkpoints.state = self.state_dict

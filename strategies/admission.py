@@ -64,7 +64,7 @@ class Admission(Ranged):
     label = "admission"
 
     def check(self, claim: Claim) -> Claim:
-        """Refuses a quorum that no cohort can reach."""
+        """Refuses a quorum that no cohort can reach, and says what it is."""
         if claim.cohort is not None and self.quorum > claim.cohort:
             raise ContractError(
                 claim.source("cohort"),
@@ -72,7 +72,7 @@ class Admission(Ranged):
                 f"a quorum of {self.quorum} can never be met by a cohort of {claim.cohort}",
                 "lower admission.quorum, or ask more clients a round",
             )
-        return claim
+        return claim.given(self, quorum=self.quorum)
 
     def admit(self, update: Update) -> None:
         """Passes an update or refuses it.

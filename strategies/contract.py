@@ -47,19 +47,29 @@ class Claim:
         groups: how many group sums there are a round (with `Visibility.GROUP`).
         cohort: clients planned a round, None where the scheme does not fix it.
         sampling: how a cohort comes about; only `poisson` and `fixed` are the server's own draw.
+        rate: the probability that a client is asked (`poisson`), or the share of all that are (`fixed`).
+        participations: rounds that a client takes part in at most; None for any number.
+        separation: rounds from one of a client's to its next, at least.
         weighting: what a client's influence depends on.
-        summed: how sums that the server sees weight their members; None where it sees each update.
+        summed: how what the server sees weights its members: sums, or updates that tell no weight; None where it
+            knows each update's own.
+        members: clients in one sum at most; None where the server sees each update.
+        honest: of those in any sum that is opened, the honest ones at least, as far as the collector's numbers go.
         denominator: what a mean divides by: the weight of those who replied, or the cohort planned.
         sections: names of the vectors that an update holds.
         bounds: L2 bound of one client's contribution, by section; a section that is absent has none.
         sensitivity: L2 change of the combined vector when one client is added or removed (with `fixed` sampling:
             replaced), None where unbounded.
+        adaptive: whether the bounds change with what the clients send.
         private: the mechanism that made the updates private before they were combined, None where none did.
         support: whether all clients speak of the same coordinates.
         clear: what travels unprotected beside the vectors.
+        metrics: training metrics that are summed under a mask beside the vectors, and seen as sums.
+        whole: whether sums are of the very integers that members give, each a whole step.
         client_half: whether clients run their half of the pipeline (a vanilla client only returns weights).
         root: whether the server has an update of its own, from root data, to hold the others against.
         watched: whether clients are left out of later rounds for what their updates were.
+        quorum: good updates without which a round is void.
         set_by: the part that set each property.
     """
 
@@ -67,18 +77,27 @@ class Claim:
     groups: int | None = None
     cohort: int | None = None
     sampling: Literal["poisson", "fixed", "uncontrolled"] = "uncontrolled"
+    rate: float | None = None
+    participations: int | None = None
+    separation: int = 1
     weighting: Literal["uniform", "examples"] = "uniform"
     summed: Literal["uniform", "examples"] | None = None
+    members: int | None = None
+    honest: int | None = None
     denominator: Literal["replies", "cohort"] = "replies"
     sections: frozenset[str] = frozenset({DELTA})
     bounds: Mapping[str, float] = field(default_factory=dict)
     sensitivity: float | None = None
+    adaptive: bool = False
     private: str | None = None
     support: Literal["shared", "per_client"] = "shared"
     clear: frozenset[str] = frozenset()
+    metrics: frozenset[str] = frozenset()
+    whole: bool = False
     client_half: bool = True
     root: bool = False
     watched: bool = False
+    quorum: int = 1
     set_by: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,8 +162,8 @@ class Claim:
                 self.source("sensitivity", "weighting"),
                 name_of(part),
                 "one client can move the combined vector by any amount, so no noise hides it",
-                "clip every section, and use combiner=mean with combiner.weighting=uniform and"
-                " combiner.denominator=cohort",
+                "clip every section (clip=fixed), plan a cohort (sampler=poisson), and use combiner=cohort_mean;"
+                " strategy=dp chooses all of them",
             )
         return self.sensitivity
 
@@ -185,16 +204,27 @@ class Claim:
                 self.source("clear"),
                 name_of(part),
                 f"{', '.join(sorted(self.clear))} would travel in clear beside the protected vector",
-                "use uniform weights, keep metrics inside the vector, and GroupNorm instead of BatchNorm",
+                "use collector=bare, which asks for vectors alone (or sums, with metrics inside), and uniform weights",
+            )
+
+    def need_nothing_summed(self, part: object) -> None:
+        """Refuses where sums of the clients' metrics would be seen, which no noise hides."""
+        if self.metrics:
+            raise ContractError(
+                self.source("metrics"),
+                name_of(part),
+                f"the sum of the clients' {', '.join(sorted(self.metrics))} would be seen without noise",
+                "set collector.metrics=[]",
             )
 
     def need_no_figures_asked(self, every: int) -> None:
-        """Refuses to evaluate on the clients' own test parts, every so many rounds, where the server is to see sums."""
-        if every and self.visibility < Visibility.EACH:
+        """Refuses to evaluate on the clients' own test parts, every so many rounds, where nothing may go in clear."""
+        guarded = "visibility" if self.visibility < Visibility.EACH else "private"
+        if every and (self.visibility < Visibility.EACH or self.private is not None):
             raise ContractError(
-                self.source("visibility"),
+                self.source(guarded),
                 "evaluate.federated_every",
-                "each client's number of test examples, loss and metrics would come in clear beside the sum",
+                "each client's number of test examples, loss and metrics would come in clear",
                 "set evaluate.federated_every=0 (in Python: federated_every=0), and evaluate on the server",
             )
 

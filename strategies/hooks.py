@@ -26,6 +26,7 @@ class RoundView:
         void: fewer good updates came than the quorum, so the model stayed.
         void_reason: why, where it is.
         flagged: clients whose updates were suspicious, by logical id; None where nobody is watched.
+        epsilon: of differential privacy, spent so far; None where nothing is promised.
         train_metrics: means over the updates that were taken, weighted by examples.
         evaluation: central evaluation of this version; empty where there was none.
         federated: evaluation on the clients' own test parts, weighted by examples; empty where there was none.
@@ -43,6 +44,7 @@ class RoundView:
     void: bool
     void_reason: str = ""
     flagged: tuple[int, ...] | None = None
+    epsilon: float | None = None
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
     federated: Mapping[str, float] = field(default_factory=dict)

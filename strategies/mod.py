@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from strategies.collectors import PlainClient
 from strategies.pipeline import encode
-from strategies.protocols import ClientHalf, Stage
+from strategies.protocols import ClientHalf, Maker, Stage
 from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section, Update
 from strategies.wire import (
     ARRAYS,
@@ -105,7 +105,8 @@ def _encoded(request: RecordDict, reply: RecordDict, stages: Sequence[Stage]) ->
         integer_in(config, key) for key in ("client", "server-round", "version")
     )
     wanted = config.get("sections")
-    extra = sorted(set(map(str, wanted)) - set(layouts)) if isinstance(wanted, list) else []
+    made = {name for stage in stages if isinstance(stage, Maker) for name in stage.layouts}
+    extra = sorted(set(map(str, wanted)) - {*layouts, *made}) if isinstance(wanted, list) else []
     weights = RecordDict({key: value for key, value in reply.items() if key not in extra})
     update = read_weights(weights, Expected(layouts, client, number, version), sent, kinds)
     for name in extra:

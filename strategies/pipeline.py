@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 
 from strategies.admission import Admission
@@ -15,16 +16,20 @@ from strategies.collectors import Plain
 from strategies.combiners import Mean
 from strategies.contract import Checked, Claim, ContractError, check, name_of
 from strategies.detection import Quarantine
+from strategies.privacy.budget import ParticipationSpentError
 from strategies.protocols import (
     Accumulator,
+    Bounding,
     ClientContext,
     Collector,
     Combiner,
     ConfigValue,
     Job,
     Learner,
+    Maker,
     Persistent,
     Plan,
+    Promise,
     Sampler,
     Stage,
     settings_of,
@@ -32,7 +37,7 @@ from strategies.protocols import (
 from strategies.samplers import Uniform
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
 from strategies.state import State, Value, mapping_in
-from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Update
+from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Section, Update
 from strategies.wire import ARRAYS, pack, pack_model
 
 
@@ -44,6 +49,7 @@ class Pipeline:
         collector: how updates come out of a cohort.
         stages: transformations in the order in which clients apply them.
         combiner: updates to one.
+        privacy: differential privacy; None where none is promised.
         optimizer: the server's optimiser.
         sampler: who is asked.
         admission: the server's door.
@@ -58,6 +64,7 @@ class Pipeline:
     collector: Collector = field(default_factory=Plain)
     stages: Sequence[Stage] = ()
     combiner: Combiner = field(default_factory=Mean)
+    privacy: Promise | None = None
     optimizer: ServerOptimizer = field(default_factory=SGD)
     sampler: Sampler = field(default_factory=Uniform)
     admission: Admission = field(default_factory=Admission)
@@ -94,7 +101,8 @@ class Pipeline:
             ),
         )
         # The wire refuses a section that was not asked for: without this every reply of the run would be refused.
-        unread = sorted(claim.sections - MODEL_SECTIONS - set(self.optimizer.sections))
+        made = {name for stage in self.stages if isinstance(stage, Maker) for name in stage.layouts}
+        unread = sorted(claim.sections - MODEL_SECTIONS - made - set(self.optimizer.sections))
         if unread:
             raise ContractError(
                 claim.source("sections"),
@@ -114,11 +122,55 @@ class Pipeline:
         plan = Plan(job.layouts, cohort, cohort if inputs is None else inputs, job.round, root)
         return self.combiner.begin(plan)
 
+    def concluded(self, aggregate: Update | None, good: int, job: Job) -> Update | None:
+        """What a round's aggregate becomes before the model, or any part, sees it; None where the round is void.
+
+        Args:
+            aggregate: what the combiner made; None where it had too little to combine.
+            good: clients in it.
+            job: what the round asked.
+        """
+        promise = self.privacy
+        if promise is not None and promise.unconditional:
+            if aggregate is None:
+                aggregate = Update(_zeros(job.layouts), 0.0, (), job.version)
+        elif aggregate is None or good < self.admission.quorum:
+            return None
+        return aggregate if promise is None else promise.privatise(aggregate, job.bounds)
+
     def applied(self, aggregate: Update, version: int) -> None:
-        """The model of this version holds the aggregate: its members are told so, and the combiner remembers."""
+        """The model of this version holds the aggregate: its members are told so, and parts remember."""
         self.included |= dict.fromkeys(aggregate.members, version)
-        if isinstance(self.combiner, Learner):
-            self.combiner.learn(aggregate)
+        for part in (self.combiner, *self.stages):
+            if isinstance(part, Learner):
+                part.learn(aggregate)
+
+    @property
+    def attempts(self) -> int:
+        """Cohorts that a round may ask, one after the other. What is paid for once is asked once."""
+        repeats = self.admission.on_shortfall == "repeat"
+        if self.privacy is not None and not self.privacy.repeats:
+            repeats = False
+        return self.admission.max_attempts if repeats else 1
+
+    def prepare(self, there: Sequence[int], job: Job, attempt: int) -> None:
+        """Pays for a round before anybody is asked; a further attempt is the same round.
+
+        Args:
+            there: clients that may be asked.
+            job: what they will be asked.
+            attempt: from 0.
+
+        Raises:
+            BudgetSpentError: the round must not run.
+        """
+        exhausted = getattr(self.sampler, "exhausted", None)
+        if exhausted is not None and exhausted(there):
+            raise ParticipationSpentError(
+                f"round {job.round} has nobody to ask: all {len(there)} clients took part as often as they may"
+            )
+        if self.privacy is not None and attempt == 0:
+            self.privacy.charge(job.round)
 
     def draw(
         self, there: Sequence[int], *, seed: int, round_number: int, attempt: int
@@ -169,6 +221,7 @@ class Pipeline:
             self.admission,
             *(() if self.quarantine is None else (self.quarantine,)),
             self.combiner,
+            *(() if self.privacy is None else (self.privacy,)),
             self.optimizer,
         )
 
@@ -179,7 +232,11 @@ class Pipeline:
         for name, vector in model.broadcast().items():
             records[name] = ArrayRecord({name: pack(vector)})
         config: dict[str, ConfigValue] = dict(self.train_config)
-        config["sections"] = sorted(model.layouts)
+        layouts, bounds = dict(model.layouts), dict(self.claim.bounds)
+        for stage in self.stages:
+            layouts |= stage.layouts if isinstance(stage, Maker) else {}
+            bounds |= stage.bounds() if isinstance(stage, Bounding) else {}
+        config["sections"] = sorted(layouts)
         config["buffers"] = [name for name, kind in model.kinds.items() if kind == BUFFERS]
         for stage in self.stages:
             config |= {f"{stage.name}.{key}": value for key, value in stage.configure().items()}
@@ -190,11 +247,16 @@ class Pipeline:
             records,
             config,
             self.included,
-            model.layouts,
+            layouts,
             model.kinds,
-            self.claim.bounds,
+            bounds,
             self.admission.quorum,
+            *self._carriers(),
         )
+
+    def _carriers(self) -> tuple[int, int]:
+        """Honest members that a sum needs for its noise, and members that this is made for; 0 where it has none."""
+        return (self.claim.honest or 0, self.claim.members or 0) if self.claim.whole else (0, 0)
 
     def decode(self, update: Update) -> Update:
         """The server halves, in reverse."""
@@ -212,8 +274,7 @@ class Pipeline:
             state["combiner"] = self.combiner.state_dict()
         if self.quarantine is not None:
             state["quarantine"] = self.quarantine.state_dict()
-        if isinstance(self.collector, Persistent):
-            state["collector"] = self.collector.state_dict()
+        state |= {name: part.state_dict() for name, part in self._persistent()}
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -227,8 +288,17 @@ class Pipeline:
             self.combiner.load_state_dict(mapping_in(state, "combiner"))
         if self.quarantine is not None:
             self.quarantine.load_state_dict(mapping_in(state, "quarantine"))
-        if isinstance(self.collector, Persistent):
-            self.collector.load_state_dict(mapping_in(state, "collector"))
+        for name, part in self._persistent():
+            part.load_state_dict(mapping_in(state, name))
+
+    def _persistent(self) -> Iterable[tuple[str, Persistent]]:
+        parts: dict[str, object] = {
+            "collector": self.collector,
+            "sampler": self.sampler,
+            "privacy": self.privacy,
+            **{f"stage {stage.name}": stage for stage in self.stages},
+        }
+        return [(name, part) for name, part in parts.items() if isinstance(part, Persistent)]
 
 
 def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client: int) -> Update:
@@ -237,6 +307,11 @@ def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client
         settings = settings_of(config, stage.name)
         update = stage.encode(update, ClientContext(client, _round(config), settings))
     return update
+
+
+def _zeros(layouts: Mapping[str, Layout]) -> dict[str, Section]:
+    """Sections of a cohort of which nothing came."""
+    return {name: Section(np.zeros(lay.size, np.float32), lay) for name, lay in layouts.items()}
 
 
 def _round(config: ConfigRecord) -> int:

@@ -14,11 +14,14 @@ The secure ones evaluate on the server only, and need `pipeline_mod(half=MaskedC
 masked client can't be made to clip, or be judged by itself: one that lies can spoil the sum that it is in. `ckks_mean`
 needs the client half of its own collector there, `Ckks(…).client_half(ClientOwn(folder, {"ckks-key": file},
 simulated=False))`.
+
+The private ones clip on the clients: `pipeline_mod(stages=[Clip(norm=…)])` with the strategy's own bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from strategies.collectors import Ckks, Masked, Plain
@@ -37,9 +40,11 @@ from strategies.combiners import (
     TrimmedMean,
 )
 from strategies.pipeline import Pipeline
+from strategies.privacy import Central, Ftrl
 from strategies.protocols import Collector, Combiner, ConfigValue, Job
-from strategies.samplers import Uniform
+from strategies.samplers import Poisson, Spaced, Uniform
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
+from strategies.stages import Clip
 from strategies.strategy import PipelineStrategy
 from strategies.update import CONTROL, DELTA, Update
 
@@ -236,3 +241,108 @@ def ckks_mean(collector: Ckks | None = None, **keywords: Any) -> PipelineStrateg
         combiner=Mean(weighting=weighting),
         **{**_SUMS, **keywords},
     )
+
+
+def dp(
+    *,
+    population: int,
+    rounds: int,
+    target_epsilon: float | None = 8.0,
+    noise_multiplier: float | None = None,
+    delta: float | None = None,
+    norm: float = 1.0,
+    fraction: float = 0.5,
+    ledger: Path | None = None,
+    optimizer: ServerOptimizer | None = None,
+    **keywords: Any,
+) -> PipelineStrategy:
+    """DP-FedAvg, privacy of clients under a trusted server (McMahan et al. 2018, Algorithm 1; docs/privacy.md).
+
+    Args:
+        population: number of all clients; a round asks each with the probability `fraction`.
+        rounds: planned.
+        target_epsilon: the budget; without `noise_multiplier` the noise is found with which all rounds come to it.
+        noise_multiplier: noise over the bound.
+        delta: None for population^−1.1, at most 1e-5.
+        norm: the bound C, the same as in the clients' `Clip`.
+        fraction: of the clients, in a round.
+        ledger: file of what has been spent, so that a restart can't forget it.
+        optimizer: the server's; SGD by default.
+        keywords: `PipelineStrategy`'s.
+    """
+    privacy = Central(
+        target_epsilon=target_epsilon,
+        noise_multiplier=noise_multiplier,
+        delta=delta,
+        population=population,
+        rounds=rounds,
+        ledger=ledger,
+    )
+    sampler = Poisson(fraction=fraction, population=population)
+    return _private(privacy, sampler, norm, optimizer, **{"population": population, **keywords})
+
+
+def dp_ftrl(
+    *,
+    population: int,
+    rounds: int,
+    participations: int,
+    separation: int,
+    target_epsilon: float | None = 8.0,
+    noise_multiplier: float | None = None,
+    delta: float | None = None,
+    norm: float = 1.0,
+    fraction: float = 0.1,
+    ledger: Path | None = None,
+    optimizer: ServerOptimizer | None = None,
+    **keywords: Any,
+) -> PipelineStrategy:
+    """DP-FTRL, where nothing is claimed of sampling (Kairouz et al. 2021; docs/dp_ftrl.md).
+
+    Args:
+        population: as in `dp`, as are the others that are not here.
+        rounds: planned.
+        participations: rounds in which a client is asked at most.
+        separation: rounds from one of these to the next, at least.
+        target_epsilon: the budget.
+        noise_multiplier: noise over the bound, of one round.
+        delta: δ.
+        norm: the bound C.
+        fraction: of the clients, in a round.
+        ledger: file of what has been spent.
+        optimizer: the server's.
+        keywords: `PipelineStrategy`'s.
+    """
+    privacy = Ftrl(
+        target_epsilon=target_epsilon,
+        noise_multiplier=noise_multiplier,
+        delta=delta,
+        population=population,
+        rounds=rounds,
+        ledger=ledger,
+    )
+    sampler = Spaced(
+        participations=participations,
+        separation=separation,
+        fraction=fraction,
+        population=population,
+    )
+    return _private(privacy, sampler, norm, optimizer, **{"population": population, **keywords})
+
+
+def _private(
+    privacy: Central,
+    sampler: Poisson | Spaced,
+    norm: float,
+    optimizer: ServerOptimizer | None,
+    **keywords: Any,
+) -> PipelineStrategy:
+    pipeline = Pipeline(
+        collector=Plain(metrics=False),
+        stages=[Clip(norm=norm)],
+        sampler=sampler,
+        combiner=Mean(weighting="uniform", denominator="cohort"),
+        privacy=privacy,
+        optimizer=optimizer or SGD(),
+    )
+    return PipelineStrategy(pipeline, **{**_SUMS, **keywords})

@@ -5,7 +5,7 @@ Parts that have a contract offer `check`; parts that must last through a restart
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -78,6 +78,9 @@ class Job:
         kinds: for each array that is sent, the section that its change belongs to.
         bounds: L2 bound of one client's contribution, by section, where the pipeline sets one.
         quorum: good updates without which the round will be void: a sum of fewer need not be opened.
+        honest: honest members, as far as the collector's numbers go, without whom no sum may be opened: they bring the
+            noise.
+        members: clients that a sum may have at most, where the noise was made for so many; 0 for any.
     """
 
     round: int
@@ -89,6 +92,8 @@ class Job:
     kinds: Mapping[str, str]
     bounds: Mapping[str, float] = field(default_factory=dict)
     quorum: int = 1
+    honest: int = 0
+    members: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,63 @@ class Stage(Checked, Protocol):
 
     def decode(self, update: Update) -> Update:
         """Server half; raises `Refused` for what no honest client half can have made."""
+        ...
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """A stage that adds sections to each update, and so can bound and lay them out."""
+
+    @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """Those that it makes, by name."""
+        ...
+
+
+@runtime_checkable
+class Bounding(Protocol):
+    """A stage that bounds sections, by as much as it says at the time."""
+
+    def bounds(self) -> Mapping[str, float]:
+        """L2 bounds of one client's sections in the round that comes."""
+        ...
+
+
+class Promise(Checked, Persistent, Protocol):
+    """Differential privacy for a run: what is spent, and what noise the server adds (`strategies.privacy`)."""
+
+    repeats: bool
+    """Whether a round may ask a second cohort when the first fell short."""
+    unconditional: bool
+    """Whether an aggregate is released however few replied, since that must not show."""
+
+    @property
+    def epsilon(self) -> float | None:
+        """Spent so far; None where nothing is promised."""
+        ...
+
+    def stages(self, bounds: Callable[[], Mapping[str, float]]) -> Sequence[Stage]:
+        """What clients do of it, behind a clip with these bounds, as they are at the time."""
+        ...
+
+    def charge(self, round_number: int) -> None:
+        """Pays for a round before anybody is asked; raises `BudgetSpentError` where that may not be."""
+        ...
+
+    def told(self, update: Update) -> None:
+        """Sees each update that is taken, for what clients say that they have spent."""
+        ...
+
+    def privatise(self, aggregate: Update, bounds: Mapping[str, float]) -> Update:
+        """The aggregate as it may be released, given the bounds of one client's sections in this round."""
+        ...
+
+    def report(self) -> Mapping[str, object] | None:
+        """What is promised and spent, in plain data; None where nothing is promised."""
+        ...
+
+    def describe(self, size: int) -> str:
+        """The plan in a line, for a model of so many parameters."""
         ...
 
 
@@ -263,7 +325,7 @@ class Combiner(Checked, Protocol):
 
 @runtime_checkable
 class Learner(Persistent, Protocol):
-    """A combiner that remembers what it made of earlier rounds."""
+    """A combiner or a stage that remembers what came of earlier rounds."""
 
     def learn(self, aggregate: Update) -> None:
         """Sees the aggregate that has become part of the model."""

@@ -7,7 +7,7 @@ code that drives a strategy round by round.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
 from strategies.metrics import add_metrics, mean_metrics
 from strategies.pipeline import Pipeline
+from strategies.privacy.budget import BudgetSpentError
 from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request, Session, Void
 from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
@@ -133,7 +134,8 @@ class PipelineStrategy(Strategy):
         if evaluate_fn is not None and model.version == 0:
             _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
         scheduler = Synchronous(timeout=timeout, seed=self._seed)
-        for view in scheduler.run(self.pipeline, model, exchange, num_rounds):
+        views = scheduler.run(self.pipeline, model, exchange, num_rounds)
+        for view in self._within_budget(views):
             last = view.round == num_rounds
             evaluation = self._central(view, evaluate_fn, last)
             federated = self._federated(view, exchange, evaluate_config, timeout)
@@ -248,6 +250,14 @@ class PipelineStrategy(Strategy):
             round_number,
         )
 
+    def _within_budget(self, views: Iterable[RoundView]) -> Iterator[RoundView]:
+        """Views until there is no budget for another: the model stays the last one that was paid for."""
+        try:
+            yield from views
+        except BudgetSpentError as error:
+            log.warning("the run ends: %s", error)
+            self.stopped = Stop(error.reason)
+
     def _stop(self, view: RoundView) -> bool:
         # Lazily: a hook that ends the run ends this round's hooks as well.
         wishes = (hook(view) for hook in self.hooks)
@@ -279,10 +289,10 @@ class PipelineStrategy(Strategy):
                 f"round {model.version + 1} comes next, not {server_round}: use `start` to run rounds"
             )
         exchange = self._exchange = self._exchange or self._open(grid)
-        cohort = self.pipeline.draw(
-            exchange.clients(), seed=self._seed, round_number=server_round, attempt=0
-        )
+        there = exchange.clients()
         job = self._job = self.pipeline.job(model)
+        self.pipeline.prepare(there, job, 0)
+        cohort = self.pipeline.draw(there, seed=self._seed, round_number=server_round, attempt=0)
         self._session = self.pipeline.collector.open(job, cohort)
         requests = {exchange.node_of(request.client): request for request in self._session.start()}
         self._asked = requests
@@ -306,9 +316,12 @@ class PipelineStrategy(Strategy):
                     self.pipeline.admission.admit(event)
                     update = self.pipeline.decode(event)
                     accumulator.add(update)
+                    if self.pipeline.privacy is None:
+                        add_metrics(sums, event.metrics, event.weight)
+                    else:
+                        self.pipeline.privacy.told(update)
                     if self.pipeline.quarantine is not None:
                         taken.append(update)
-                    add_metrics(sums, event.metrics, event.weight)
                     good += len(event.members)
                 elif isinstance(event, Refusal):
                     raise event.refused
@@ -323,7 +336,8 @@ class PipelineStrategy(Strategy):
                 refusals[client] = refusal.reason
                 refused += is_wrong(refusal)
         aggregate = accumulator.result(refused)
-        if aggregate is None or good < self.pipeline.admission.quorum:
+        aggregate = self.pipeline.concluded(aggregate, good, self._ready(self._job))
+        if aggregate is None:
             log.warning("round %d is void: %d good updates came", server_round, good)
             model.skip()
             self.pipeline.judge(model.version, [], refusals)

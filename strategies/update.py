@@ -29,6 +29,12 @@ COUNTERS: Final = "counters"
 CONTROL: Final = "control"
 """Change of a SCAFFOLD client's control variate, laid out like the parameters."""
 
+CLIP_BIT: Final = "clip_bit"
+"""One number: whether the client's update lay within the clip's bound, 1/2 or −1/2."""
+
+EPSILON: Final = "epsilon"
+"""The one metric that may travel under differential privacy: what a client has spent of its own accord."""
+
 MODEL_SECTIONS: Final = frozenset({DELTA, BUFFERS, COUNTERS})
 """Sections that the model's own arrays make; others come of an algorithm."""
 

@@ -171,6 +171,7 @@ class Config(_Settings):
         attack: what lying clients send, None where all are honest; on the engine only.
         collector: how updates come out of a cohort, and what the server sees of them.
         combiner: the rule that makes one update of many.
+        privacy: differential privacy for clients, None where none is promised.
         server: the server's optimiser.
         sampler: who is asked.
         quarantine: who is left out for what it sent, None where nobody is watched.
@@ -213,10 +214,20 @@ class Config(_Settings):
         Part(needs=("check", "open", "client_half"), offered=frozenset({"seed", "journal"})),
     ]
     combiner: Annotated[TargetNode, Part(needs=("check", "begin"), offered=frozenset({"seed"}))]
+    privacy: Annotated[
+        TargetNode | None,
+        Part(
+            needs=("check", "charge", "privatise", "report"),
+            offered=frozenset({"population", "rounds", "ledger", "seed", "size"}),
+        ),
+    ] = None
     server: Annotated[
         TargetNode, Part(needs=("check", "begin", "step"), offered=frozenset({"population"}))
     ]
-    sampler: Annotated[TargetNode, Part(needs=("check", "draw"), offered=frozenset({"population"}))]
+    sampler: Annotated[
+        TargetNode,
+        Part(needs=("check", "draw"), offered=frozenset({"population", "reproducible"})),
+    ]
     quarantine: Annotated[
         TargetNode | None,
         Part(needs=("check", "allowed", "judge", "summary", "state_dict", "load_state_dict")),
@@ -305,11 +316,22 @@ class Config(_Settings):
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    beside = [
+        path for path in BESIDE_IDENTITY if path != "rounds" or not _rounds_are_planned(config)
+    ]
     return {
         path: value
         for path, value in _flat(config, "").items()
-        if not any(path == skipped or path.startswith(f"{skipped}.") for skipped in BESIDE_IDENTITY)
+        if not any(path == skipped or path.startswith(f"{skipped}.") for skipped in beside)
     }
+
+
+def _rounds_are_planned(config: Mapping[str, Any]) -> bool:
+    """Whether noise is found for so many rounds: another number of them is another run."""
+    privacy = config.get("privacy")
+    if not isinstance(privacy, Mapping):
+        return False
+    return privacy.get("target_epsilon") is not None and privacy.get("noise_multiplier") is None
 
 
 def _flat(value: Any, path: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fl_app.services.files import write_atomically
 from strategies.admission import Admission
 from strategies.detection import Quarantine
 from strategies.hooks import RoundView
+from strategies.protocols import Promise
 
 Status = Literal["running", "completed", "failed", "stopped"]
 Row = dict[str, Any]
@@ -32,6 +33,7 @@ class Summary:
         peak_memory: bytes, asked at each write.
         virtual: whether the run's clock is a virtual one that is worth reporting.
         quarantine: whose records are written along, where there is one.
+        privacy: whose report is written along, where any is promised.
         on_row: told of every new row.
         history: one row per model version.
         earlier_seconds: wall time of the run's earlier processes.
@@ -43,6 +45,7 @@ class Summary:
     peak_memory: Callable[[], int]
     virtual: bool
     quarantine: Quarantine | None = None
+    privacy: Promise | None = None
     on_row: Callable[[Row], None] = lambda row: None
     history: list[Row] = field(default_factory=list)
     earlier_seconds: float = 0.0
@@ -86,7 +89,7 @@ class Summary:
             "num_clients": self.header["num_clients"],
             "final": self._final(),
             "history": self.history,
-            "privacy": None,
+            "privacy": None if self.privacy is None else self.privacy.report(),
             "rejections": dict(sorted(self.admission.refusals.items())),
             "strikes": {
                 str(client): count for client, count in sorted(self.admission.strikes.items())
@@ -114,7 +117,7 @@ class Summary:
             "clients_sampled": view.sampled,
             "clients_failed": view.failed,
             "updates_rejected": view.rejected,
-            "epsilon": None,
+            "epsilon": view.epsilon,
             "virtual_seconds": view.clock if self.virtual else None,
             "void": view.void,
         }

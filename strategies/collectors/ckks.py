@@ -80,6 +80,7 @@ class Ckks(CkksSettings):
             self,
             visibility=Visibility.SUM,
             clear=frozenset[str](),
+            metrics=frozenset(self.metrics),
             summed="uniform" if self.max_weight is None else "examples",
         )
 

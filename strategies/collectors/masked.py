@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from strategies.configuration import config_digest
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Session, Void
 from strategies.ranges import Ranged
+from strategies.secagg.fixed_point import LARGEST
 from strategies.secagg.masking import room
 from strategies.secagg.member import MaskedClient
 from strategies.secagg.parameters import LEAST_MEMBERS, Parameters, choose
@@ -57,6 +59,8 @@ class Masked(Ranged):
         max_weight: largest weight that counts, in examples; None where all clients weigh alike.
         metrics: names of the training metrics that go along under the mask.
         metric_limit: largest magnitude of a metric.
+        whole: members give whole numbers, and the sum is of these very numbers: a step is 1. For noise that is made of
+            integers (`strategies.privacy.Distributed`), which nothing may round afterwards.
         stochastic: round to the neighbouring steps at random, without bias, instead of to the nearer one.
         roster: file of the clients' public identity keys, where clients are this machine's own (a simulation). A real
             client's roster never comes with a run: it is in its own node config.
@@ -80,6 +84,7 @@ class Masked(Ranged):
     max_weight: Annotated[int, Ge(1)] | None = None
     metrics: tuple[str, ...] = ("train_loss",)
     metric_limit: Annotated[float, Gt(0)] = 100.0
+    whole: bool = False
     stochastic: bool = False
     roster: Path | None = None
     identities: Path | None = None
@@ -94,6 +99,10 @@ class Masked(Ranged):
             raise ValueError(
                 f"max_weight = {self.max_weight} with {self.groups} groups: a rule over groups weighs all alike, "
                 f"leave max_weight out"
+            )
+        if self.whole and (self.max_weight is not None or self.headroom or self.limit is not None):
+            raise ValueError(
+                "whole = true sums whole numbers as they are: max_weight and limit must be null, headroom 0"
             )
         self._digest = ModelDigest()
         self._once = Once(self.journal)
@@ -119,8 +128,33 @@ class Masked(Ranged):
             visibility=Visibility.SUM if self.groups == 1 else Visibility.GROUP,
             groups=None if self.groups == 1 else self.groups,
             clear=frozenset[str](),
+            metrics=frozenset(self.metrics),
+            whole=self.whole,
             summed="uniform" if self.max_weight is None else "examples",
+            **self._carriers(claim),
         )
+
+    def _carriers(self, claim: Claim) -> dict[str, int]:
+        """Members of the largest sum, and honest ones of the smallest that is opened, where a cohort is planned.
+
+        A cohort of Poisson's coins may be larger than planned: eight standard deviations are left to it.
+        """
+        if claim.cohort is None:
+            return {}
+        plans = self.plan(claim.cohort, claim)
+        most = claim.cohort
+        if claim.sampling == "poisson" and claim.rate:
+            spread = ceil(8 * sqrt(claim.cohort * (1 - claim.rate)))
+            most = min(most + spread, max(most, round(claim.cohort / claim.rate)))
+        return {
+            "members": ceil(most / self.groups),
+            "honest": max(1, min(max(2, p.quorum) - self._colluding(p.members) for p in plans)),
+        }
+
+    def _colluding(self, members: int) -> int:
+        """Members that may collude with the server, of so many."""
+        of = max(members, self.population or 0) if self.malicious else members
+        return min(members, int(self.colluders * of))
 
     def least_clients(self) -> int:
         """Clients without which no round can be had."""
@@ -223,6 +257,8 @@ class Masked(Ranged):
             return settled[0] if settled else Settled([Void(error.why)])
         void = self._once.void(digest)
         groups = _split(order, missing)
+        if (lack := self._too_few_or_many(job, [len(group) for group in groups])) is not None:
+            return settled[0] if settled else Settled([Void(lack)])
         sessions = [
             self._session(job, group, plan, digest, void)
             for group, plan in zip(groups, plans, strict=True)
@@ -230,12 +266,23 @@ class Masked(Ranged):
         every: list[Session] = [*settled, *sessions]
         return every[0] if len(every) == 1 else Grouped(every)
 
+    def _too_few_or_many(self, job: Job, sizes: Sequence[int]) -> str | None:
+        """Why groups of these sizes can't carry the noise that the job's was planned for; None where they can."""
+        for size in sizes:
+            if job.members and size > job.members:
+                return f"{size} clients are in a sum, the noise is for {job.members} at most"
+            if job.honest + self._colluding(size) > size:
+                return f"{size} clients are in a sum, too few to hold {job.honest} honest shares of the noise"
+        return None
+
     def _session(
         self, job: Job, members: Sequence[int], plan: Parameters, digest: bytes, void: bytes
     ) -> MaskedSession:
         quorum = max(2, plan.quorum)
         if self.groups == 1:
             quorum = max(quorum, min(job.quorum, len(members)))
+        if job.honest:
+            quorum = max(quorum, job.honest + self._colluding(len(members)))
         terms = Terms(
             run=self._once.run,
             session=os.urandom(ID_BYTES),
@@ -251,7 +298,7 @@ class Masked(Ranged):
             threshold=plan.threshold,
             quorum=quorum,
             malicious=self.malicious,
-            limit=self._limit(job),
+            limit=float(LARGEST // len(members)) if self.whole else self._limit(job),
             headroom=self.headroom,
             metrics=self.metrics,
             metric_limit=self.metric_limit,

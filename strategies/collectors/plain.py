@@ -6,7 +6,7 @@ Server half of FedAvg's exchange (McMahan et al. 2017, Algorithm 1): one request
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from flwr.app import ConfigRecord, RecordDict
@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 from strategies.contract import Claim, Visibility
 from strategies.protocols import ClientOwn, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended
-from strategies.update import Update
+from strategies.update import EPSILON, Update
 from strategies.wire import (
     ARRAYS,
     CONFIG,
@@ -37,36 +37,44 @@ class Plain:
 
     Attributes:
         vanilla: clients are plain Flower ClientApps that return weights; the server subtracts what it sent.
+        metrics: clients say how many examples they have and what their training came to. Without, vectors are all that
+            is asked for and looked at, as differential privacy needs: but `epsilon`, a client's own account of what it
+            has spent, which depends on no example.
     """
 
     vanilla: bool = False
+    metrics: bool = True
 
     label = "collector plain"
     phases: ClassVar[int] = 1
 
     def check(self, claim: Claim) -> Claim:
-        """The server sees each update, and its number of examples and metrics in clear."""
+        """The server sees each update, and its number of examples and metrics in clear unless it asks for none."""
+        told = frozenset({NUM_EXAMPLES, METRICS}) if self.metrics else frozenset[str]()
         return claim.given(
             self,
             visibility=Visibility.EACH,
-            clear=claim.clear | {NUM_EXAMPLES, METRICS},
+            clear=claim.clear | told,
             client_half=not self.vanilla,
+            summed=None if self.metrics else "uniform",
         )
 
     def open(self, job: Job, cohort: Sequence[int]) -> PlainSession:
         """A session over the clients with these logical ids."""
-        return PlainSession(job, cohort, vanilla=self.vanilla)
+        return PlainSession(job, cohort, vanilla=self.vanilla, metrics=self.metrics)
 
     def client_half(self, own: ClientOwn) -> PlainClient:
         """Nothing of the client's own is needed."""
-        return PlainClient()
+        return PlainClient(metrics=self.metrics)
 
 
 class PlainSession:
     """One request to each client; each may answer once."""
 
-    def __init__(self, job: Job, cohort: Sequence[int], *, vanilla: bool) -> None:
-        self._job = job
+    def __init__(
+        self, job: Job, cohort: Sequence[int], *, vanilla: bool, metrics: bool = True
+    ) -> None:
+        self._job, self._metrics = job, metrics
         self._cohort = tuple(cohort)
         self._waiting = set(cohort)
         self._sent = unpack_model(job.records[ARRAYS]) if vanilla else None
@@ -107,8 +115,10 @@ class PlainSession:
             raise Refused("client_error", reply.error or "the client gave no reason")
         expected = Expected(self._job.layouts, client, self._job.round, self._job.version)
         if self._sent is not None:
-            return [read_weights(reply.content, expected, self._sent, self._job.kinds)]
-        return [read_update(reply.content, expected)]
+            update = read_weights(reply.content, expected, self._sent, self._job.kinds)
+        else:
+            update = read_update(reply.content, expected)
+        return [update if self._metrics else bare(update)]
 
     def expire(self) -> list[Refusal]:
         """Those who have not answered by the deadline."""
@@ -124,8 +134,21 @@ class PlainSession:
         return bundle({**self._job.records, CONFIG: extended(self._config, own)})
 
 
+def bare(update: Update) -> Update:
+    """The update without what its client's examples came to: a weight of 1, and no metric but `epsilon`."""
+    told = {name: value for name, value in update.metrics.items() if name == EPSILON}
+    return replace(update, weight=1.0, metrics=told)
+
+
+@dataclass(frozen=True)
 class PlainClient:
-    """The client half: the update as it is, with its number of examples and metrics in clear."""
+    """The client half: the update as it is, with its number of examples and metrics in clear unless none are asked for.
+
+    Attributes:
+        metrics: as `Plain`'s.
+    """
+
+    metrics: bool = True
 
     def prepare(self, request: RecordDict) -> RecordDict | None:
         """Nothing is to be done before training."""
@@ -134,6 +157,7 @@ class PlainClient:
     def reply(self, update: Update, request: RecordDict) -> RecordDict:
         """The update's records."""
         (client,), config = update.members, config_of(request)
+        update = update if self.metrics else bare(update)
         return write_update(update, client=client, round_number=integer_in(config, "server-round"))
 
     def answer(self, request: RecordDict) -> RecordDict:

@@ -22,7 +22,8 @@ from strategies.update import MAXIMUM_SECTIONS, Layout, Section, Update
 
 _WEIGHTED = {"uniform": "alike", "examples": "by examples"}
 _MEND = {
-    "uniform": "use combiner=uniform_mean, or one sum with collector.max_weight=1000, the largest weight that counts",
+    "uniform": "use combiner=uniform_mean (combiner=cohort_mean under privacy), or one sum with "
+    "collector.max_weight=1000, the largest weight that counts",
     "examples": "use combiner=mean, or collector.max_weight=null",
 }
 
@@ -57,13 +58,13 @@ class Mean(Ranged):
         one. Sections reduced by their maximum have none.
 
         Raises:
-            ContractError: the server sees sums that are weighted otherwise.
+            ContractError: what the server sees is weighted otherwise.
         """
         if claim.summed not in (None, self.weighting):
             raise ContractError(
                 claim.source("summed"),
                 name_of(self),
-                f"the sums weight their members {_WEIGHTED[claim.summed]}, the mean is to weight them "
+                f"what the server sees weights its members {_WEIGHTED[claim.summed]}, the mean is to weight them "
                 f"{_WEIGHTED[self.weighting]}",
                 _MEND[claim.summed],
             )

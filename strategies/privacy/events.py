@@ -17,7 +17,7 @@ Relation = Literal["add_or_remove_one", "replace_one"]
 """Which two inputs are neighbours: one has a unit more than the other, or has another in the place of one."""
 
 Sampling = Literal["none", "poisson", "fixed"]
-"""How units come into a release, as far as chance may be claimed: not at all, each by its own coin, or so many of all."""
+"""How units come into a release, as far as chance is claimed: not at all, each by its own coin, or so many of all."""
 
 
 @dataclass(frozen=True)

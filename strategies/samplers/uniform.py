@@ -30,7 +30,8 @@ class Uniform(Ranged):
     def check(self, claim: Claim) -> Claim:
         """The server draws a cohort of fixed size itself."""
         cohort = self.cohort(self.population) if self.population else None
-        return claim.given(self, sampling="fixed", cohort=cohort)
+        rate = cohort / self.population if cohort is not None else None
+        return claim.given(self, sampling="fixed", rate=rate, cohort=cohort)
 
     def cohort(self, available: int) -> int:
         """How many of `available` clients are asked."""

@@ -105,6 +105,7 @@ class Synchronous:
                 void=aggregate is None,
                 void_reason=tally.void if aggregate is None else "",
                 flagged=flagged,
+                epsilon=None if pipeline.privacy is None else pipeline.privacy.epsilon,
                 train_metrics=mean_metrics(tally.metrics),
             )
 
@@ -112,17 +113,18 @@ class Synchronous:
         self, pipeline: Pipeline, model: ServerModel, exchange: Exchange, tally: _Tally
     ) -> Update | None:
         """The combined update of the first attempt that meets the quorum; None when none does."""
-        admission = pipeline.admission
-        attempts = admission.max_attempts if admission.on_shortfall == "repeat" else 1
+        admission, attempts = pipeline.admission, pipeline.attempts
         job = pipeline.job(model)
         for attempt in range(attempts):
             # Nodes that are all gone for a while cost time, not rounds.
             there = exchange.wait_for_clients(admission.quorum, self.timeout)
+            pipeline.prepare(there, job, attempt)
             cohort = pipeline.draw(there, seed=self.seed, round_number=job.round, attempt=attempt)
             asked = replace(job, config={**job.config, "attempt": attempt})
             aggregate, good = self._attempt(pipeline, asked, cohort, exchange, tally)
-            if aggregate is not None and good >= admission.quorum:
-                return aggregate
+            concluded = pipeline.concluded(aggregate, good, job)
+            if concluded is not None:
+                return concluded
             short = (
                 f"the quorum is {admission.quorum}"
                 if good < admission.quorum
@@ -147,7 +149,10 @@ class Synchronous:
         session = pipeline.collector.open(job, cohort)
         for update in self._collect(pipeline, session, exchange, tally):
             accumulator.add(update)
-            tally.taken(update)
+            if pipeline.privacy is None:
+                tally.taken(update)
+            else:  # no figure of the updates themselves is seen
+                pipeline.privacy.told(update)
             if pipeline.quarantine is not None:
                 tally.updates.append(update)
             good += len(update.members)

@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from strategies.ranges import Ranged
 from strategies.secagg.masks import BLOCK, ZEROS, keystream
 
-_LARGEST = 2**31 - 1
+LARGEST = 2**31 - 1
+"""The largest integer of the ring, as a signed one."""
 
 _FLOAT64 = 2**-18
 """More than float64 itself adds to an error, in steps: products below 2³¹ are off by 2⁻²², a mean by a few of these."""
@@ -71,7 +72,7 @@ class FixedPoint(Ranged):
     def top(self) -> int:
         """The largest encoded value."""
         room = self.members + Fraction(self.headroom) / Fraction(self.limit)  # exact
-        return int(_LARGEST / room)
+        return int(LARGEST / room)
 
     @property
     def scale(self) -> float:

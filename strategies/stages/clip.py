@@ -6,7 +6,7 @@ a client that skips its half gains nothing by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -37,7 +37,11 @@ class Clip(Ranged):
         """Gives the clipped sections a bound; the others keep what they had."""
         claim.need_client_half(self)
         claim.need_sections(self, self.sections, instead="clip sections that the updates have")
-        return claim.given(self, bounds={**claim.bounds, **dict.fromkeys(self.sections, self.norm)})
+        return claim.given(self, bounds={**claim.bounds, **self.bounds()})
+
+    def bounds(self) -> Mapping[str, float]:
+        """L2 bounds by section."""
+        return dict.fromkeys(self.sections, self.norm)
 
     def configure(self) -> Settings:
         """The present bound."""

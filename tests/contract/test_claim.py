@@ -15,18 +15,27 @@ VALUES = {
     "groups": st.none() | st.integers(1, 100),
     "cohort": st.none() | st.integers(1, 1000),
     "sampling": st.sampled_from(["poisson", "fixed", "uncontrolled"]),
+    "rate": st.none() | st.floats(0, 1),
+    "participations": st.none() | st.integers(1, 100),
+    "separation": st.integers(1, 100),
     "weighting": st.sampled_from(["uniform", "examples"]),
     "summed": st.sampled_from([None, "uniform", "examples"]),
+    "members": st.none() | st.integers(1, 1000),
+    "honest": st.none() | st.integers(1, 1000),
     "denominator": st.sampled_from(["replies", "cohort"]),
     "sections": st.frozensets(st.sampled_from([DELTA, "control", "buffers"]), min_size=1),
     "bounds": st.dictionaries(st.sampled_from([DELTA, "control", "buffers"]), st.floats(1e-6, 1e6)),
     "sensitivity": st.none() | st.floats(1e-9, 1e6),
+    "adaptive": st.booleans(),
     "private": st.none() | st.just("noise shares"),
     "support": st.sampled_from(["shared", "per_client"]),
     "clear": st.frozensets(st.sampled_from(["num-examples", "metrics"])),
+    "metrics": st.frozensets(st.sampled_from(["train_loss"])),
+    "whole": st.booleans(),
     "client_half": st.booleans(),
     "root": st.booleans(),
     "watched": st.booleans(),
+    "quorum": st.integers(1, 1000),
 }
 changes = st.fixed_dictionaries({}, optional=VALUES)
 claims = st.builds(Claim, **VALUES)
@@ -162,7 +171,7 @@ def test_noise_needs_a_sensitivity_and_gets_it(claim):
     else:
         error = refusal(claim.need_sensitivity, "Gaussian")
         assert "so no noise hides it" in error.why
-        assert "combiner.weighting=uniform" in error.instead
+        assert "combiner=cohort_mean" in error.instead
 
 
 @given(claims)

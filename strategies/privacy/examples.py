@@ -1,0 +1,99 @@
+"""Privacy of single examples, which each client sees to by itself: DP-SGD in its own training.
+
+The server adds no noise and keeps no account: clients do (`clients.trainers.DpSgd`), each with its own, and tell what
+they have spent, which depends on how many examples they have and on no example. The run's ε is the largest of them: a
+person with examples at one client has at most that. The server need not be trusted. Here the contract is held: nothing
+travels beside what was trained under noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Annotated, ClassVar
+
+from annotated_types import Gt, Lt
+
+from strategies.contract import Claim
+from strategies.protocols import Stage
+from strategies.state import State, mapping_in
+from strategies.update import EPSILON, Update
+
+
+@dataclass
+class OwnAccounts:
+    """What clients say that they have spent.
+
+    Attributes:
+        delta: of each client's account.
+        accountant: likewise, by name.
+        promised: whether noise is what it should be; without, nothing is reported.
+        spent: ε by client, as last told.
+    """
+
+    delta: Annotated[float, Gt(0), Lt(1)]
+    accountant: str
+    promised: bool = True
+    spent: dict[int, float] = field(default_factory=dict, init=False)
+
+    label: ClassVar[str] = "client=dp_sgd"
+    repeats: ClassVar[bool] = True
+    unconditional: ClassVar[bool] = False
+
+    def check(self, claim: Claim) -> Claim:
+        """Refuses what would tell of examples beside what was trained under noise."""
+        claim.need_nothing_in_clear(self)
+        claim.need_nothing_summed(self)
+        claim.need_no_statistics(self)
+        return claim.given(self, private="dp-sgd")
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest; None where nothing is promised."""
+        return max(self.spent.values(), default=0.0) if self.promised else None
+
+    def stages(self, bounds: Callable[[], Mapping[str, float]]) -> Sequence[Stage]:
+        """None: the noise is in the training."""
+        return ()
+
+    def charge(self, round_number: int) -> None:
+        """Clients charge themselves."""
+
+    def told(self, update: Update) -> None:
+        """Takes note of what one client has spent."""
+        spent = update.metrics.get(EPSILON)
+        if len(update.members) == 1 and spent is not None and isfinite(spent) and spent >= 0:
+            (client,) = update.members
+            self.spent[client] = max(self.spent.get(client, 0.0), spent)
+
+    def privatise(self, aggregate: Update, bounds: Mapping[str, float]) -> Update:
+        """It is private already."""
+        return aggregate
+
+    def report(self) -> Mapping[str, object] | None:
+        """The largest ε, and of how many clients."""
+        if not self.promised:
+            return None
+        return {
+            "unit": "example",
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "accountant": self.accountant,
+            "adjacency": "add_or_remove_one",
+            "mechanism": "dp-sgd",
+            "clients": len(self.spent),
+        }
+
+    def describe(self, size: int) -> str:
+        """Who promises what."""
+        return f"each client's examples, by DP-SGD at the client; δ = {self.delta:.2g}, ε by {self.accountant}"
+
+    def state_dict(self) -> State:
+        """What was told."""
+        return {"spent": {str(client): spent for client, spent in self.spent.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up what was told to an earlier process."""
+        spent = mapping_in(state, "spent")
+        self.spent = {int(client): float(str(value)) for client, value in spent.items()}
