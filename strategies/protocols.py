@@ -168,10 +168,15 @@ class Bounding(Protocol):
 class Promise(Checked, Persistent, Protocol):
     """Differential privacy for a run: what is spent, and what noise the server adds (`strategies.privacy`)."""
 
-    repeats: bool
-    """Whether a round may ask a second cohort when the first fell short."""
-    unconditional: bool
-    """Whether an aggregate is released however few replied, since that must not show."""
+    @property
+    def repeats(self) -> bool:
+        """Whether a round may ask a second cohort when the first fell short."""
+        ...
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether an aggregate is released however few replied, since that must not show."""
+        ...
 
     @property
     def epsilon(self) -> float | None:
