@@ -154,16 +154,22 @@ class _Shown:
 def _show(document: dict[str, Any]) -> None:
     """Tables as Markdown, fitted to a terminal, whole in a pipe."""
     if document["verdicts"]:
-        head = ("attack", "unit", "ε at least", "confidence", "promised ε", "verdict")
-        _table(head, [_verdict_row(one) for one in document["verdicts"]])
+        _table(
+            ("attack", "unit", "ε at least", "confidence", "promised ε", "verdict"),
+            [_verdict_row(one) for one in document["verdicts"]],
+        )
     if (membership := document["membership"]) is not None:
-        head = ("attack", "AUC", "interval", "TPR at 1% FPR", "TPR at 0.1% FPR")
         named = {"loss": membership["loss"], "LiRA": membership["lira"]}
-        _table(head, [_rank_row(name, one) for name, one in named.items() if one is not None])
+        _table(
+            ("attack", "AUC", "interval", "TPR at 1% FPR", "TPR at 0.1% FPR"),
+            [_rank_row(name, one) for name, one in named.items() if one is not None],
+        )
     if (inversion := document["inversion"]) is not None:
-        head = ("update", "MSE", "PSNR, dB", "SSIM")
         views = inversion["views"].items()
-        _table(head, [(name, *_medians(figures)) for name, figures in views])
+        _table(
+            ("update", "MSE", "PSNR, dB", "SSIM"),
+            [(name, *_medians(figures)) for name, figures in views],
+        )
 
 
 def _verdict_row(one: dict[str, Any]) -> tuple[str, ...]:
