@@ -89,7 +89,12 @@ class DpSgd(SGD):
 
     def promise(self) -> OwnAccounts:
         """What a server may say of clients that train so."""
-        return OwnAccounts(self.delta, self.accountant, promised=not self.reproducible_noise)
+        return OwnAccounts(
+            self.delta,
+            self.accountant,
+            budget=self.target_epsilon,
+            promised=not self.reproducible_noise,
+        )
 
     def keeping(self, folder: Path) -> DpSgd:
         """The same trainer, of clients whose ledgers lie in this folder."""

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Gt, Lt
 
-from strategies.contract import Claim
+from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import Stage
 from strategies.state import State, mapping_in
 from strategies.update import EPSILON, Update
@@ -28,30 +28,47 @@ class OwnAccounts:
     Attributes:
         delta: of each client's account.
         accountant: likewise, by name.
+        budget: ε that no client passes; None where clients have no such bound.
         promised: whether noise is what it should be; without, nothing is reported.
         spent: ε by client, as last told.
     """
 
     delta: Annotated[float, Gt(0), Lt(1)]
     accountant: str
+    budget: float | None = None
     promised: bool = True
     spent: dict[int, float] = field(default_factory=dict, init=False)
+    _hidden: bool = field(default=False, init=False)
 
     label: ClassVar[str] = "client=dp_sgd"
     repeats: ClassVar[bool] = True
     unconditional: ClassVar[bool] = False
 
     def check(self, claim: Claim) -> Claim:
-        """Refuses what would tell of examples beside what was trained under noise."""
+        """Refuses what would tell of examples beside what was trained under noise.
+
+        Raises:
+            ContractError: as said; or sums hide what clients have spent, and nothing bounds it.
+        """
         claim.need_nothing_in_clear(self)
         claim.need_nothing_summed(self)
         claim.need_no_statistics(self)
+        self._hidden = claim.visibility < Visibility.EACH
+        if self._hidden and self.budget is None:
+            raise ContractError(
+                claim.source("visibility"),
+                name_of(self),
+                "what a client has spent can't be told beside a sum",
+                "set client.target_epsilon, which no client passes",
+            )
         return claim.given(self, private="dp-sgd")
 
     @property
     def epsilon(self) -> float | None:
-        """The largest; None where nothing is promised."""
-        return max(self.spent.values(), default=0.0) if self.promised else None
+        """The largest that was told, or the budget where sums hide it; None where nothing is promised."""
+        if not self.promised:
+            return None
+        return self.budget if self._hidden else max(self.spent.values(), default=0.0)
 
     def stages(self, bounds: Callable[[], Mapping[str, float]]) -> Sequence[Stage]:
         """None: the noise is in the training."""
@@ -82,6 +99,7 @@ class OwnAccounts:
             "accountant": self.accountant,
             "adjacency": "add_or_remove_one",
             "mechanism": "dp-sgd",
+            "target_epsilon": self.budget,
             "clients": len(self.spent),
         }
 
