@@ -5,9 +5,9 @@
 
 One JSON line each, written and synced (fsync) before the round begins. So whatever was ever released has a whole line
 here, and what a line without its break was for, of a process killed as it wrote, was never released: it is cut off. A
-whole line counts, whatever became of its round: a round that is run again draws fresh noise and is charged again. Privacy
-odometers assume no less (Rogers, Roth, Ullman & Vadhan 2016, "Privacy Odometers and Filters"): the account must hold
-wherever the run stops.
+whole line counts, whatever became of its round: a round that is run again draws fresh noise and is charged again.
+Privacy odometers assume no less (Rogers, Roth, Ullman & Vadhan 2016, "Privacy Odometers and Filters"): the account must
+hold wherever the run stops.
 
 One process at a time: a run's folder is locked by whoever runs it.
 """

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,14 +44,12 @@ class Loss:
         first: the lowest point, in steps.
         masses: (n,) probabilities.
         infinite: the probability of an infinite loss.
-        moments: ln Σ mass·exp(θ·loss) at each of `ORDERS`.
     """
 
     step: float
     first: int
     masses: Array
     infinite: float
-    moments: Array
 
     @property
     def last(self) -> int:
@@ -63,8 +61,20 @@ class Loss:
         """(n,) losses of the points."""
         return np.arange(self.first, self.last + 1, dtype=np.float64) * np.float64(self.step)
 
+    @cached_property
+    def moments(self) -> Array:
+        """ln Σ mass·exp(θ·loss) at each of `ORDERS`."""
+        some = self.masses > 0
+        logs, values = np.log(self.masses[some]), self.values[some]
+        moments = np.empty(len(ORDERS))
+        for number, order in enumerate(ORDERS):
+            exponents = logs + order * values
+            top = float(exponents.max())
+            moments[number] = top + math.log(float(np.exp(exponents - top).sum()))
+        return moments
 
-@lru_cache(maxsize=32)
+
+@lru_cache(maxsize=128)
 def losses(noise: float, rate: float, step: float) -> tuple[Loss, Loss]:
     """Of a unit that is removed, and of one that is added.
 
@@ -86,7 +96,7 @@ def losses(noise: float, rate: float, step: float) -> tuple[Loss, Loss]:
     removed[0] += below_with
     added = _divided(without[::-1], with_unit[::-1], -points[:0:-1], step)
     added[0] += above
-    return _law(step, first, removed, above_with), _law(step, -last, added, below)
+    return Loss(step, first, removed, above_with), Loss(step, -last, added, below)
 
 
 @lru_cache(maxsize=4096)
@@ -160,15 +170,3 @@ def _divided(upper: Array, lower: Array, begins: Array, step: float) -> Array:
     masses[:-1] = upper - ends
     masses[1:] += ends
     return masses
-
-
-def _law(step: float, first: int, masses: Array, infinite: float) -> Loss:
-    values = (first + np.arange(len(masses))) * step
-    some = masses > 0
-    logs, values = np.log(masses[some]), values[some]
-    moments = np.empty(len(ORDERS))
-    for number, order in enumerate(ORDERS):
-        exponents = logs + order * values
-        top = float(exponents.max())
-        moments[number] = top + math.log(float(np.exp(exponents - top).sum()))
-    return Loss(step, first, masses, infinite, moments)

@@ -1,9 +1,9 @@
 """The accountant over privacy random variables, as Opacus has it.
 
 Gopi, Lee & Wutschitz 2021, "Numerical Composition of Differential Privacy": losses are truncated, put on a mesh with
-the right mean, and convolved; the error of ε is bounded and added. Opacus's implementation takes a removed unit's loss only
-(Proposition B.1), and composes afresh at each question: seconds where there are many releases. It is here as a second,
-independent opinion on `pld`; choose that for runs.
+the right mean, and convolved; the error of ε is bounded and added. Opacus's implementation takes a removed unit's loss
+only (Proposition B.1), and composes afresh at each question: seconds where there are many releases. It is here as a
+second, independent opinion on `pld`; choose that for runs.
 
 Gaussian noise only, sampled by Poisson's coins or not at all. Gaussians that claim no sampling come to one with
 1/z² = Σ 1/zᵢ², and alone to a closed form (Balle & Wang 2018, "Improving the Gaussian Mechanism for Differential

@@ -16,6 +16,7 @@ divergences are found once, and a thousand releases of them are a product.
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 from functools import lru_cache
 
@@ -96,5 +97,14 @@ def _gaussian(release: GaussianRelease) -> NDArray[np.float64]:
         event = SampledWithoutReplacementDpEvent(share.denominator, share.numerator, event)
     relation = NeighboringRelation[release.relation.upper()]
     accountant = RdpAccountant(orders=_ORDERS, neighboring_relation=relation)
-    accountant.compose(event)
+    log = logging.getLogger("absl")
+    log.addFilter(_converged)  # an order that does not converge is left out: infinite
+    try:
+        accountant.compose(event)
+    finally:
+        log.removeFilter(_converged)
     return np.asarray(accountant.rdp, dtype=np.float64)
+
+
+def _converged(record: logging.LogRecord) -> bool:
+    return "failed to converge" not in record.msg

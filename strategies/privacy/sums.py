@@ -69,8 +69,8 @@ class _Running:
         return _Running(self.kind, dict(self.done), self.total, self.lowest)
 
     def take(self, kind: object, parts: Mapping[Part, int], row: Callable[[Part], Array]) -> None:
-        """Brings the sum up to date with counts that only grow."""
-        if kind != self.kind:
+        """Brings the sum up to date; begins anew for other rows, or where counts are less than they were."""
+        if kind != self.kind or any(parts.get(part, 0) < had for part, had in self.done.items()):
             self.kind, self.done = kind, {}
         for part, count in parts.items():
             if more := count - self.done.get(part, 0):
@@ -156,7 +156,7 @@ class _Law:
 class Sum:
     """The sum of all losses on one side: 0 for a unit that is removed, 1 for one that is added.
 
-    Methods take `parts`, how often each kind of release was made (at least one; counts only ever grow), and
+    Methods take `parts`, how often each kind of release was made (at least one), and
     `precision`, Σ 1/z² of the releases that claim no sampling.
     """
 
@@ -257,8 +257,8 @@ class Sum:
         composed[some] = np.exp(total[0, some] + 1j * total[1, some])
         # A value v of a transform is off by e, so vᵀ by T·e·|v|ᵀ⁻¹; the inverse takes the mean, and rounds once more.
         rounding = _ROUNDING * math.log2(size)
-        powers = float(np.exp(np.minimum(0.0, (total[0] - least)[some])).sum()) / len(some)
-        off = rounding * (1 + count * powers) + math.exp(_VANISHED) * (1 + count)
+        powers = float(np.exp(np.minimum(0.0, total[0] - least)).mean())
+        off = rounding * (1 + count * powers) + math.exp(_VANISHED)
         out: Array = np.maximum(np.fft.irfft(composed, size), 0.0) + off
         return out
 
