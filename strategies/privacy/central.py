@@ -46,7 +46,7 @@ class Central(Guarantee):
 
     Attributes:
         bit_noise: σ_b, standard deviation of the noise on the sum of an adaptive clip's bits; None for a twentieth of
-            the planned cohort.
+            the planned cohort, or z where that is more: the rest then has 1.15 times the noise at most.
     """
 
     bit_noise: Annotated[float, Gt(0)] | None = None
@@ -141,4 +141,4 @@ class Central(Guarantee):
 
     @property
     def _bit_noise(self) -> float:
-        return self._cohort / _BIT_SHARE if self.bit_noise is None else self.bit_noise
+        return max(self._cohort / _BIT_SHARE, self.z) if self.bit_noise is None else self.bit_noise

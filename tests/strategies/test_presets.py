@@ -25,6 +25,7 @@ from strategies.presets import PROXIMAL_MU
 from strategies.protocols import ClientOwn
 from strategies.secagg import MaskedClient
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
+from strategies.stages import Clip
 from strategies.update import CONTROL, DELTA, Section, Update
 from strategies.wire import CONFIG, pack_model, unpack_model
 from tests.support.grids import ScriptedGrid, trellis_node, vanilla_node
@@ -247,3 +248,25 @@ def test_no_client_is_asked_for_its_own_figures_where_the_server_sees_sums(prese
 def test_the_secure_presets_ask_for_none():
     for one in (strategies.secure(), strategies.secure_grouped(3, 1), strategies.ckks_mean()):
         assert not one._federated_every
+
+
+@pytest.mark.parametrize("name", ["dp", "dp_ftrl"])
+def test_the_private_ones_pay_for_each_round_of_a_foreign_app_and_end_at_the_budget(name, tmp_path):
+    settings = {"participations": 2, "separation": 2} if name == "dp_ftrl" else {}
+    file = tmp_path / "ledger.jsonl"
+    strategy = getattr(strategies, name)(
+        population=4, rounds=3, target_epsilon=2.0, norm=0.5, fraction=0.5, ledger=file, **settings
+    )
+
+    def change(client, number, arrays):
+        return {"delta": np.float32([3.0, 4.0])}
+
+    node = trellis_node(change, stages=[Clip(norm=0.5)], metrics={"loss": 7.0})
+    grid = ScriptedGrid(dict.fromkeys(range(1, 5), node))
+    result = strategy.start(grid, pack_model(parameters(0, 0)), num_rounds=50)
+    assert strategy.stopped.reason in ("privacy budget", "participation limit")
+    report = strategy.pipeline.privacy.report()
+    assert 1.9 <= report["epsilon"] <= 2.0
+    assert len(file.read_text().splitlines()) == 1 + report["releases"]
+    assert not result.train_metrics_clientapp
+    assert strategy.model.version >= 3
