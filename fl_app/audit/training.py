@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from fl_app.assembly import Assembly
 from fl_app.run import composed, engine_grid
-from fl_app.services.guard import divergence_guard
 from strategies.hooks import Hook, RoundView
 from strategies.strategy import PipelineStrategy
 
@@ -41,7 +42,7 @@ def train(
 
     Raises:
         ConfigError: parts may not be composed.
-        AuditError: no round was good.
+        AuditError: no round was good, or the model is not finite.
     """
     config = assembly.config
     void: list[RoundView] = []
@@ -54,7 +55,7 @@ def train(
     shutil.rmtree(config.run_dir, ignore_errors=True)
     try:
         strategy = composed(assembly, num_clients)
-        strategy.hooks += [divergence_guard, *prepare(strategy), watch]
+        strategy.hooks += [*prepare(strategy), watch]
         with engine_grid(assembly, num_clients, 0.0) as grid:
             strategy.start(
                 grid,
@@ -64,8 +65,10 @@ def train(
             )
     finally:
         shutil.rmtree(config.run_dir, ignore_errors=True)
-    if len(void) == config.rounds or strategy.model is None:
-        raise AuditError(
-            f"no round of {config.run_name} was good; the last one: {void[-1].void_reason}"
-        )
+    if len(void) == config.rounds:
+        reason = void[-1].void_reason
+        raise AuditError(f"no round of {config.run_name} was good; the last one: {reason}")
+    assert strategy.model is not None  # it has been trained
+    if not np.isfinite(strategy.model.parameters).all():
+        raise AuditError(f"{config.run_name} diverged: its model holds what is not finite")
     return strategy
