@@ -1,16 +1,17 @@
-"""The README's table "what composes with what": made by asking the contract about every combination of parts.
+"""The tables "what composes with what": made by asking the contract about every combination of parts.
 
-    python docs/contract_table.py                      prints the table
-    python docs/contract_table.py --write README.md    puts it between the file's markers
+    python docs/contract_table.py                          prints them
+    python docs/contract_table.py --write README.md        puts the first between the file's markers
+    python docs/contract_table.py --write docs/privacy.md  likewise the second, of privacy
 
-A new part is one more entry in CLIENTS, STAGES, COMBINERS or SERVERS.
+A new part is one more entry in CLIENTS, STAGES, COMBINERS or SERVERS; of privacy, in PROMISES, COLLECTORS or RULES.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import product
@@ -35,12 +36,24 @@ from strategies.combiners import (
 )
 from strategies.contract import Claim, ContractError
 from strategies.pipeline import Pipeline
-from strategies.protocols import Collector, Combiner, Job, Stage
+from strategies.privacy import Central, Distributed, Ftrl, Local, OwnAccounts
+from strategies.protocols import Collector, Combiner, Job, Promise, Sampler, Stage
+from strategies.samplers import Poisson, Spaced, Uniform
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
-from strategies.stages import Clip
+from strategies.stages import AdaptiveClip, Clip
 from strategies.update import CONTROL, DELTA, Section, Update
 
 BEGIN, END = "<!-- contract:begin -->", "<!-- contract:end -->"
+PRIVACY_BEGIN, PRIVACY_END = "<!-- privacy:begin -->", "<!-- privacy:end -->"
+
+COHORT = 9
+"""Clients planned a round: three for each of three groups."""
+
+NOISE = 0.1
+"""Noise over the clip's bound, small enough that a test sees what it is added to."""
+
+SIZE = 2
+"""Parameters of the model that a test trains."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,59 @@ SERVERS: dict[str, type[ServerOptimizer]] = {
 }
 
 
+@dataclass(frozen=True)
+class Private:
+    """A promise of privacy, with the sampler and the clip that go with it."""
+
+    promise: Callable[[], Promise | None]
+    sampler: Callable[[], Sampler]
+    clip: Callable[[], Stage] = Clip
+
+
+def _everyone() -> Sampler:
+    return Poisson(fraction=1.0, population=COHORT)
+
+
+def _apart() -> Sampler:
+    return Spaced(participations=3, separation=2, fraction=0.5, population=2 * COHORT)
+
+
+def _settings() -> dict[str, float | int]:
+    return {"noise_multiplier": NOISE, "population": COHORT, "rounds": 2}
+
+
+PROMISES: dict[str, Private] = {
+    "`none`": Private(lambda: None, lambda: Uniform(population=COHORT)),
+    "`central`": Private(lambda: Central(**_settings()), _everyone),
+    "`central` with `clip=adaptive`": Private(
+        lambda: Central(**_settings()), _everyone, AdaptiveClip
+    ),
+    "`ftrl`": Private(lambda: Ftrl(**_settings()), _apart),
+    "`local`": Private(lambda: Local(**_settings()), lambda: Uniform(population=COHORT)),
+    "`distributed`": Private(lambda: Distributed(size=SIZE, **_settings()), _everyone),
+    "`distributed` with `clip=adaptive`": Private(
+        lambda: Distributed(size=SIZE, **_settings()), _everyone, AdaptiveClip
+    ),
+    "`none` with `client=dp_sgd`": Private(
+        lambda: OwnAccounts(1e-5, "pld", budget=8.0), lambda: Uniform(population=COHORT)
+    ),
+}
+COLLECTORS: dict[str, Callable[[], Collector]] = {
+    "`collector=plain`": Plain,
+    "`collector=bare`": lambda: Plain(metrics=False),
+    "`collector=masked`": lambda: Masked(metrics=()),
+    "`collector=masked_whole`": lambda: Masked(whole=True, metrics=()),
+    "`collector=masked_whole` in groups": lambda: Masked(whole=True, metrics=(), groups=3),
+    "`collector=ckks`": lambda: Ckks(max_weight=None, metrics=()),
+}
+RULES: dict[str, Combiner] = {
+    "`mean`": Mean(weighting="examples"),
+    "`uniform_mean`": Mean(weighting="uniform"),
+    "`cohort_mean`": Mean(weighting="uniform", denominator="cohort"),
+    "a robust rule": Median(f=0),
+}
+
+
 def root_update(job: Job) -> Update:
     """The server's own update, where a rule asks for one: 1 everywhere."""
     sections = {
@@ -122,10 +188,45 @@ class Combination:
             return error
 
 
+@dataclass(frozen=True)
+class PrivateCombination:
+    """One choice of each part that privacy has to do with, by name."""
+
+    privacy: str
+    collector: str
+    rule: str
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline of these parts, each made anew, not yet checked."""
+        parts, clip = PROMISES[self.privacy], PROMISES[self.privacy].clip()
+        promise = parts.promise()
+        noise = () if promise is None else promise.stages(getattr(clip, "bounds", dict))
+        return Pipeline(
+            collector=COLLECTORS[self.collector](),
+            stages=[clip, *noise],
+            combiner=copy(RULES[self.rule]),
+            privacy=promise,
+            sampler=parts.sampler(),
+        )
+
+    def answer(self) -> Claim | ContractError:
+        """What the contract says of it."""
+        try:
+            return self.pipeline().check()
+        except ContractError as error:
+            return error
+
+
 def combinations() -> Iterator[Combination]:
     """Every choice of one of each."""
     for names in product(CLIENTS, STAGES, COMBINERS, SERVERS):
         yield Combination(*names)
+
+
+def private_combinations() -> Iterator[PrivateCombination]:
+    """Likewise, of the parts that privacy has to do with."""
+    for names in product(PROMISES, COLLECTORS, RULES):
+        yield PrivateCombination(*names)
 
 
 def table() -> str:
@@ -138,9 +239,30 @@ def table() -> str:
         cells = tuple(_cell(answer, notes) for answer in answers)
         rows.setdefault(cells, {}).setdefault(server, []).append(combiner)
     head = ["server optimiser", "combiner", *(" ".join(column).strip() for column in columns)]
-    lines: list[Sequence[str]] = [head, ["---", "---", *[":-:"] * len(columns)]]
-    for cells, servers in rows.items():
-        lines += [(names, combiners, *cells) for names, combiners in _merged(servers)]
+    return _written(head, rows, COMBINERS, notes)
+
+
+def private_table() -> str:
+    """The table of privacy, likewise."""
+    notes: list[str] = []
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for privacy, rule in product(PROMISES, RULES):
+        answers = [PrivateCombination(privacy, column, rule).answer() for column in COLLECTORS]
+        cells = tuple(_cell(answer, notes) for answer in answers)
+        rows.setdefault(cells, {}).setdefault(privacy, []).append(rule)
+    head = ["`privacy=`", "`combiner=`", *COLLECTORS]
+    return _written(head, rows, RULES, notes)
+
+
+def _written(
+    head: Sequence[str],
+    rows: dict[tuple[str, ...], dict[str, list[str]]],
+    combiners: Iterable[str],
+    notes: Sequence[str],
+) -> str:
+    lines: list[Sequence[str]] = [head, ["---", "---", *[":-:"] * (len(head) - 2)]]
+    for cells, firsts in rows.items():
+        lines += [(names, seconds, *cells) for names, seconds in _merged(firsts, tuple(combiners))]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return body + "\n\n" + "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1)) + "\n"
 
@@ -155,43 +277,53 @@ def _cell(answer: Claim | ContractError, notes: list[str]) -> str:
     return f"– ({notes.index(note) + 1})"
 
 
-def _merged(servers: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Servers that go with the same combiners, together."""
+def _merged(rows: dict[str, list[str]], every: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """First parts that go with the same combiners, together."""
     by_combiners: dict[tuple[str, ...], list[str]] = {}
-    for server, combiners in servers.items():
-        by_combiners.setdefault(tuple(combiners), []).append(server)
+    for first, combiners in rows.items():
+        by_combiners.setdefault(tuple(combiners), []).append(first)
     for same, names in by_combiners.items():
-        yield ", ".join(names), _together(same)
+        yield ", ".join(names), _together(same, every)
 
 
-def _together(combiners: tuple[str, ...]) -> str:
+def _together(combiners: tuple[str, ...], every: Sequence[str]) -> str:
     """Combiners by name, or by those that are not among them where these are fewer."""
-    others = [name for name in COMBINERS if name not in combiners]
+    others = [name for name in every if name not in combiners]
     if not others:
         return "any"
     return f"any but {'; '.join(others)}" if len(others) < len(combiners) else "; ".join(combiners)
 
 
+TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    (BEGIN, END): table,
+    (PRIVACY_BEGIN, PRIVACY_END): private_table,
+}
+"""What stands between each pair of markers."""
+
+
 def insert(text: str) -> str:
-    """The text with the present table between its markers.
+    """The text with the present table between its markers, or each table between its own.
 
     Raises:
-        ValueError: it has not exactly one pair of markers, in order.
+        ValueError: it has no marker, or not exactly one pair, in order, of one kind.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after or END in before:
-        raise ValueError(f"the text needs one line {BEGIN} and, further down, one line {END}")
-    return f"{before}{BEGIN}\n\n{table()}\n{END}{after}"
+    found = [markers for markers in TABLES if any(marker in text for marker in markers)]
+    for begin, end in found or [(BEGIN, END)]:
+        before, there, rest = text.partition(begin)
+        _, last, after = rest.partition(end)
+        if not there or not last or begin in rest or end in after or end in before:
+            raise ValueError(f"the text needs one line {begin} and, further down, one line {end}")
+        text = f"{before}{begin}\n\n{TABLES[begin, end]()}\n{end}{after}"
+    return text
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table, or writes it into a file."""
+    """Prints the tables, or writes into a file the one that it has markers for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put it between FILE's markers")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put one between FILE's markers")
     path: Path | None = parser.parse_args(arguments).write
     if path is None:
-        sys.stdout.write(table())
+        sys.stdout.write("\n".join(make() for make in TABLES.values()))
         return 0
     try:
         path.write_text(insert(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -16,6 +16,7 @@ from strategies.collectors import Plain
 from strategies.combiners import Mean
 from strategies.contract import Checked, Claim, ContractError, check, name_of
 from strategies.detection import Quarantine
+from strategies.privacy import Distributed
 from strategies.privacy.budget import ParticipationSpentError
 from strategies.protocols import (
     Accumulator,
@@ -109,6 +110,13 @@ class Pipeline:
                 name_of(self.optimizer),
                 f"clients send a section {', '.join(unread)} that no part of the server reads",
                 "use the server optimiser that reads it (server=scaffold for control), or another client",
+            )
+        if claim.whole and claim.private != Distributed.mechanism:
+            raise ContractError(
+                claim.source("whole"),
+                "a pipeline without privacy=distributed",
+                "its updates are no whole numbers, and would be rounded to such",
+                "use collector=masked, or privacy=distributed",
             )
         self.claim = claim
         return claim
@@ -259,9 +267,11 @@ class Pipeline:
         return (self.claim.honest or 0, self.claim.members or 0) if self.claim.whole else (0, 0)
 
     def decode(self, update: Update) -> Update:
-        """The server halves, in reverse."""
+        """The server halves, in reverse, as far as anything can be seen: what noise covers, no earlier stage looks at."""
         for stage in reversed(self.stages):
             update = stage.decode(update)
+            if getattr(stage, "covers", False):
+                break
         return update
 
     def state_dict(self) -> State:

@@ -10,12 +10,16 @@ import pytest
 
 import strategies.collectors
 import strategies.combiners
+import strategies.privacy
+import strategies.samplers
 import strategies.server_models
 import strategies.stages
 from strategies.contract import Claim, ContractError, Visibility
 from strategies.protocols import ClientOwn
 from strategies.server_models import ServerModel
+from strategies.stages.integer_noise import IntegerNoise
 from strategies.strategy import PipelineStrategy
+from strategies.update import DELTA
 from strategies.wire import pack_model
 from tests.support.grids import ScriptedGrid, trellis_node, vanilla_node
 from tests.support.updates import parameters
@@ -33,6 +37,8 @@ def load_script():
 
 script = load_script()
 ALL = list(script.combinations())
+PRIVATE = list(script.private_combinations())
+PRIVATE_IDS = [f"{c.privacy}|{c.collector}|{c.rule}".replace("`", "") for c in PRIVATE]
 IDS = [f"{c.client} {c.stage}|{c.combiner}|{c.server}" for c in ALL]
 
 
@@ -111,10 +117,115 @@ def test_what_composes_runs_and_moves_the_model(combination, tmp_path):
     assert (one.model.parameters > 0).all()
 
 
+def central(combination) -> bool:
+    """Whether the server adds the noise."""
+    return "central" in combination.privacy or "ftrl" in combination.privacy
+
+
+def shared(combination) -> bool:
+    """Whether members of a sum add it."""
+    return "distributed" in combination.privacy
+
+
+def refusing(combination) -> str | None:
+    """As `expected`, of the parts that privacy has to do with."""
+    parts = combination.pipeline()
+    rule = getattr(parts.combiner, "label", type(parts.combiner).__name__)
+    sees_each = combination.collector in {"`collector=plain`", "`collector=bare`"}
+    groups = "groups" in combination.collector
+    if shared(combination) and sees_each:
+        return "privacy=distributed"
+    if combination.rule == "`mean`" and combination.collector != "`collector=plain`":
+        return rule
+    if combination.rule == "a robust rule" and not sees_each and not groups:
+        return rule
+    if parts.privacy is not None and combination.collector == "`collector=plain`":
+        return parts.privacy.label
+    if central(combination) and combination.rule != "`cohort_mean`":
+        return parts.privacy.label
+    whole = "masked_whole" in combination.collector
+    if shared(combination) and not whole:
+        return parts.privacy.label
+    return "a pipeline without privacy=distributed" if whole and not shared(combination) else None
+
+
+@pytest.mark.parametrize("combination", PRIVATE, ids=PRIVATE_IDS)
+def test_private_parts_compose_or_are_refused_by_the_one_that_cannot_work(combination):
+    answer, refuses = combination.answer(), refusing(combination)
+    if refuses is not None:
+        assert isinstance(answer, ContractError)
+        assert answer.second == refuses
+        assert all((answer.first, answer.why, answer.instead))
+        return
+    assert isinstance(answer, Claim)
+    promise = combination.pipeline().privacy
+    assert answer.private == {
+        "`none`": None,
+        "`none` with `client=dp_sgd`": "dp-sgd",
+    }.get(combination.privacy, getattr(promise, "mechanism", None))
+    if central(combination):
+        changed = 0.1**2 + 0.5**2 if "adaptive" in combination.privacy else 1.0
+        assert answer.sensitivity == pytest.approx(changed**0.5 / script.COHORT)
+
+
+COVERING = [
+    *(("`none`", collector, "`uniform_mean`") for collector in script.COLLECTORS),
+    *((privacy, "`collector=bare`", "`cohort_mean`") for privacy in script.PROMISES),
+    *(
+        (privacy, "`collector=masked`", "`cohort_mean`")
+        for privacy in ("`central`", "`central` with `clip=adaptive`", "`ftrl`", "`local`")
+    ),
+    ("`central`", "`collector=ckks`", "`cohort_mean`"),
+    ("`none` with `client=dp_sgd`", "`collector=masked`", "`uniform_mean`"),
+    ("`local`", "`collector=bare`", "a robust rule"),
+    *(
+        (privacy, collector, rule)
+        for privacy in ("`distributed`", "`distributed` with `clip=adaptive`")
+        for collector, rule in (
+            ("`collector=masked_whole`", "`uniform_mean`"),
+            ("`collector=masked_whole`", "`cohort_mean`"),
+            ("`collector=masked_whole` in groups", "`cohort_mean`"),
+            ("`collector=masked_whole` in groups", "a robust rule"),
+        )
+    ),
+]
+"""Each promise with each way in which its noise meets what it hides."""
+
+
+@pytest.mark.parametrize("names", COVERING, ids=lambda names: "|".join(names).replace("`", ""))
+def test_what_composes_under_privacy_runs_and_moves_the_model_as_far_as_its_clip(names, tmp_path):
+    """Noise is a tenth of the bound: the mean of nine equal updates shows through it by 8 standard deviations."""
+    combination = script.PrivateCombination(*names)
+    pipeline = combination.pipeline()
+    if refusing(combination) is not None:
+        with pytest.raises(ContractError, match="cannot be composed with"):
+            PipelineStrategy(pipeline, federated_every=0)
+        return
+    sections = {DELTA: np.float32([3.0, 4.0])}
+    half = pipeline.collector.client_half(ClientOwn(tmp_path, {}, simulated=True))
+    node = trellis_node(lambda client, number, arrays: sections, stages=pipeline.stages, half=half)
+    one = PipelineStrategy(pipeline, federated_every=0)
+    population = 2 * script.COHORT if "ftrl" in combination.privacy else script.COHORT
+    grid = ScriptedGrid(dict.fromkeys(range(1, population + 1), node))
+    one.start(grid, pack_model(parameters(0, 0)), num_rounds=1)
+    assert pipeline.admission.refusals == {}
+    bound = 0.1 if "adaptive" in combination.privacy else 1.0
+    found = one.model.parameters / bound
+    assert found == pytest.approx([0.6, 0.8], abs=0.4)
+    if pipeline.privacy is not None and combination.privacy != "`none` with `client=dp_sgd`":
+        assert pipeline.privacy.report()["releases"] == 1
+        assert pipeline.privacy.epsilon > 0
+
+
 @pytest.mark.parametrize(
     ("package", "table", "besides"),
     [
-        (strategies.stages, [part for parts in script.STAGES.values() for part in parts], ()),
+        (
+            strategies.stages,
+            [part for parts in script.STAGES.values() for part in parts]
+            + [part for one in PRIVATE for part in one.pipeline().stages],
+            (IntegerNoise,),
+        ),
         (strategies.combiners, list(script.COMBINERS.values()), (strategies.combiners.Robust,)),
         (
             strategies.collectors,
@@ -126,12 +237,19 @@ def test_what_composes_runs_and_moves_the_model(combination, tmp_path):
             [make() for make in script.SERVERS.values()],
             (ServerModel, strategies.server_models.ServerOptimizer),
         ),
+        (strategies.samplers, [parts.sampler() for parts in script.PROMISES.values()], ()),
+        (
+            strategies.privacy,
+            [one for parts in script.PROMISES.values() if (one := parts.promise()) is not None],
+            (strategies.privacy.Guarantee,),
+        ),
     ],
-    ids=["stages", "combiners", "collectors", "server optimisers"],
+    ids=["stages", "combiners", "collectors", "server optimisers", "samplers", "promises"],
 )
-def test_no_part_is_left_out_of_the_table(package, table, besides):
+def test_no_part_is_left_out_of_the_tables(package, table, besides):
     offered = {getattr(package, name) for name in package.__all__} - set(besides)
-    assert {part for part in offered if inspect.isclass(part)} == {type(part) for part in table}
+    parts = {part for part in offered if inspect.isclass(part) and not issubclass(part, Exception)}
+    assert parts == {type(part) for part in table} - set(besides)
 
 
 def test_a_row_of_the_table_stands_for_every_combination():
@@ -144,27 +262,41 @@ def test_a_row_of_the_table_stands_for_every_combination():
     assert widths == {1 + 2 + len(script.CLIENTS) * len(script.STAGES)}
 
 
-def test_every_note_is_used_and_every_used_note_is_there():
-    table = script.table()
+def test_a_row_of_the_table_of_privacy_stands_for_every_combination():
+    lines = [line for line in script.private_table().splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {1 + 2 + len(script.COLLECTORS)}
+    for privacy in script.PROMISES:
+        mine = [line for line in lines if privacy in line.split("|")[1].strip().split(", ")]
+        for rule in script.RULES:
+            assert sum(rule in line.split("|")[2].strip().split("; ") for line in mine) == 1
+
+
+@pytest.mark.parametrize("make", [script.table, script.private_table])
+def test_every_note_is_used_and_every_used_note_is_there(make):
+    table = make()
     notes = [line.partition(".")[0] for line in table.splitlines() if line[:1].isdigit()]
     assert notes == [str(number) for number in range(1, len(notes) + 1)]
     assert all(f"– ({note})" in table for note in notes)
     assert f"– ({len(notes) + 1})" not in table
 
 
-def test_the_readmes_table_is_current():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert script.insert(readme) == readme, "run: python docs/contract_table.py --write README.md"
+@pytest.mark.parametrize("page", ["README.md", "docs/privacy.md"])
+def test_the_pages_tables_are_current(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert script.insert(text) == text, f"run: python docs/contract_table.py --write {page}"
 
 
-def test_the_script_prints_the_table_and_writes_it_between_the_markers(tmp_path, capsys):
+@pytest.mark.parametrize(("markers", "make"), script.TABLES.items(), ids=["contract", "privacy"])
+def test_the_script_prints_the_tables_and_writes_one_between_its_markers(
+    markers, make, tmp_path, capsys
+):
     assert script.main([]) == 0
-    assert capsys.readouterr().out == script.table()
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n", encoding="utf-8")
+    assert capsys.readouterr().out == f"{script.table()}\n{script.private_table()}"
+    page, (begin, end) = tmp_path / "page.md", markers
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
     assert script.main(["--write", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
-    assert text == f"before\n{script.BEGIN}\n\n{script.table()}\n{script.END}\nafter\n"
+    assert text == f"before\n{begin}\n\n{make()}\n{end}\nafter\n"
     assert script.main(["--write", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == text
 
@@ -177,15 +309,24 @@ def test_the_script_prints_the_table_and_writes_it_between_the_markers(tmp_path,
         f"{script.END}\n{script.BEGIN}",
         f"{script.BEGIN}{script.END}{script.END}",
         f"{script.BEGIN}{script.BEGIN}{script.END}",
+        f"{script.BEGIN}{script.END}{script.PRIVACY_BEGIN}",
     ],
-    ids=["no markers", "no end", "the wrong way round", "two ends", "two beginnings"],
+    ids=[
+        "no markers",
+        "no end",
+        "the wrong way round",
+        "two ends",
+        "two beginnings",
+        "one table whole and one without its end",
+    ],
 )
 def test_a_page_without_its_markers_is_left_alone(text, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(text, encoding="utf-8")
     assert script.main(["--write", str(page)]) == 2
     assert page.read_text(encoding="utf-8") == text
-    assert "needs one line <!-- contract:begin -->" in capsys.readouterr().err
+    kind = "privacy" if script.PRIVACY_BEGIN in text else "contract"
+    assert f"needs one line <!-- {kind}:begin -->" in capsys.readouterr().err
 
 
 def test_a_page_that_is_not_there_is_an_error(tmp_path, capsys):
