@@ -267,7 +267,7 @@ class Pipeline:
         return (self.claim.honest or 0, self.claim.members or 0) if self.claim.whole else (0, 0)
 
     def decode(self, update: Update) -> Update:
-        """The server halves, in reverse, as far as anything can be seen: what noise covers, no earlier stage looks at."""
+        """The server halves, in reverse, as far as there is something to see: noise covers what earlier stages did."""
         for stage in reversed(self.stages):
             update = stage.decode(update)
             if getattr(stage, "covers", False):

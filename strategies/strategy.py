@@ -15,11 +15,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from strategies.admission import Admission, is_wrong
+from strategies.admission import is_wrong
 from strategies.contract import Claim, name_of
 from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
-from strategies.metrics import add_metrics, mean_metrics
+from strategies.metrics import add_metrics, evaluated, mean_metrics, scalars
 from strategies.pipeline import Pipeline
 from strategies.privacy.budget import BudgetSpentError
 from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request, Session, Void
@@ -27,7 +27,7 @@ from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
 from strategies.state import State, mapping_in
 from strategies.update import MODEL_SECTIONS, Update
-from strategies.wire import ARRAYS, CONFIG, Refused, pack_model, read_metrics, unpack_model
+from strategies.wire import ARRAYS, CONFIG, Refused, pack_model, unpack_model
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ class PipelineStrategy(Strategy):
         if evaluate_fn is None or not due:
             return {}
         record = evaluate_fn(view.round, pack_model(view.model.arrays()))
-        return {} if record is None else _scalars(record)
+        return {} if record is None else scalars(record)
 
     def _federated(
         self, view: RoundView, exchange: Exchange, config: ConfigRecord | None, timeout: float
@@ -230,7 +230,7 @@ class PipelineStrategy(Strategy):
         exchange.send(requests, ttl=timeout)
         replies = iter(lambda: exchange.receive(deadline), None)
         contents = (reply.content for reply in replies if reply.content is not None)
-        means = _evaluated(contents, self.pipeline.admission)
+        means = evaluated(contents, self.pipeline.admission.max_examples)
         exchange.forget()
         return means
 
@@ -367,7 +367,7 @@ class PipelineStrategy(Strategy):
     ) -> MetricRecord | None:
         """Means of the clients' metrics, weighted by examples; None when no reply can be read."""
         contents = (message.content for message in replies if message.has_content())
-        means = _evaluated(contents, self.pipeline.admission)
+        means = evaluated(contents, self.pipeline.admission.max_examples)
         return MetricRecord(dict(means)) if means else None
 
     def _events(self, session: Session, replies: Iterable[Message]) -> Iterable[Event]:
@@ -394,29 +394,6 @@ class PipelineStrategy(Strategy):
         if value is None:
             raise RuntimeError("no round has begun: call `start`, or `configure_train` first")
         return value
-
-
-def _scalars(record: MetricRecord) -> dict[str, float]:
-    return {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
-
-
-def _evaluated(contents: Iterable[RecordDict], admission: Admission) -> dict[str, float]:
-    """Means over replies, weighted by `num-examples`; what admission would not take as a weight is left out.
-
-    Clients without test examples say 0, which is no fault.
-    """
-    sums: dict[str, tuple[float, float]] = {}
-    for content in contents:
-        try:
-            weight, metrics = read_metrics(content)
-        except Refused as refusal:
-            log.warning("an evaluation was left out: %s", refusal)
-            continue
-        if 0 < weight <= admission.max_examples:
-            add_metrics(sums, metrics, weight)
-        elif weight != 0:
-            log.warning("an evaluation on %g examples was left out", weight)
-    return mean_metrics(sums)
 
 
 def _keep(history: dict[int, MetricRecord], round_number: int, record: MetricRecord | None) -> None:

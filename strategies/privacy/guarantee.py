@@ -33,6 +33,9 @@ from strategies.update import Update
 MOST_DELTA = 1e-5
 """δ where none is set, or N^−1.1 where that is smaller."""
 
+_FOUND: dict[tuple[object, ...], float] = {}
+"""Noise that was found for a budget: a pipeline is checked several times, and finding takes seconds."""
+
 
 @dataclass
 class Guarantee(Ranged, ABC):
@@ -264,13 +267,12 @@ class Guarantee(Ranged, ABC):
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.target_epsilon is not None  # one of the two is set
+        question = (self.accountant, self.target_epsilon, self.resolved_delta)
+        key = (*question, *self.releases(claim, 1.0))
         try:
-            return calibrate(
-                self.accountant,
-                self.target_epsilon,
-                self.resolved_delta,
-                lambda z: self.releases(claim, z),
-            )
+            if key not in _FOUND:
+                _FOUND[key] = calibrate(*question, lambda z: self.releases(claim, z))
+            return _FOUND[key]
         except ValueError as error:
             raise ContractError(
                 name_of(self),

@@ -2,8 +2,8 @@
 
 The stage `strategies.stages.LocalNoise` makes the noise; here is what it promises. ε is one client's, over all rounds:
 the server knows whom it asks, so sampling amplifies nothing, and a client counts as asked in every round. What is done
-with the noised updates is post-processing, a robust rule as well as a mean. The clip's server half is not: it would
-clip the noise, and harms nothing but accuracy; it looks at updates before the noise only on the client.
+with the noised updates is post-processing, a robust rule as well as a mean. The clip is the client's alone: noise hides
+from the server whether it was applied, so a client that skips it gains what admission lets pass.
 """
 
 from __future__ import annotations

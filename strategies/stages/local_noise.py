@@ -32,6 +32,8 @@ class LocalNoise:
 
     name = "noise"
     label = "privacy=local"
+    covers = True
+    """The server halves of earlier stages don't run: a clip would cut the noise, and with it what it carries."""
 
     def __init__(
         self,
