@@ -63,7 +63,7 @@ class Loss:
 
     @cached_property
     def moments(self) -> Array:
-        """ln Σ mass·exp(θ·loss) at each of `ORDERS`."""
+        """Cumulants ln Σ mass·exp(θ·loss) at each of `ORDERS`."""
         some = self.masses > 0
         logs, values = np.log(self.masses[some]), self.values[some]
         moments = np.empty(len(ORDERS))

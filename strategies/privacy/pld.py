@@ -26,8 +26,8 @@ from strategies.privacy.sums import Part, Sum
 _MOST_KINDS = 64
 """With more kinds of releases than these, such as are nearly alike are taken as alike."""
 
-_FINENESS = 256
-"""How many noise multipliers, and rates, an octave then has: they are 0.3 % apart."""
+_NOISES, _RATES = 256, 4096
+"""How many noise multipliers and rates an octave then has: they are 0.3 % and 0.02 % apart."""
 
 
 class PLD(Composition):
@@ -94,8 +94,8 @@ def _dearer(part: Part) -> Part:
     """The next kind that costs no less: noise can be added afterwards, and a unit be left out by a further coin."""
     noise, rate = part
     return (
-        math.exp2(math.floor(math.log2(noise) * _FINENESS) / _FINENESS),
-        min(1.0, math.exp2(math.ceil(math.log2(rate) * _FINENESS) / _FINENESS)),
+        math.exp2(math.floor(math.log2(noise) * _NOISES) / _NOISES),
+        min(1.0, math.exp2(math.ceil(math.log2(rate) * _RATES) / _RATES)),
     )
 
 

@@ -196,8 +196,10 @@ class Sum:
 
     def _below(self, parts: Mapping[Part, int], precision: float, delta: float, law: _Law) -> float:
         """The least ε between 0 and the window, by bisection: where a few losses are far above all others."""
-        low, high = 0.0, max(0.0, float(law.values[0]))
-        while high - low > law.step / 16:
+        if self.delta(parts, precision, 0.0) <= delta:
+            return 0.0
+        low, high = 0.0, float(law.values[0])
+        while high - low > max(1e-3 * high, 1e-3 * law.step):
             middle = (low + high) / 2
             if self.delta(parts, precision, middle) > delta:
                 low = middle
