@@ -113,7 +113,7 @@ def audit_clients(
         config, Canary(included=coins, norm=UNCLIPPED_NORM, key=key), target.num_clients
     )
     claim = assembly.strategy(total).claim
-    bound = claim.bounds.get(DELTA)
+    bound = claim.bounds.get(DELTA, _own_clip(config))
     # An adaptive bound moves: what is far beyond it is clipped to it, wherever it is.
     norm = UNCLIPPED_NORM if bound is None else bound * (_BEYOND if claim.adaptive else 1.0)
     weight = float(target.assembly.data(target.num_clients).sizes.mean())
@@ -127,6 +127,12 @@ def audit_clients(
     found = [guess(values, coins, delta=delta, confidence=confidence) for values in scores]
     seen = (canaries, sum(coins), sent, bound is not None, len(watch.rows), rate)
     return CanaryAudit(*seen, *found)
+
+
+def _own_clip(config: Config) -> float | None:
+    """The bound that clients clip to; noise that they add themselves leaves none for the server to count on."""
+    norm = None if config.clip is None else config.clip.arguments.get("norm")
+    return float(norm) if isinstance(norm, float | int) else None
 
 
 def _watched(

@@ -19,7 +19,7 @@ from fl_app.audit.canaries import audit_clients
 from fl_app.audit.inversion import invert
 from fl_app.audit.membership import audit_examples
 from fl_app.audit.pictures import draw
-from fl_app.audit.target import Promise, Target
+from fl_app.audit.target import Promise, Target, Unit
 from fl_app.audit.training import Progress
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.services.files import write_atomically
@@ -52,7 +52,7 @@ class Plan:
 
 def default_plan(target: Target, confidence: float) -> Plan:
     """The loss attack; canaries where the run promises something to clients, or clips them."""
-    promised = target.promise is not None and target.promise.unit == "client"
+    promised = target.promise is not None and target.promise.covers("client")
     canaries = DEFAULT_CANARIES if promised or target.config.clip is not None else 0
     return Plan(membership=True, canaries=canaries, confidence=confidence)
 
@@ -148,7 +148,7 @@ def verdicts(document: dict[str, Any], promise: Promise | None) -> list[dict[str
         document: with `canaries` and `membership`, either of them None where it was not tried.
         promise: the run's.
     """
-    bounds: list[tuple[str, str, bool, dict[str, Any]]] = []
+    bounds: list[tuple[Unit, str, bool, dict[str, Any]]] = []
     if (canaries := document.get("canaries")) is not None:
         bounds.append(("client", "canaries, versions", True, canaries["versions"]))
         bounds.append(("client", "canaries, final", False, canaries["final"]))
@@ -164,15 +164,15 @@ def verdicts(document: dict[str, Any], promise: Promise | None) -> list[dict[str
             "decides": decides,
             "epsilon_lower_bound": one["epsilon_lower_bound"],
             "confidence": one["confidence"],
-            "promised_epsilon": promise.epsilon if promise and promise.unit == unit else None,
+            "promised_epsilon": promise.epsilon if promise and promise.covers(unit) else None,
             "verdict": _judged(one["epsilon_lower_bound"], unit, promise),
         }
         for unit, attack, decides, one in bounds
     ]
 
 
-def _judged(bound: float, unit: str, promise: Promise | None) -> Judgement:
-    if promise is None or promise.unit != unit:
+def _judged(bound: float, unit: Unit, promise: Promise | None) -> Judgement:
+    if promise is None or not promise.covers(unit):
         return "no promise"
     return "above the promise" if bound > promise.epsilon else "within the promise"
 

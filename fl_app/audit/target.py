@@ -29,6 +29,9 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 MODEL, CONFIG, FOLDER = "model.safetensors", "config.yaml", "audit"
 
+Unit = Literal["client", "example"]
+"""Whose presence an attack tells: a client with all its data, or one example."""
+
 UNCLAIMED_DELTA = 1e-5
 """δ of a bound on the ε of a run that promises none."""
 
@@ -50,6 +53,13 @@ class Promise:
     delta: float
     adjacency: str
     noise_multiplier: float | None = None
+
+    def covers(self, unit: Unit) -> bool:
+        """Whether it bounds what can be learnt of such a unit.
+
+        A promise for a client's updates, noised before they are sent, holds for whatever is made of them.
+        """
+        return self.unit == unit or (unit == "client" and self.unit == "client update")
 
     def to_dict(self) -> dict[str, Any]:
         """In plain JSON types."""
@@ -102,10 +112,10 @@ class Target:
         except (SafetensorError, OSError) as error:
             raise _refused(self.path / MODEL, f"can't be read ({error})") from error
 
-    def delta(self, unit: Literal["client", "example"]) -> float:
-        """δ of bounds for a unit: the promise's where it is of that unit."""
-        hidden = self.promise is not None and self.promise.unit == unit
-        return self.promise.delta if hidden and self.promise is not None else UNCLAIMED_DELTA
+    def delta(self, unit: Unit) -> float:
+        """δ of bounds for a unit: the promise's where it covers that unit."""
+        promise = self.promise
+        return UNCLAIMED_DELTA if promise is None or not promise.covers(unit) else promise.delta
 
     def trained_anew(self, name: str, **changes: Any) -> Config:
         """The run's configuration for another training, in a folder of its own below `folder`.

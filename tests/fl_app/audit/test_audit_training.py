@@ -26,6 +26,6 @@ def test_the_same_settings_make_the_same_model(target):
 def test_a_training_without_a_good_round_says_so(target):
     assembly = Assembly(target.trained_anew("void"))
     assembly.attack = NotANumber(fraction=1.0)
-    with pytest.raises(AuditError, match="no round of void was good; the last one: ."):
+    with pytest.raises(AuditError, match=r"no round of void was good; the last one: \w"):
         train(assembly, target.num_clients, progress=silent)
     assert not assembly.config.run_dir.exists()
