@@ -141,10 +141,18 @@ class Pipeline:
         promise = self.privacy
         if promise is not None and promise.unconditional:
             if aggregate is None:
-                aggregate = Update(_zeros(job.layouts), 0.0, (), job.version)
+                aggregate = Update(self._of_nobody(job.layouts), 0.0, (), job.version)
         elif aggregate is None or good < self.admission.quorum:
             return None
         return aggregate if promise is None else promise.privatise(aggregate, job.bounds)
+
+    def _of_nobody(self, layouts: Mapping[str, Layout]) -> dict[str, Section]:
+        """What the combiner makes of a cohort of which nothing came: where it starts from, or 0."""
+        start = getattr(self.combiner, "memory", lambda: None)() or {}
+        return {
+            name: Section(np.asarray(start.get(name, np.zeros(lay.size)), np.float32), lay)
+            for name, lay in layouts.items()
+        }
 
     def applied(self, aggregate: Update, version: int) -> None:
         """The model of this version holds the aggregate: its members are told so, and parts remember."""
@@ -317,11 +325,6 @@ def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client
         settings = settings_of(config, stage.name)
         update = stage.encode(update, ClientContext(client, _round(config), settings))
     return update
-
-
-def _zeros(layouts: Mapping[str, Layout]) -> dict[str, Section]:
-    """Sections of a cohort of which nothing came."""
-    return {name: Section(np.zeros(lay.size, np.float32), lay) for name, lay in layouts.items()}
 
 
 def _round(config: ConfigRecord) -> int:

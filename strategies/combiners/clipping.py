@@ -55,6 +55,8 @@ def sensitivity(claim: Claim, bound: float | None, denominator: Denominator) -> 
         return None
     if claim.sections & MAXIMUM_SECTIONS:
         return None
+    if claim.adaptive:  # noise follows the clip, and this bound does not
+        return None
     return (2 if claim.sampling == "fixed" else 1) * bound / claim.cohort
 
 

@@ -28,7 +28,7 @@ from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.privacy.events import Release
 from strategies.privacy.guarantee import Guarantee, gaussian_release
 from strategies.privacy.noise import Entropy, Seeded, gaussian
-from strategies.update import CLIP_BIT, Section, Update
+from strategies.update import CLIP_BIT, DELTA, Section, Update
 
 _BIT_SHARE = 20
 """σ_b of an expected cohort m is m/20 by default, as in the paper's experiments."""
@@ -122,6 +122,10 @@ class Central(Guarantee):
         if CLIP_BIT in bounds:
             z = (self.z**-2 - (2 * self._bit_noise) ** -2) ** -0.5
         joint = sqrt(sum(bounds[name] ** 2 for name in rest))
+        if (
+            not self._claim.adaptive
+        ):  # a rule may bound what one client changes, whatever a clip does
+            rest, joint = sorted(self._claim.sections), self._reach(self._claim)
         scales = dict.fromkeys(rest, slack * z * joint / cohort)
         if CLIP_BIT in bounds:
             scales[CLIP_BIT] = slack * self._bit_noise / cohort
@@ -129,10 +133,16 @@ class Central(Guarantee):
 
     def signal(self, size: int) -> str:
         """The noise's norm beside the most that the mean can be."""
-        bounds = self._claim.bounds
-        joint = sqrt(sum(bound**2 for name, bound in bounds.items() if name != CLIP_BIT))
-        scale = max(scale for name, scale in self.deviations(bounds).items() if name != CLIP_BIT)
-        return f"cohort {self._cohort}, noise norm over signal norm at least {scale * sqrt(size) / joint:.3g}"
+        scale = self.deviations(self._claim.bounds)[DELTA]
+        ratio = scale * sqrt(size) / self._reach(self._claim)
+        return f"cohort {self._cohort}, noise norm over signal norm at least {ratio:.3g}"
+
+    @staticmethod
+    def _reach(claim: Claim) -> float:
+        """How far one client moves the sum over the cohort: C behind a clip, or what a rule allows."""
+        assert claim.sensitivity is not None  # checked
+        assert claim.cohort is not None  # without, there is no sensitivity
+        return claim.sensitivity * claim.cohort / (2 if claim.sampling == "fixed" else 1)
 
     @property
     def _cohort(self) -> int:

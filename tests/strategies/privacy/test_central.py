@@ -7,7 +7,7 @@ from scipy import stats
 
 from strategies.admission import Admission
 from strategies.collectors import Plain
-from strategies.combiners import Krum, Mean
+from strategies.combiners import CenteredClipping, Krum, Mean, NormBounding
 from strategies.contract import ContractError
 from strategies.detection import Quarantine
 from strategies.exchange import Exchange
@@ -22,7 +22,7 @@ from strategies.server_models import SGD, ServerModel
 from strategies.stages import AdaptiveClip, Clip
 from strategies.update import BUFFERS, CLIP_BIT, COUNTERS, DELTA
 from tests.support.grids import ScriptedGrid, trellis_node
-from tests.support.updates import parameters
+from tests.support.updates import parameters, update
 
 FALSE_ALARM = 1e-6
 SIZE = 2000
@@ -136,6 +136,47 @@ def test_noise_is_the_systems_and_repeats_only_where_nothing_is_promised():
     np.testing.assert_array_equal(third.parameters, again.parameters)
     assert view.epsilon is None
     assert privacy.report() is None
+
+
+# ---- rules that bound what one client changes ----
+
+
+@pytest.mark.parametrize("stages", [[], [Clip(norm=0.25)]], ids=["no clip", "a shorter clip"])
+@pytest.mark.parametrize(
+    ("rule", "length"),
+    [(CenteredClipping, "tau"), (NormBounding, "bound")],
+    ids=["centred", "norm"],
+)
+def test_noise_is_scaled_to_the_length_that_a_rule_allows_not_to_the_clips(rule, length, stages):
+    """Clipped round a centre of any length, an update of norm 0.25 still moves the sum by 0.5."""
+    bounding = rule(**{length: 0.5}, denominator="cohort")
+    line = pipeline(central(noise_multiplier=4.0), combiner=bounding, stages=stages)
+    nodes = {n: sends(1.0, line.stages) if n <= 3 else failing for n in range(1, 11)}
+    _, _, model = run(line, nodes)
+    each = (0.25 if stages else 0.5) / np.sqrt(SIZE)
+    assert is_noise(model.parameters - 3 * each / 10, 4.0 * 0.5 / 10)
+    assert "noise norm over signal norm" in line.privacy.describe(SIZE)
+
+
+def test_a_round_of_nobody_releases_where_the_rule_starts_from():
+    """Else whether a single client replied would show by the length of the centre, which no noise is scaled to."""
+    rule = CenteredClipping(tau=0.5, denominator="cohort")
+    line = pipeline(central(noise_multiplier=4.0), combiner=rule, stages=[])
+    line.check(frozenset({DELTA}))
+    model = ServerModel(parameters(*np.zeros(SIZE)), line.optimizer)
+    job = line.job(model)
+    rule.learn(update(np.full(SIZE, 7.0)))
+    nobody = line.concluded(line.begin(job, 10).result(), 0, job)
+    assert is_noise(nobody.delta.vector - 7.0, 4.0 * 0.5 / 10)
+    begun = line.begin(job, 10)
+    begun.add(update(np.full(SIZE, 7.0)))
+    assert is_noise(line.concluded(begun.result(), 1, job).delta.vector - 7.0, 4.0 * 0.5 / 10)
+
+
+def test_a_rules_own_length_beside_an_adaptive_clip_is_refused():
+    rule = NormBounding(bound=0.5, denominator="cohort")
+    with pytest.raises(ContractError, match="one client can move"):
+        pipeline(combiner=rule, clip=AdaptiveClip()).check()
 
 
 # ---- the adaptive clip's bit ----
