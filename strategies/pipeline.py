@@ -5,6 +5,7 @@ It holds the parts and their order; the scheduler decides when they are called.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -198,6 +199,9 @@ class Pipeline:
         if self.quarantine is not None and attempt == 0:
             keep = self.least_clients(len(there))
             there = self.quarantine.allowed(there, round_number, keep)
+        if self.privacy is not None and self.privacy.epsilon is not None:
+            # What is claimed of sampling rests on nobody's foreseeing it, and a run's seed is no secret.
+            seed = int.from_bytes(os.urandom(16), "big")
         return self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
 
     def judge(

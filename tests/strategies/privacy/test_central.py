@@ -272,6 +272,18 @@ def test_each_way_of_sampling_gets_its_own_bound(sampler, release):
     assert privacy.report()["adjacency"] == release.relation
 
 
+def test_cohorts_that_an_epsilon_rests_on_do_not_follow_from_the_seed():
+    """Two draws of 50 of 100 are the same by chance once in 10²⁹."""
+    uniform = Uniform(fraction=0.5, population=100)
+    drawn = []
+    for privacy in (central(), central(), central(reproducible_noise=True), None, None):
+        line = pipeline(sampler=uniform)
+        line.privacy = privacy
+        drawn.append(line.draw(range(100), seed=3, round_number=1, attempt=0))
+    assert drawn[0] != drawn[1] != drawn[2] == drawn[3] == drawn[4]
+    assert len(drawn[0]) == 50
+
+
 class Uncontrolled:
     def check(self, claim):
         return claim.given(self, sampling="uncontrolled", cohort=10)
