@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from clients.places import Place
-from clients.pretrained import _check_tokens, _mean, load_encoder
+from clients.pretrained import check_tokens, load_encoder, mean_state
 
 _NAME = "default"
 """Of the one adapter, as peft has it."""
@@ -71,7 +71,7 @@ class LoraClassifier(nn.Module):
                 f"{tuple(input_shape)} are none: use a task with text"
             )
         encoder = _sharing_weights(_frozen(pretrained))
-        _check_tokens(encoder, pretrained, vocab_size, input_shape[0])
+        check_tokens(encoder, pretrained, vocab_size, input_shape[0])
         self.padding_id = padding_id
         self.adapters = _adapted(encoder, rank, alpha, targets)
         self.head = nn.Linear(encoder.config.hidden_size, num_classes)
@@ -83,7 +83,7 @@ class LoraClassifier(nn.Module):
         lengths = (inputs != self.padding_id).sum(dim=1).clamp(min=1)
         longest = int(lengths.max()) if len(inputs) else 1
         mask = torch.arange(longest, device=inputs.device) < lengths.unsqueeze(1)
-        logits: Tensor = self.head(_mean(self._encoder, inputs[:, :longest], mask.long()))
+        logits: Tensor = self.head(mean_state(self._encoder, inputs[:, :longest], mask.long()))
         return logits
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -59,7 +59,7 @@ class PretrainedClassifier(nn.Module):
             )
         self._features = _shared(pretrained, padding_id) if frozen else None
         encoder = self._features.encoder if self._features else load_encoder(pretrained)
-        _check_tokens(encoder, pretrained, vocab_size, input_shape[0])
+        check_tokens(encoder, pretrained, vocab_size, input_shape[0])
         self.padding_id = padding_id
         self.head = nn.Linear(encoder.config.hidden_size, num_classes)
         self.encoder = None if frozen else encoder
@@ -70,7 +70,7 @@ class PretrainedClassifier(nn.Module):
             features = self._features(inputs)
         else:
             mask = (inputs != self.padding_id).long()
-            features = _mean(self.encoder, inputs, mask)
+            features = mean_state(self.encoder, inputs, mask)
         logits: Tensor = self.head(features)
         return logits
 
@@ -111,7 +111,7 @@ class _Features:
             length = max(1, int((row != self._padding_id).sum()))
             text = row[:length].unsqueeze(0)
             with torch.no_grad():
-                found = _mean(self.encoder, text, torch.ones_like(text))[0]
+                found = mean_state(self.encoder, text, torch.ones_like(text))[0]
             if len(self._known) < _MOST_KEPT:
                 self._known[key] = found
         return found
@@ -123,7 +123,7 @@ def _shared(place: Place, padding_id: int) -> _Features:
     return _Features(load_encoder(place).eval().requires_grad_(False), padding_id)
 
 
-def _mean(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
+def mean_state(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
     """Mean of the last states over the tokens that `mask` has, (batch, hidden)."""
     states: Tensor = encoder(input_ids=inputs, attention_mask=mask).last_hidden_state
     weights = mask.unsqueeze(2).to(states.dtype)
@@ -149,7 +149,8 @@ def load_encoder(place: Place) -> Any:
         raise DataError(f"no model can be loaded from {place}: {first}") from error
 
 
-def _check_tokens(encoder: Any, place: Place, vocab_size: int, length: int) -> None:
+def check_tokens(encoder: Any, place: Place, vocab_size: int, length: int) -> None:
+    """Raises `ValueError` where a task's tokens are not the encoder's own, or its rows too long for it."""
     known = len(load_tokenizer(place))
     if vocab_size != known:
         raise ValueError(

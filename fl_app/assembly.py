@@ -20,7 +20,7 @@ from clients.root import RootTrainer
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
 from clients.tasks.task import fingerprint
-from clients.trainers import SGD
+from clients.trainers import SGD, DpSgd
 from fl_app.batching import Batching, plan_batching
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
@@ -252,6 +252,11 @@ class Assembly:
         engine = place == "engine"
         half = self.client_half(place, settings)
         node = Node(settings or {}) if place == "device" else None
+        if node is not None:
+            try:
+                node.admit_trainer(self.trainer)
+            except ValueError as error:
+                raise ConfigError([Fault("client", str(error), self.config.client.name)]) from error
         return Client(
             self.task,
             self.module(),
@@ -310,6 +315,9 @@ class Assembly:
     def _root_trainer(self, num_clients: int) -> RootTrainer | None:
         if not self.config.task.federation.arguments.get("root_examples"):
             return None
+        if isinstance(self.trainer, DpSgd):
+            told = "trains with noise, and the server's root data need none: use another combiner, or client=sgd"
+            raise ConfigError([Fault("task.root_examples", told)])
         examples = self.data(num_clients).root()
         return RootTrainer(self.task, self.module, examples, self.trainer, seed=self.config.seed)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients.trainers import SGD, DpSgd
 from strategies.ckks.conditions import LEAST_NOISE, LEAST_QUORUM, MOST_DECRYPTIONS
 from strategies.ckks.member import CkksClient
 from strategies.collectors import Ckks, Masked
@@ -20,11 +21,13 @@ from strategies.secagg import MaskedClient
 from strategies.secagg.policy import COLLUDERS, DROPOUTS, IDENTITY, LEAST_COHORT, ROSTER
 
 PARTITION, FOLDER = "partition-id", "client-folder"
-_OURS = ("secagg-", "ckks-", "client-")
+DP_EPSILON, DP_DELTA = "dp-epsilon", "dp-delta"
+"""The most that the device's own examples may be charged, over all runs."""
+_OURS = ("secagg-", "ckks-", "client-", "dp-")
 _HIDING = ("secagg-", "ckks-")
 _SECAGG = {ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS}
 _CKKS = {KEY_SETTING, LEAST_QUORUM, LEAST_NOISE, MOST_DECRYPTIONS}
-_KNOWN = frozenset(_SECAGG | _CKKS | {FOLDER})
+_KNOWN = frozenset(_SECAGG | _CKKS | {FOLDER, DP_EPSILON, DP_DELTA})
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,33 @@ class Node:
         if ROSTER in self.settings:
             return ROSTER
         return next((key for key in sorted(self.settings) if key.startswith(_HIDING)), None)
+
+    def admit_trainer(self, trainer: SGD) -> None:
+        """Holds a run's trainer against what the operator lets the device's examples be charged.
+
+        Raises:
+            ValueError: the run may charge them more, or protects them by no noise; or a setting is no positive number.
+        """
+        most = {key: self.settings[key] for key in (DP_EPSILON, DP_DELTA) if key in self.settings}
+        for key, value in most.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(
+                    f"the node config's {key} is {value!r}: a number above 0 is needed"
+                )
+        if not most:
+            return
+        if not isinstance(trainer, DpSgd) or trainer.reproducible_noise:
+            raise ValueError(
+                f"the node config's {next(iter(most))} keeps this device to training under noise: start the run with"
+                f" client=dp_sgd client.reproducible_noise=false, or the SuperNode without it"
+            )
+        asked = {DP_EPSILON: trainer.target_epsilon, DP_DELTA: trainer.delta}
+        for key, limit in most.items():
+            found, name = asked[key], "target_epsilon" if key == DP_EPSILON else "delta"
+            if found is None or found > float(limit):
+                raise ValueError(
+                    f"the run's client.{name} is {found}, and the node config's {key} allows {limit:g} at most"
+                )
 
     def admit(self, collector: Collector, half: ClientHalf) -> None:
         """Holds a run's collector against what the operator has pinned.

@@ -253,3 +253,35 @@ def test_a_run_that_a_device_rules_out_is_refused_in_a_word(files, caplog):
         reply = entry(asked, context)
         assert reply.error.reason.startswith("configuration: this client takes no part")
     assert f"{files}/none.json is no roster" in caplog.text
+
+
+PRIVATE = ["client=dp_sgd", "client.target_epsilon=3", "client.delta=1e-5"]
+
+
+@pytest.mark.parametrize(
+    ("run", "limits"),
+    [
+        (["client=sgd"], {"dp-epsilon": 3.0}),
+        (PRIVATE, {"dp-epsilon": 2.9}),
+        (PRIVATE, {"dp-delta": 1e-6}),
+        ([*PRIVATE, "client.target_epsilon=null", "client.noise_multiplier=1"], {"dp-epsilon": 9}),
+        ([*PRIVATE, "client.reproducible_noise=true"], {"dp-epsilon": 9}),
+        (PRIVATE, {"dp-epsilon": "3"}),
+        (PRIVATE, {"dp-epsilon": 0}),
+        (PRIVATE, {"dp-epsilom": 3}),
+    ],
+    ids=["no noise", "epsilon", "delta", "no bound", "repeatable", "text", "zero", "a slip"],
+)
+def test_a_run_that_would_charge_a_devices_examples_more_than_its_operator_allows_is_refused(
+    assembled, run, limits
+):
+    with pytest.raises((ConfigError, ValueError), match="node config"):
+        assembled(*run).client("device", {"partition-id": 0, **limits})
+
+
+def test_a_run_within_a_devices_limits_trains_on_its_own_ledger(assembled, tmp_path):
+    settings = {"partition-id": 0, "dp-epsilon": 3.0, "dp-delta": 1e-5}
+    client = assembled(*PRIVATE).client(
+        "device", {**settings, "client-folder": f"{tmp_path}/device"}
+    )
+    assert client._trainer._ledgers == tmp_path / "device"
