@@ -1,16 +1,15 @@
 """The known answers of docs/architecture.md, section 3, as far as the present parts can give them.
 
-Parts that are not built yet (central noise, masks) stand here as the few lines of their
-contract: they ask the claim for what such a part needs.
+A part that is not built yet (top-k) stands here as the few lines of its contract.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
 from strategies import presets
 from strategies.admission import Admission
-from strategies.collectors import Plain
+from strategies.collectors import Masked, Plain
 from strategies.combiners import (
     Bucketing,
     Bulyan,
@@ -28,37 +27,22 @@ from strategies.combiners import (
 from strategies.contract import Claim, ContractError, Visibility, check
 from strategies.detection import Quarantine
 from strategies.pipeline import Pipeline
-from strategies.samplers import Uniform
+from strategies.privacy import Central
+from strategies.samplers import Poisson, Uniform
 from strategies.server_models import SGD, Scaffold
 from strategies.stages import Clip
-from strategies.update import CONTROL, COUNTERS, DELTA
+from strategies.update import BUFFERS, CONTROL, COUNTERS, DELTA
 
 BOTH = frozenset({DELTA, CONTROL})
 
 
-class CentralGaussian:
-    scale: float | None = None
-
-    def check(self, claim: Claim) -> Claim:
-        claim.need_nothing_in_clear(self)
-        claim.need_public_choice(self)
-        self.scale = claim.need_sensitivity(self)
-        return claim
+BARE = Plain(metrics=False)
+CENTRAL = Central(noise_multiplier=1.0)
 
 
-@dataclass(frozen=True)
-class Masked:
-    groups: int | None = None
-    clear: frozenset[str] = frozenset()
-
-    label = "collector masked"
-
-    def check(self, claim: Claim) -> Claim:
-        seen = Visibility.SUM if self.groups is None else Visibility.GROUP
-        claim.need_client_half(self)
-        claim = claim.given(self, visibility=seen, groups=self.groups, clear=self.clear)
-        claim.need_nothing_in_clear(self)
-        return claim
+def masked(groups: int = 1, **settings: object) -> Masked:
+    """Sums of vectors and nothing beside; no group is too small to hide its members."""
+    return Masked(groups=groups, metrics=(), **settings)
 
 
 class TopK:
@@ -68,6 +52,7 @@ class TopK:
 
 
 SAMPLER = Uniform(fraction=0.1, population=200)
+ALL = Uniform(population=200)
 UNIFORM = Mean(weighting="uniform", denominator="cohort")
 
 
@@ -83,58 +68,58 @@ def clash(*parts, sections: frozenset[str] = frozenset({DELTA})) -> tuple[str, s
     return caught.value.first, caught.value.second
 
 
-class Poisson:
-    """Each client with its own coin: one more or less changes the cohort by one."""
-
-    def check(self, claim: Claim) -> Claim:
-        return claim.given(self, sampling="poisson", cohort=20)
+COINS = Poisson(fraction=0.1, population=200)
+"""Each client with its own coin: one more or less changes the cohort by one."""
 
 
 def test_the_sensitivity_of_the_uniform_mean_is_c_over_the_planned_cohort():
-    assert fold(Poisson(), Masked(), Clip(norm=0.5), UNIFORM).sensitivity == 0.5 / 20
+    assert fold(COINS, masked(), Clip(norm=0.5), UNIFORM).sensitivity == 0.5 / 20
 
 
 def test_a_cohort_of_fixed_size_can_only_replace_a_client_which_costs_twice_as_much():
-    assert fold(SAMPLER, Masked(), Clip(norm=0.5), UNIFORM).sensitivity == 2 * 0.5 / 20
+    assert fold(SAMPLER, masked(), Clip(norm=0.5), UNIFORM).sensitivity == 2 * 0.5 / 20
 
 
 def test_a_section_that_is_reduced_by_its_maximum_has_no_sensitivity_clipped_or_not():
     both = Clip(norm=0.5, sections=(DELTA, COUNTERS))
     sections = frozenset({DELTA, COUNTERS})
-    assert fold(Poisson(), Masked(), both, UNIFORM, sections=sections).sensitivity is None
+    assert fold(COINS, BARE, both, UNIFORM, sections=sections).sensitivity is None
 
 
 def test_every_section_must_be_clipped_for_a_sensitivity():
-    parts = (SAMPLER, Masked(), Clip(norm=3.0), UNIFORM)
+    parts = (SAMPLER, masked(), Clip(norm=3.0), UNIFORM)
     assert fold(*parts, sections=BOTH).sensitivity is None
     both = Clip(norm=3.0, sections=(DELTA, CONTROL))
-    clipped = fold(SAMPLER, Masked(), both, UNIFORM, sections=BOTH)
+    clipped = fold(SAMPLER, masked(), both, UNIFORM, sections=BOTH)
     assert clipped.sensitivity == pytest.approx(2 * 3.0 * 2**0.5 / 20)
 
 
 @pytest.mark.parametrize(
     ("parts", "first"),
     [
-        ((SAMPLER, Masked(), UNIFORM), "Mean"),
-        ((SAMPLER, Masked(), Clip(), Mean()), "Mean"),
-        ((Uniform(), Masked(), Clip(), UNIFORM), "Mean"),
-        ((SAMPLER, Masked(), Clip(), TopK(), UNIFORM), "Mean"),
+        ((SAMPLER, masked(), UNIFORM), "Mean"),
+        ((SAMPLER, masked(max_weight=1000), Clip(), Mean()), "Mean"),
+        ((Uniform(), masked(), Clip(), UNIFORM), "Mean"),
+        ((SAMPLER, BARE, Clip(), TopK(), UNIFORM), "Mean"),
     ],
     ids=["nothing clipped", "weighted by examples", "no planned cohort", "a stage lost the bound"],
 )
 def test_central_noise_after_a_rule_without_sensitivity_is_refused(parts, first):
-    assert clash(*parts, CentralGaussian()) == (first, "CentralGaussian")
+    assert clash(*parts, CENTRAL) == (first, "privacy=central")
 
 
 def test_central_noise_is_scaled_to_the_sensitivity():
-    mechanism = CentralGaussian()
-    fold(SAMPLER, Masked(), Clip(norm=2.0), UNIFORM, mechanism)
-    assert mechanism.scale == 2 * 2.0 / 20
+    """Twice over a cohort of fixed size, whose neighbours are twice as far apart: so z is halved in the account."""
+    for sampler, z in ((COINS, 3.0), (SAMPLER, 1.5)):
+        mechanism = Central(noise_multiplier=3.0)
+        fold(sampler, BARE, Clip(norm=2.0), UNIFORM, mechanism)
+        assert mechanism.deviations({DELTA: 2.0})[DELTA] == pytest.approx(3.0 * 2.0 / 20, rel=1e-5)
+        assert mechanism.next_release().noise_multiplier == z
 
 
 def test_krum_has_no_sensitivity_so_noise_after_it_is_refused():
-    parts = (SAMPLER, Masked(groups=20), Clip(), Krum(f=2))
-    assert clash(*parts, CentralGaussian()) == ("Krum", "CentralGaussian")
+    parts = (SAMPLER, masked(groups=6), Clip(), Krum(f=1))
+    assert clash(*parts, CENTRAL) == ("Krum", "privacy=central")
 
 
 ROBUST = [
@@ -149,9 +134,9 @@ def test_what_robust_rules_state_and_what_they_refuse(rule):
     claim = check((SAMPLER, Plain(), Clip(), rule), rooted)
     assert (claim.weighting, claim.sensitivity) == ("uniform", None)
     with pytest.raises(ContractError, match="the server sees their sum only"):
-        check((SAMPLER, Masked(), rule), rooted)
+        check((SAMPLER, masked(), rule), rooted)
     with pytest.raises(ContractError, match="one client can move the combined vector"):
-        check((SAMPLER, Masked(groups=20), Clip(), rule, CentralGaussian()), rooted)
+        check((ALL, masked(groups=20), Clip(), rule, CENTRAL), rooted)
     with pytest.raises(ContractError, match="nothing fixes the cohort's size"):
         check((Uniform(), Plain(), rule), rooted)
     check((Uniform(), Plain(), replace(rule, f=1)), rooted)
@@ -161,14 +146,14 @@ def test_what_robust_rules_state_and_what_they_refuse(rule):
 def test_a_mean_of_clipped_updates_has_the_sensitivity_of_its_bound(rule):
     bound = {"tau" if rule is CenteredClipping else "bound": 0.5}
     fixed = rule(**bound, denominator="cohort")
-    assert fold(Poisson(), Plain(), fixed).sensitivity == 0.5 / 20
+    assert fold(COINS, Plain(), fixed).sensitivity == 0.5 / 20
     assert fold(SAMPLER, Plain(), fixed).sensitivity == 2 * 0.5 / 20
     assert fold(SAMPLER, Plain(), rule(**bound)).sensitivity is None
     assert fold(SAMPLER, Plain(), rule(denominator="cohort")).sensitivity is None
     counted = frozenset({DELTA, COUNTERS})
     assert fold(SAMPLER, Plain(), fixed, sections=counted).sensitivity is None
     # One client moves the whole of its group's clipped sum.
-    assert fold(SAMPLER, Masked(groups=20), fixed).sensitivity is None
+    assert fold(SAMPLER, masked(groups=5), fixed).sensitivity is None
 
 
 @pytest.mark.parametrize("rule", [CenteredClipping, NormBounding])
@@ -211,18 +196,18 @@ def test_fltrust_needs_root_data():
 def test_each_rules_condition_holds_to_the_client(rule, enough):
     fold(Uniform(population=enough), Plain(), rule)
     assert clash(Uniform(population=enough - 1), Plain(), rule) == ("Uniform", rule.label)
-    fold(Uniform(population=200), Masked(groups=enough), rule)
-    clash(Uniform(population=200), Masked(groups=enough - 1), rule)
+    fold(ALL, masked(groups=enough), rule)
+    clash(ALL, masked(groups=enough - 1), rule)
 
 
 def test_robust_rules_work_on_single_updates_and_on_group_sums_and_never_on_one_sum():
     fold(SAMPLER, Plain(), Krum(f=8))
-    fold(SAMPLER, Masked(groups=7), Krum(f=2))
-    assert clash(SAMPLER, Masked(), Krum()) == ("collector masked", "Krum")
+    fold(ALL, masked(groups=7), Krum(f=2))
+    assert clash(SAMPLER, masked(), Krum()) == ("collector masked", "Krum")
 
 
 def test_krums_condition_is_on_groups_where_groups_are_all_that_is_seen():
-    assert clash(SAMPLER, Masked(groups=6), Krum(f=2)) == ("collector masked", "Krum")
+    assert clash(SAMPLER, masked(groups=6), Krum(f=2)) == ("collector masked", "Krum")
     assert clash(SAMPLER, Plain(), Krum(f=9)) == ("Uniform", "Krum")
 
 
@@ -234,32 +219,29 @@ def test_coordinate_wise_rules_need_clients_to_speak_of_the_same_coordinates():
 
 
 def test_under_masks_and_noise_nothing_travels_in_clear():
-    leaky = Masked(clear=frozenset({"num-examples"}))
-    assert clash(SAMPLER, leaky) == ("collector masked", "collector masked")
-    assert clash(SAMPLER, Plain(), Clip(), UNIFORM, CentralGaussian()) == (
+    assert clash(SAMPLER, Plain(), Clip(), UNIFORM, CENTRAL) == (
         "collector plain",
-        "CentralGaussian",
+        "privacy=central",
     )
-
-
-class Quiet(Plain):
-    """Each update, and nothing in clear beside it."""
-
-    def check(self, claim: Claim) -> Claim:
-        return replace(super().check(claim), clear=frozenset())
+    for section in (BUFFERS, COUNTERS):
+        sections = frozenset({DELTA, section})
+        clipped = Clip(sections=(DELTA, section))
+        for parts in ((masked(), clipped, UNIFORM), (BARE, clipped, UNIFORM, CENTRAL)):
+            with pytest.raises(ContractError, match="use GroupNorm instead of BatchNorm"):
+                fold(COINS, *parts, sections=sections)
 
 
 def test_under_a_central_epsilon_no_unreleased_update_decides_who_is_asked():
-    fold(SAMPLER, Quiet(), Clip(), UNIFORM, CentralGaussian())
-    parts = (SAMPLER, Quiet(), Clip(), Quarantine(), UNIFORM, CentralGaussian())
-    assert clash(*parts) == ("quarantine", "CentralGaussian")
+    fold(SAMPLER, BARE, Clip(), UNIFORM, CENTRAL)
+    parts = (SAMPLER, BARE, Clip(), Quarantine(), UNIFORM, CENTRAL)
+    assert clash(*parts) == ("quarantine", "privacy=central")
     with pytest.raises(ContractError, match="use quarantine=none under a central ε"):
         fold(*parts)
 
 
 def test_a_sum_of_several_names_nobody():
-    assert clash(SAMPLER, Masked(groups=10), Quarantine()) == ("collector masked", "quarantine")
-    assert clash(SAMPLER, Masked(), Quarantine()) == ("collector masked", "quarantine")
+    assert clash(ALL, masked(groups=10), Quarantine()) == ("collector masked", "quarantine")
+    assert clash(SAMPLER, masked(), Quarantine()) == ("collector masked", "quarantine")
     assert Pipeline(sampler=SAMPLER, quarantine=Quarantine()).check().watched
     assert not Pipeline(sampler=SAMPLER).check().watched
     assert refused(sampler=Uniform(population=4), quarantine=Quarantine()) == (
@@ -269,10 +251,10 @@ def test_a_sum_of_several_names_nobody():
 
 
 def test_what_masks_have_hidden_no_later_part_can_see_again():
-    assert clash(SAMPLER, Masked(), Plain()) == ("collector masked", "collector plain")
+    assert clash(SAMPLER, masked(), Plain()) == ("collector masked", "collector plain")
 
 
-@pytest.mark.parametrize("part", [Clip(), TopK(), Masked()], ids=["clip", "top-k", "masks"])
+@pytest.mark.parametrize("part", [Clip(), TopK(), masked()], ids=["clip", "top-k", "masks"])
 def test_vanilla_clients_have_no_half_of_any_part(part):
     parts = (SAMPLER, Plain(vanilla=True), part)
     assert clash(*parts) == ("collector plain", getattr(part, "label", type(part).__name__))
