@@ -98,12 +98,15 @@ class Node:
         Raises:
             ValueError: the run may charge them more, or protects them by no noise; or a setting is no positive number.
         """
-        most = {key: self.settings[key] for key in (DP_EPSILON, DP_DELTA) if key in self.settings}
-        for key, value in most.items():
+        most: dict[str, float] = {}
+        for key in (DP_EPSILON, DP_DELTA):
+            if (value := self.settings.get(key)) is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(
                     f"the node config's {key} is {value!r}: a number above 0 is needed"
                 )
+            most[key] = float(value)
         if not most:
             return
         if not isinstance(trainer, DpSgd) or trainer.reproducible_noise:
@@ -114,7 +117,7 @@ class Node:
         asked = {DP_EPSILON: trainer.target_epsilon, DP_DELTA: trainer.delta}
         for key, limit in most.items():
             found, name = asked[key], "target_epsilon" if key == DP_EPSILON else "delta"
-            if found is None or found > float(limit):
+            if found is None or found > limit:
                 raise ValueError(
                     f"the run's client.{name} is {found}, and the node config's {key} allows {limit:g} at most"
                 )
