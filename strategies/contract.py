@@ -167,6 +167,16 @@ class Claim:
             )
         return self.sensitivity
 
+    def need_bounds(self, part: object) -> None:
+        """Refuses where a client's update has a section of any length."""
+        if self.l2_bound() is None:
+            raise ContractError(
+                self.source("bounds", "sections"),
+                name_of(part),
+                "an update without a bound is hidden by no noise",
+                "clip every section (clip=fixed)",
+            )
+
     def need_public_choice(self, part: object) -> None:
         """Refuses where unreleased updates decide who is asked later, as no ε accounts for."""
         if self.watched:

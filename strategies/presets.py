@@ -21,7 +21,6 @@ The private ones clip on the clients: `pipeline_mod(stages=[Clip(norm=…)])` wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from strategies.collectors import Ckks, Masked, Plain
@@ -244,90 +243,54 @@ def ckks_mean(collector: Ckks | None = None, **keywords: Any) -> PipelineStrateg
 
 
 def dp(
+    privacy: Central,
     *,
-    population: int,
-    rounds: int,
-    target_epsilon: float | None = 8.0,
-    noise_multiplier: float | None = None,
-    delta: float | None = None,
     norm: float = 1.0,
     fraction: float = 0.5,
-    ledger: Path | None = None,
     optimizer: ServerOptimizer | None = None,
     **keywords: Any,
 ) -> PipelineStrategy:
     """DP-FedAvg, privacy of clients under a trusted server (McMahan et al. 2018, Algorithm 1; docs/privacy.md).
 
     Args:
-        population: number of all clients; a round asks each with the probability `fraction`.
-        rounds: planned.
-        target_epsilon: the budget; without `noise_multiplier` the noise is found with which all rounds come to it.
-        noise_multiplier: noise over the bound.
-        delta: None for population^−1.1, at most 1e-5.
-        norm: the bound C, the same as in the clients' `Clip`.
-        fraction: of the clients, in a round.
-        ledger: file of what has been spent, so that a restart can't forget it.
+        privacy: the promise: its budget or noise, all clients (`population`), the planned rounds, and the ledger's file.
+        norm: the bound C of a client's update, the same as in the clients' `Clip`.
+        fraction: the probability that a client is asked in a round.
         optimizer: the server's; SGD by default.
         keywords: `PipelineStrategy`'s.
     """
-    privacy = Central(
-        target_epsilon=target_epsilon,
-        noise_multiplier=noise_multiplier,
-        delta=delta,
-        population=population,
-        rounds=rounds,
-        ledger=ledger,
-    )
-    sampler = Poisson(fraction=fraction, population=population)
-    return _private(privacy, sampler, norm, optimizer, **{"population": population, **keywords})
+    sampler = Poisson(fraction=fraction, population=privacy.population or 0)
+    return _private(privacy, sampler, norm, optimizer, **keywords)
 
 
 def dp_ftrl(
+    privacy: Ftrl,
     *,
-    population: int,
-    rounds: int,
     participations: int,
     separation: int,
-    target_epsilon: float | None = 8.0,
-    noise_multiplier: float | None = None,
-    delta: float | None = None,
     norm: float = 1.0,
     fraction: float = 0.1,
-    ledger: Path | None = None,
     optimizer: ServerOptimizer | None = None,
     **keywords: Any,
 ) -> PipelineStrategy:
     """DP-FTRL, where nothing is claimed of sampling (Kairouz et al. 2021; docs/dp_ftrl.md).
 
     Args:
-        population: as in `dp`, as are the others that are not here.
-        rounds: planned.
+        privacy: the promise, as in `dp`.
         participations: rounds in which a client is asked at most.
         separation: rounds from one of these to the next, at least.
-        target_epsilon: the budget.
-        noise_multiplier: noise over the bound, of one round.
-        delta: δ.
-        norm: the bound C.
+        norm: the bound C of a client's update.
         fraction: of the clients, in a round.
-        ledger: file of what has been spent.
-        optimizer: the server's.
+        optimizer: the server's; SGD by default.
         keywords: `PipelineStrategy`'s.
     """
-    privacy = Ftrl(
-        target_epsilon=target_epsilon,
-        noise_multiplier=noise_multiplier,
-        delta=delta,
-        population=population,
-        rounds=rounds,
-        ledger=ledger,
-    )
     sampler = Spaced(
         participations=participations,
         separation=separation,
         fraction=fraction,
-        population=population,
+        population=privacy.population or 0,
     )
-    return _private(privacy, sampler, norm, optimizer, **{"population": population, **keywords})
+    return _private(privacy, sampler, norm, optimizer, **keywords)
 
 
 def _private(
@@ -345,4 +308,4 @@ def _private(
         privacy=privacy,
         optimizer=optimizer or SGD(),
     )
-    return PipelineStrategy(pipeline, **{**_SUMS, **keywords})
+    return PipelineStrategy(pipeline, **{**_SUMS, "population": privacy.population, **keywords})

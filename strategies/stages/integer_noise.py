@@ -73,13 +73,7 @@ class IntegerNoise:
         claim.need_client_half(self)
         claim.need_no_statistics(self)
         claim.need_shared_support(self)
-        if claim.l2_bound() is None:
-            raise ContractError(
-                claim.source("bounds", "sections"),
-                name_of(self),
-                "an update without a bound is hidden by no noise",
-                "clip every section (clip=fixed)",
-            )
+        claim.need_bounds(self)
         if claim.visibility is Visibility.EACH:
             raise ContractError(
                 claim.source("visibility"),

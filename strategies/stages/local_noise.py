@@ -47,13 +47,7 @@ class LocalNoise:
     def check(self, claim: Claim) -> Claim:
         """Makes updates private, and their bounds void: raises `ContractError` where a section has none."""
         claim.need_client_half(self)
-        if claim.l2_bound() is None:
-            raise ContractError(
-                claim.source("bounds", "sections"),
-                name_of(self),
-                "an update without a bound is hidden by no noise",
-                "clip every section (clip=fixed)",
-            )
+        claim.need_bounds(self)
         if claim.adaptive:
             raise ContractError(
                 claim.source("adaptive"),

@@ -22,6 +22,7 @@ from strategies.combiners import (
 )
 from strategies.exchange import NoClientsError
 from strategies.presets import PROXIMAL_MU
+from strategies.privacy import Central, Ftrl
 from strategies.protocols import ClientOwn
 from strategies.secagg import MaskedClient
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, Yogi
@@ -254,9 +255,9 @@ def test_the_secure_presets_ask_for_none():
 def test_the_private_ones_pay_for_each_round_of_a_foreign_app_and_end_at_the_budget(name, tmp_path):
     settings = {"participations": 2, "separation": 2} if name == "dp_ftrl" else {}
     file = tmp_path / "ledger.jsonl"
-    strategy = getattr(strategies, name)(
-        population=4, rounds=3, target_epsilon=2.0, norm=0.5, fraction=0.5, ledger=file, **settings
-    )
+    kind = Ftrl if name == "dp_ftrl" else Central
+    promise = kind(target_epsilon=2.0, population=4, rounds=3, ledger=file)
+    strategy = getattr(strategies, name)(promise, norm=0.5, fraction=0.5, **settings)
 
     def change(client, number, arrays):
         return {"delta": np.float32([3.0, 4.0])}
