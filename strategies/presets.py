@@ -253,7 +253,7 @@ def dp(
     """DP-FedAvg, privacy of clients under a trusted server (McMahan et al. 2018, Algorithm 1; docs/privacy.md).
 
     Args:
-        privacy: the promise: its budget or noise, all clients (`population`), the planned rounds, and the ledger's file.
+        privacy: the promise: budget or noise, all clients (`population`), the planned rounds, and the ledger's file.
         norm: the bound C of a client's update, the same as in the clients' `Clip`.
         fraction: the probability that a client is asked in a round.
         optimizer: the server's; SGD by default.
