@@ -30,7 +30,7 @@ _COARSENESS = 2e-3
 """How much the lattice may add to the variance of a loss: half of it, relatively, shows in ε."""
 
 _LEFT_OUT = math.log(1e-12)
-_SLACK, _EXACTING = math.log(1e3), math.log(1e-12)
+_SLACK, _EXACTING = math.log(1e6), math.log(1e-12)
 """How far from the best order's a bound may be where that allows a smaller window: digits that rounding may take. At a
 δ of 1e-12 all digits are needed."""
 
