@@ -1,4 +1,4 @@
-"""What a server says of clients that protect their own examples: the largest ε of them, and nothing more than they told."""
+"""What a server says of clients that protect their own examples: the largest ε that any of them told."""
 
 import math
 

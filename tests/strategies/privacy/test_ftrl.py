@@ -175,8 +175,7 @@ def test_a_resumed_run_cannot_finish_its_plan_within_the_budget_and_ends_before_
     pipeline(second).check()
     second.load_state_dict(first.state_dict())
     with pytest.raises(BudgetSpentError, match=r"of 2$"):
-        for number in range(8, 13):
-            second.charge(number)
+        list(map(second.charge, range(8, 13)))
     assert first.epsilon < second.epsilon <= 2.0
 
 
