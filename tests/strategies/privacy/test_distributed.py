@@ -38,7 +38,7 @@ def distributed(**settings) -> Distributed:
 
 
 def pipeline(privacy: Distributed, *, clip=None, groups: int = 1, **parts) -> Pipeline:
-    """All of ten clients are planned, of whom six open a sum, one of them colluding: five shares are sure to be there."""
+    """Ten clients are planned; six open a sum, one of whom may collude: five shares are sure to be there."""
     clip = clip or Clip(norm=BOUND)
     given = {
         "collector": Masked(whole=True, metrics=(), groups=groups),
