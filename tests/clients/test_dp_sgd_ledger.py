@@ -53,7 +53,7 @@ def test_other_damage_is_refused_and_never_read_as_less(tmp_path):
     whole = ledger.path.read_bytes().splitlines(keepends=True)
     for damaged in (b"\0" * 30 + b"\n", b"[1]\n", b'{"count": 7}\n', b'{"noise_multiplier": -1}\n'):
         ledger.path.write_bytes(b"".join([*whole[:2], damaged, *whole[3:]]))
-        with pytest.raises(ValueError, match="is damaged at"):
+        with pytest.raises(ValueError, match=r"line 3 of .* is no JSON|has no charge"):
             ledger.charges()
 
 
@@ -67,7 +67,7 @@ def test_other_damage_is_refused_and_never_read_as_less(tmp_path):
 def test_another_mechanism_s_file_is_refused(tmp_path, header):
     ledger = ClientLedger(tmp_path, 0)
     ledger.path.write_text(json.dumps(header) + "\n")
-    with pytest.raises(ValueError, match="is no ledger of client=dp_sgd"):
+    with pytest.raises(ValueError, match="is another file: its (format|relation|unit|mechanism) is"):
         ledger.charges()
 
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(tmp_path, monkeypatch
     ledger.add(RELEASE, 7)
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda handle, data, at: whole(handle, data[:20], at))
-    with pytest.raises(OSError, match="could not be written in full"):
+    with pytest.raises(OSError, match="bytes could be written"):
         ledger.add(RELEASE, 8)
     monkeypatch.undo()
     assert ledger.charges() == [(RELEASE, 7)]
