@@ -228,9 +228,17 @@ class _Run:
         ]
 
     def conduct(self, open_grid: OpenGrid, earlier: State | None) -> RunResult:
-        """Trains until the last round, a guard's or the user's word, or a failure, and writes down which it was."""
+        """Trains until the last round, a guard's or the user's word, or a failure, and writes down which it was.
+
+        Raises:
+            ConfigError: what an earlier process left does not go with this run: its folder stays as it is.
+        """
         if earlier is not None:
-            self.load_state_dict(earlier)
+            try:
+                self.load_state_dict(earlier)
+            except ValueError as error:
+                said = f"{error}; name another run_name, or start it anew with resume=never"
+                raise ConfigError([Fault("run_name", f"{self.folder.path}: {said}")]) from error
         status: Literal["completed", "failed", "stopped"] = "completed"
         reason = ""
         try:

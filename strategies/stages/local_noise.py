@@ -47,6 +47,7 @@ class LocalNoise:
     def check(self, claim: Claim) -> Claim:
         """Makes updates private, and their bounds void: raises `ContractError` where a section has none."""
         claim.need_client_half(self)
+        claim.need_no_statistics(self)
         claim.need_bounds(self)
         if claim.adaptive:
             raise ContractError(
