@@ -20,7 +20,7 @@ from strategies.samplers import Poisson, Uniform
 from strategies.schedulers import Synchronous
 from strategies.server_models import SGD, ServerModel
 from strategies.stages import AdaptiveClip, Clip, LocalNoise
-from strategies.update import CONTROL, DELTA, Update
+from strategies.update import BUFFERS, CONTROL, DELTA, Update
 from strategies.wire import Refused
 from tests.support.grids import ScriptedGrid, trellis_node
 from tests.support.updates import parameters, section, update
@@ -215,6 +215,11 @@ def test_a_round_of_too_few_is_void_and_paid_for_once():
 def test_what_a_clients_noise_does_not_hide_is_refused(parts, said):
     with pytest.raises(ContractError, match=said):
         pipeline(local(), **parts).check()
+
+
+def test_running_statistics_are_refused_with_the_mend():
+    with pytest.raises(ContractError, match="use GroupNorm instead of BatchNorm"):
+        pipeline(local()).check(frozenset({DELTA, BUFFERS}))
 
 
 def test_the_plan_says_how_large_the_noise_is():
