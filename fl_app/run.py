@@ -233,12 +233,14 @@ class _Run:
         Raises:
             ConfigError: what an earlier process left does not go with this run: its folder stays as it is.
         """
-        if earlier is not None:
-            try:
+        try:
+            if earlier is not None:
                 self.load_state_dict(earlier)
-            except ValueError as error:
-                said = f"{error}; name another run_name, or start it anew with resume=never"
-                raise ConfigError([Fault("run_name", f"{self.folder.path}: {said}")]) from error
+            if (privacy := self.strategy.pipeline.privacy) is not None:
+                privacy.report()  # reads what was spent before, checkpoint or none
+        except ValueError as error:
+            said = f"{error}; name another run_name, or start it anew with resume=never"
+            raise ConfigError([Fault("run_name", f"{self.folder.path}: {said}")]) from error
         status: Literal["completed", "failed", "stopped"] = "completed"
         reason = ""
         try:

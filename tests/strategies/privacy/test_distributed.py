@@ -235,7 +235,9 @@ def test_the_rings_scale_follows_an_adaptive_clip_and_what_is_accounted_does_not
     privacy = distributed(noise_multiplier=0.05)
     with begun(pipeline(privacy, clip=clip), value=value) as run:
         before = run.line.job(run.model).config
-        views = run.rounds(2)
+        views = run.rounds(1)
+        second_bound = clip.present
+        views += run.rounds(2)
         after = run.line.job(run.model).config
     assert not any(view.void for view in views)
     assert (clip.present > 0.2) is grows
@@ -246,9 +248,8 @@ def test_the_rings_scale_follows_an_adaptive_clip_and_what_is_accounted_does_not
     first, second = (charge for charge, _ in privacy._accounts()[1].charges)
     assert first == second
     if grows:  # two rounds of clipped updates, the second one longer, are what the model has
-        length = 0.2 + 0.2 * math.exp(0.5)
-        expected = length / math.sqrt(SIZE)
-        assert run.model.parameters.mean() == pytest.approx(expected, rel=0.05)
+        expected = (0.2 + second_bound) / math.sqrt(SIZE)
+        assert run.model.parameters.mean() == pytest.approx(expected, rel=0.02)
 
 
 # ---- the account ----
@@ -265,7 +266,7 @@ def test_the_budget_is_against_a_server_who_knows_the_cohorts():
     assert privacy.next_release().sampling == "none"
     assert privacy.epsilon == pytest.approx(account.epsilon(privacy.resolved_delta))
     report = privacy.report()
-    assert (report["unit"], report["adjacency"]) == ("client", "add_or_remove_one")
+    assert (report["unit"], report["adjacency"]) == ("client", "zero_out")
     assert (report["noise"], report["releases"]) == ("discrete_gaussian", 3)
 
 
@@ -286,7 +287,7 @@ def test_who_sees_models_alone_learns_less_where_cohorts_come_of_coins(sampler, 
         privacy.charge(number)
         against_models = privacy.report()["epsilon_models"]
         assert 0 < against_models <= privacy.epsilon
-        assert (against_models < 0.7 * privacy.epsilon) is amplified
+        assert (against_models < 0.95 * privacy.epsilon) is amplified
 
 
 @pytest.mark.parametrize("noise", ["discrete_gaussian", "skellam"])

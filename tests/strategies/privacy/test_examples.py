@@ -64,6 +64,14 @@ def test_a_client_can_take_nothing_back_and_say_no_nonsense(one):
     assert promise.spent == {1: 1.0}
 
 
+def test_what_no_client_that_keeps_to_its_budget_can_have_spent_is_not_counted():
+    promise = accounts(budget=2.0)
+    promise.told(told(1, 1.0))
+    promise.told(told(2, 1e9))
+    assert promise.spent == {1: 1.0}
+    assert promise.epsilon == 1.0
+
+
 def test_a_sum_speaks_for_none_of_its_members():
     promise = accounts(budget=8.0)
     sections = {DELTA: section([1.0])}

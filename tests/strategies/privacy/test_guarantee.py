@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from strategies.collectors import Masked, Plain
 from strategies.combiners import Mean
-from strategies.contract import Claim, ContractError
+from strategies.contract import Claim, ContractError, Visibility
 from strategies.pipeline import Pipeline
 from strategies.privacy import BudgetSpentError, Central, Guarantee, Local, ParticipationSpentError
 from strategies.privacy.accountants import make_accountant
@@ -120,7 +121,8 @@ def test_what_is_claimed_of_sampling_is_what_the_sampler_says(z, rate, cohort):
     assert gaussian_release(poisson, z) == GaussianRelease(z, rate, "poisson")
     fixed = Claim(sampling="fixed", rate=rate, cohort=cohort)
     assert gaussian_release(fixed, z) == GaussianRelease(z / 2, rate, "fixed", "replace_one")
-    for unknown in (Claim(cohort=cohort), Claim(sampling="poisson", cohort=cohort)):
+    summed = replace(poisson, visibility=Visibility.SUM)  # opened only where enough take part
+    for unknown in (Claim(cohort=cohort), Claim(sampling="poisson", cohort=cohort), summed):
         assert gaussian_release(unknown, z) == GaussianRelease(z)
 
 
@@ -202,7 +204,7 @@ def test_accounts_are_not_added_up_across_mechanisms(tmp_path, other):
     with pytest.raises(ValueError, match="is of another mechanism"):
         another.load_state_dict(privacy.state_dict())
     another.ledger = path
-    with pytest.raises(ValueError, match="is of another mechanism"):
+    with pytest.raises(ValueError, match="is another file: its mechanism is"):
         another.charge(1)
 
 
