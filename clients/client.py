@@ -70,7 +70,9 @@ class Client:
         attack: what lying clients send, in experiments.
         together: whether the clients of one call are trained at once (`clients.trainers.together`).
         only: the one logical client that this process may be, on a device; None on a machine that plays them all.
-        secretive: nothing of this client's examples may travel but by `half`: it does not say how a model does on them.
+        secretive: nothing of this client's examples may travel but by `half`: it does not say how a model does on them,
+            nor why a training failed.
+        silent: not even that a training failed: an update of zeros goes the way of all updates, clip, noise and mask.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Client:
         together: bool = False,
         only: int | None = None,
         secretive: bool = False,
+        silent: bool = False,
     ) -> None:
         if ledgers is not None and isinstance(trainer, DpSgd):
             trainer = trainer.keeping(ledgers)
@@ -102,7 +105,7 @@ class Client:
         self._attack = attack
         self._liars: dict[int, frozenset[int]] = {}
         self._together = together
-        self._only, self._secretive = only, secretive
+        self._only, self._secretive, self._silent = only, secretive, silent
         self._model: ResidentModel | None = None
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
@@ -121,12 +124,12 @@ class Client:
                 else:
                     replies[index] = Message(ready, reply_to=message)
             except Exception as error:  # a full disk, say: this client's misfortune alone
-                replies[index] = _failure(message, error)
+                replies[index] = self._failed(message, error)
         for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
             try:
                 replies[index] = self._reply(messages[index], job, fit)
             except Exception as error:  # as above
-                replies[index] = _failure(messages[index], error)
+                replies[index] = self._failed(messages[index], error)
         return [replies[index] for index in range(len(messages))]
 
     def _without_training(self, message: Message, config: ConfigRecord) -> RecordDict | None:
@@ -224,7 +227,10 @@ class Client:
 
     def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
         if isinstance(fit, Exception):
-            return _failure(message, fit)
+            if not self._silent:
+                return self._failed(message, fit)
+            log.warning("client %d sends zeros, as its training failed: %s", job.client, fit)
+            fit = self._nothing(job)
         config = config_of(message.content)
         round_number = integer_in(config, "server-round")
         update = Update(
@@ -239,6 +245,19 @@ class Client:
         lie = self._lie(update, message, round_number)
         encoded = encode(lie, self._stages, config, job.client)
         return Message(self._half.reply(encoded, message.content), reply_to=message)
+
+    def _nothing(self, job: FitJob) -> Fit:
+        """What training on no examples comes to."""
+        model = self._resident(job.arrays)
+        model.load(job.arrays)
+        return Fit(model.sections(), 1, {})
+
+    def _failed(self, message: Message, error: Exception) -> Message:
+        """The reply that something failed; of secretive clients without what it was, which may tell of an example."""
+        if self._secretive and not isinstance(error, Refused | MismatchError):
+            log.warning("a training failed, which the server is not told", exc_info=error)
+            error = Refused("training", "the client took no part")
+        return _failure(message, error)
 
     def _evaluate(self, message: Message) -> RecordDict:
         if self._secretive:

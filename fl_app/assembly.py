@@ -257,6 +257,9 @@ class Assembly:
                 node.admit_trainer(self.trainer)
             except ValueError as error:
                 raise ConfigError([Fault("client", str(error), self.config.client.name)]) from error
+        promise = self.privacy()
+        # A server that noises what it sees is trusted with it, and with why a training failed.
+        guarded = promise is not None and not promise.unconditional
         return Client(
             self.task,
             self.module(),
@@ -271,7 +274,8 @@ class Assembly:
             attack=self.attack if engine else None,
             together=engine and self.batching.size > 1,
             only=None if node is None else node.client,
-            secretive=node is not None and node.pinned is not None,
+            secretive=guarded or (node is not None and node.pinned is not None),
+            silent=guarded and self.config.privacy is not None,
         )
 
     def strategy(self, num_clients: int) -> PipelineStrategy:

@@ -69,6 +69,8 @@ class Exchange:
             numbered in the order of their ids, as is right for vanilla apps, which answer no query.
         population: number of all clients; a node that gives a logical id past it is left out. None takes all.
         hello_timeout: seconds to wait for answers to a hello.
+        lasting: without a hello, a node keeps its number for good and no other gets it, as limits on how often a client
+            takes part need.
 
     Attributes:
         uploaded: bytes of all replies so far.
@@ -82,12 +84,14 @@ class Exchange:
         hello: Mapping[str, ConfigValue] | None = None,
         population: int | None = None,
         hello_timeout: float = 120.0,
+        lasting: bool = False,
     ) -> None:
         self._grid = grid
         self._clock: Clock = getattr(grid, "clock", None) or WallClock()
         self._hello = hello
         self._population = population
-        self._hello_timeout = hello_timeout
+        self._hello_timeout, self._lasting = hello_timeout, lasting
+        self._numbered: dict[int, int] = {}
         self._nodes: Mapping[int, int] = {}
         self._failed_hellos: Counter[int] = Counter()
         self._rivals: dict[int, int] = {}
@@ -229,6 +233,13 @@ class Exchange:
         fresh = sorted(online - set(self._nodes.values()) - given_up - waiting)
         if self._hello is not None:
             self._identify(fresh)
+            return
+        if self._lasting:
+            for node in fresh:
+                self._numbered.setdefault(node, len(self._numbered))
+            self._nodes = {
+                client: node for node, client in self._numbered.items() if node in online
+            }
             return
         free = (
             index for index in range(len(online) + len(self._nodes)) if index not in self._nodes

@@ -186,7 +186,8 @@ class PipelineStrategy(Strategy):
         self._restored = mapping_in(state, "model")
 
     def _open(self, grid: Grid) -> Exchange:
-        return Exchange(grid, hello=self._hello, population=self._population)
+        lasting = self.claim.participations is not None
+        return Exchange(grid, hello=self._hello, population=self._population, lasting=lasting)
 
     def _begin(self, initial_arrays: ArrayRecord) -> ServerModel:
         if self.model is not None:

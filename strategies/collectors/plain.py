@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -68,6 +68,10 @@ class Plain:
         return PlainClient(metrics=self.metrics)
 
 
+BARE: Final = "bare"
+"""The setting by which clients are asked for vectors alone, whatever they are used to send."""
+
+
 class PlainSession:
     """One request to each client; each may answer once."""
 
@@ -86,6 +90,7 @@ class PlainSession:
                 "version": job.version,
                 "phase": 0,
                 "phases": 1,
+                **({} if metrics else {BARE: True}),
             }
         )
 
@@ -157,7 +162,8 @@ class PlainClient:
     def reply(self, update: Update, request: RecordDict) -> RecordDict:
         """The update's records."""
         (client,), config = update.members, config_of(request)
-        update = update if self.metrics else bare(update)
+        if not self.metrics or config.get(BARE):
+            update = bare(update)
         return write_update(update, client=client, round_number=integer_in(config, "server-round"))
 
     def answer(self, request: RecordDict) -> RecordDict:

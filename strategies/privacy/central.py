@@ -36,8 +36,11 @@ _BIT_SHARE = 20
 _FLOAT32 = 2.0**-22
 """What rounding a mean of n to float32 may add to what one client changes, relative to it, times n."""
 
-_FIXED_POINT = 1e-3
-"""Likewise what rounding to the steps of a masked sum may add, up to n·√d = 4 million."""
+_RING = 2**31
+"""Half the ring that masked sums are in."""
+
+_SUMMED = 1e-3
+"""Likewise what an encrypted or masked sum's rounding may add, where a bound is not small beside the ring's limit."""
 
 
 @dataclass
@@ -104,7 +107,8 @@ class Central(Guarantee):
 
     def privatise(self, aggregate: Update, bounds: Mapping[str, float]) -> Update:
         """Adds noise to each section, scaled to its bound."""
-        scales = self.deviations(bounds)
+        size = sum(section.layout.size for section in aggregate.sections.values())
+        scales = self.deviations(bounds, size)
         sections = dict(aggregate.sections)
         for name, section in sections.items():
             noise = gaussian(section.layout.size, self._entropy)
@@ -113,11 +117,19 @@ class Central(Guarantee):
             sections[name] = Section(noise.astype(np.float32), section.layout)
         return replace(aggregate, sections=sections)
 
-    def deviations(self, bounds: Mapping[str, float]) -> dict[str, float]:
-        """Standard deviation of the noise on an element of each section of the mean over the planned cohort."""
+    def deviations(self, bounds: Mapping[str, float], size: int = 1) -> dict[str, float]:
+        """Standard deviation of the noise on an element of each section of the mean over the planned cohort.
+
+        Args:
+            bounds: L2 bounds of one client's sections in this round.
+            size: elements of all sections: masked sums round each of them by up to a step.
+        """
         cohort = self._cohort
         slack = 1 + cohort * _FLOAT32
-        slack += _FIXED_POINT if self._claim.visibility < Visibility.EACH else 0
+        if self._claim.visibility < Visibility.EACH:
+            members = self._claim.members or cohort
+            step = max(bounds.values()) * members / _RING
+            slack += max(_SUMMED, sqrt(size) * step / min(bounds.values()))
         rest, z = [name for name in bounds if name != CLIP_BIT], self.z
         if CLIP_BIT in bounds:
             z = (self.z**-2 - (2 * self._bit_noise) ** -2) ** -0.5
@@ -133,7 +145,7 @@ class Central(Guarantee):
 
     def signal(self, size: int) -> str:
         """The noise's norm beside the most that the mean can be."""
-        scale = self.deviations(self._claim.bounds)[DELTA]
+        scale = self.deviations(self._claim.bounds, size)[DELTA]
         ratio = scale * sqrt(size) / self._reach(self._claim)
         return f"cohort {self._cohort}, noise norm over signal norm at least {ratio:.3g}"
 

@@ -8,6 +8,7 @@ travels beside what was trained under noise.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -19,6 +20,8 @@ from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import Stage
 from strategies.state import State, mapping_in
 from strategies.update import EPSILON, Update
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,6 +85,13 @@ class OwnAccounts:
         spent = update.metrics.get(EPSILON)
         if len(update.members) == 1 and spent is not None and isfinite(spent) and spent >= 0:
             (client,) = update.members
+            if self.budget is not None and spent > self.budget:
+                log.warning(
+                    "client %d says that it spent ε = %g, past its budget: that is not counted",
+                    client,
+                    spent,
+                )
+                return
             self.spent[client] = max(self.spent.get(client, 0.0), spent)
 
     def privatise(self, aggregate: Update, bounds: Mapping[str, float]) -> Update:

@@ -113,10 +113,14 @@ class Ftrl(Central):
         return replace(aggregate, sections=sections)
 
     def report(self) -> dict[str, Any] | None:
-        """As every guarantee's, with the neighbouring relation by its own name."""
+        """As every guarantee's, with what participation is held to."""
         report = super().report()
-        limits = self._limits(self._claim) if report else {}
-        return report and {**report, "adjacency": "zero_out", **limits}
+        return report and {**report, **self._limits(self._claim)}
+
+    @property
+    def adjacency(self) -> str:
+        """A client's updates are there, or zero, in one public schedule."""
+        return "zero_out"
 
     def _matrix(self, claim: Claim) -> BandedToeplitz:
         return BandedToeplitz(self.bands or claim.separation, self.momentum)

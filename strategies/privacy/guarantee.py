@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from strategies.contract import Claim, ContractError, name_of
+from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.privacy.accountants import Accountant, calibrate, make_accountant
 from strategies.privacy.budget import BudgetSpentError
 from strategies.privacy.events import GaussianRelease, Relation, Release
@@ -187,18 +187,24 @@ class Guarantee(Ranged, ABC):
         """What summary.json says; None where nothing is promised."""
         if self.reproducible_noise or self._z is None:
             return None
+        self._accounts()  # what an earlier process has spent counts before the first charge of this one
         return {
             "unit": self.unit,
             "epsilon": self._epsilon,
             "delta": self.resolved_delta,
             "accountant": self.accountant,
-            "adjacency": self._relation,
+            "adjacency": self.adjacency,
             "mechanism": self.mechanism,
             "noise_multiplier": self.z,
             "target_epsilon": self.target_epsilon,
             "sampling": self._sampling,
             "releases": len(self._ledger.charges) if self._ledger is not None else 0,
         }
+
+    @property
+    def adjacency(self) -> str:
+        """The neighbouring relation by its name in reports: `zero_out` where who takes part is the same in both."""
+        return "zero_out" if self._claim.visibility < Visibility.EACH else self._relation
 
     def describe(self, size: int) -> str:
         """The plan in a line or two, for whoever starts the run.
@@ -302,7 +308,13 @@ def gaussian_release(claim: Claim, z: float) -> GaussianRelease:
 
     Poisson's coins: neighbours differ by one client, who moves the sum by C. A cohort of fixed size can only have
     another client in the place of one, who moves it by 2C. Elsewhere a client may be in every round.
+
+    Where the server sees sums, a collector opens them only if enough clients took part, so that one client more or less
+    may move the release by the sum of all. There neighbours differ in one client's update being there or zero, in a
+    cohort that is known either way: C, and nothing can be claimed of sampling.
     """
+    if claim.visibility < Visibility.EACH:
+        return GaussianRelease(z)
     if claim.sampling == "poisson" and claim.rate is not None:
         return GaussianRelease(z, claim.rate, "poisson")
     if claim.sampling == "fixed" and claim.rate is not None:

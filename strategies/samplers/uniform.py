@@ -17,15 +17,20 @@ from strategies.seeds import generator
 class Uniform(Ranged):
     """Asks max(minimum, ⌊fraction · n⌉) of the n clients that are there.
 
+    Where a claim of privacy rests on it (`reproducible=False`), the share of those who are there that is asked is never
+    above the share that was claimed of the population, whoever is gone.
+
     Attributes:
         fraction: of the clients, in (0, 1].
         minimum: asked at least (all of them where there are fewer).
         population: clients planned in all, which fixes the cohort for the contract; 0 where it is not known.
+        reproducible: whether no privacy rests on the draw.
     """
 
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     minimum: Annotated[int, Ge(1)] = 1
     population: Annotated[int, Ge(0)] = 0
+    reproducible: bool = True
 
     def check(self, claim: Claim) -> Claim:
         """The server draws a cohort of fixed size itself."""
@@ -35,6 +40,8 @@ class Uniform(Ranged):
 
     def cohort(self, available: int) -> int:
         """How many of `available` clients are asked."""
+        if not self.reproducible and self.population > available:
+            return self.cohort(self.population) * available // self.population
         return min(available, max(self.minimum, round(self.fraction * available)))
 
     def draw(

@@ -24,7 +24,7 @@ from annotated_types import Gt, Lt
 from strategies.contract import Claim
 from strategies.protocols import ClientContext, Settings
 from strategies.ranges import Ranged
-from strategies.stages.clip import clip, l2_norm
+from strategies.stages.clip import agreed_norm, clip, l2_norm
 from strategies.state import State
 from strategies.update import CLIP_BIT, DELTA, Layout, Section, Update
 from strategies.wire import Refused
@@ -82,7 +82,7 @@ class AdaptiveClip(Ranged):
 
     def encode(self, update: Update, context: ClientContext) -> Update:
         """Client half: clips to the bound that the server sent, and says whether that was needed."""
-        norm = float(context.settings["norm"])
+        norm = agreed_norm(context)
         within = l2_norm(update.delta.vector) <= norm
         bit = np.full(1, BIT if within else -BIT, np.float32)
         return clip(update, norm, (DELTA,)).with_section(CLIP_BIT, Section(bit, _LAYOUT, BIT))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Annotated
 
 import numpy as np
@@ -17,6 +18,10 @@ from strategies.contract import Claim
 from strategies.protocols import ClientContext, Settings
 from strategies.ranges import Ranged
 from strategies.update import DELTA, Section, Update, Vector
+from strategies.wire import Refused
+
+LEAST_NORM, MOST_NORM = 1e-30, 1e30
+"""Between these a vector of float32 can be scaled to a norm without falling among the denormal numbers."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class Clip(Ranged):
         return {"norm": self.norm}
 
     def encode(self, update: Update, context: ClientContext) -> Update:
-        """Client half: clips to the bound that the server sent."""
-        return clip(update, float(context.settings["norm"]), self.sections)
+        """Client half: clips to the bound that the server sent; raises `Refused` for one that is none."""
+        return clip(update, agreed_norm(context), self.sections)
 
     def decode(self, update: Update) -> Update:
         """Server half: the bound holds for a single client whatever it did. A sum is not the place to clip."""
@@ -57,11 +62,16 @@ class Clip(Ranged):
 
 
 def clip(update: Update, norm: float, sections: Iterable[str]) -> Update:
-    """The update with each named section's vector scaled by min(1, norm / ‖x‖₂); others untouched."""
+    """The update with each named section's vector scaled by min(1, norm / ‖x‖₂); others untouched.
+
+    What has no length, for a NaN or an infinity in it, becomes zeros: what follows may rest on the bound.
+    """
     for name in sections:
         section = update.sections[name]
         length = l2_norm(section.vector)
-        if length > norm:
+        if not isfinite(length):
+            section = Section(np.zeros_like(section.vector), section.layout, norm)
+        elif length > norm:
             # A hair further than C, so that rounding to float32 can't lift the norm above it again.
             scaled = section.vector * np.float64(norm / length * (1 - 2.0**-22))
             section = Section(scaled.astype(np.float32), section.layout, norm)
@@ -69,6 +79,18 @@ def clip(update: Update, norm: float, sections: Iterable[str]) -> Update:
             section = replace(section, bound=norm)
         update = update.with_section(name, section)
     return update
+
+
+def agreed_norm(context: ClientContext) -> float:
+    """The bound that the server sent.
+
+    Raises:
+        Refused: `terms`, where float32 can't hold a vector to it.
+    """
+    norm = float(context.settings["norm"])
+    if not LEAST_NORM <= norm <= MOST_NORM:
+        raise Refused("terms", f"a clip to {norm:g} is none")
+    return norm
 
 
 def l2_norm(vector: Vector) -> float:

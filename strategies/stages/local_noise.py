@@ -83,7 +83,7 @@ class LocalNoise:
             noise *= scale
             noise += section.vector
             update = update.with_section(name, Section(noise.astype(np.float32), section.layout))
-        return replace(update, weight=1.0)
+        return replace(update, weight=1.0, metrics={})
 
     def decode(self, update: Update) -> Update:
         """Server half: noise is not to be taken off."""
