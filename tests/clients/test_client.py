@@ -219,3 +219,26 @@ def test_a_trainer_reports_each_failed_job_and_trains_the_others():
     fits = SGD().fit([bad, good], model, TASK)
     assert isinstance(fits[0], ValueError)
     assert fits[1].num_examples == len(examples)
+
+
+class Broken(SGD):
+    """Fails, and says something of an example."""
+
+    def fit_one(self, job: FitJob, model: ResidentModel, task) -> object:
+        raise IndexError("Target 7 is out of bounds.")
+
+
+def test_a_client_that_trusts_no_server_sends_zeros_where_its_training_fails(tmp_path):
+    silent = client(tmp_path, Broken(), stages=[Clip(norm=1.0)], secretive=True, silent=True)
+    (reply,) = silent.answer([request(**{"clip.norm": 1.0})])
+    assert not reply.has_error()
+    assert not update_in(reply).delta.vector.any()
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_secretive_client_says_neither_why_it_failed_nor_how_a_model_does(tmp_path, kind):
+    (reply,) = client(tmp_path, Broken(), secretive=True).answer([request(kind)])
+    assert reply.has_error()
+    assert "Target" not in reply.error.reason
+    (told,) = client(tmp_path, Broken()).answer([request("train")])
+    assert "Target 7" in told.error.reason
