@@ -145,11 +145,6 @@ class Guarantee(Ranged, ABC):
         return self._z
 
     @property
-    def planned(self) -> bool:
-        """Whether the noise was found for so many rounds, and no more can be had."""
-        return self.target_epsilon is not None and self.noise_multiplier is None
-
-    @property
     def resolved_delta(self) -> float:
         """δ as it is used."""
         if self.delta is not None:
