@@ -141,6 +141,9 @@ class Distributed(Guarantee):
             f"{steps.rounded / steps.norm - 1:.2g} to the sensitivity, noise norm over signal norm at least {ratio:.3g}"
         )
 
+    def _header(self) -> str:
+        return f"{super()._header()}, {self.noise}"
+
     def _steps(self) -> Steps:
         return self._steps_of(self._claim, self.z)
 
