@@ -188,6 +188,9 @@ class Assembly:
     def privacy(self, num_clients: int | None = None) -> Promise | None:
         """What is promised of it; the server's, for so many clients, with an account in the run's folder."""
         config = self.config
+        if config.privacy is not None and isinstance(self.trainer, DpSgd):
+            told = "is a promise of its own beside client=dp_sgd's, and a run makes one: choose one of them"
+            raise ConfigError([Fault("privacy", told, config.privacy.name)])
         if config.privacy is None:
             own = getattr(self.trainer, "promise", None)
             return None if own is None else own()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from fl_app.services.checkpoint import Checkpoints
 from fl_app.services.files import write_atomically
 from fl_app.services.summary import NAME, read_summary
 from strategies.state import State
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -70,7 +73,12 @@ class RunFolder:
         """
         state = self._earlier(num_clients, data_hash)
         if state is None:
-            write_atomically(self.path / "config.yaml", self._config.to_yaml().encode())
+            try:
+                write_atomically(self.path / "config.yaml", self._config.to_yaml().encode())
+            except OSError as error:
+                raise self._refused(
+                    "output_dir", f"it can't be written ({error.strerror})"
+                ) from error
         return state
 
     def completed(self) -> int:
@@ -99,6 +107,7 @@ class RunFolder:
 
     def _earlier(self, num_clients: int, data_hash: str) -> State | None:
         if self._config.resume == "never":
+            self._set_spending_aside()
             for name in ("checkpoints", "clients", "sums", "privacy"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.summary.unlink(missing_ok=True)
@@ -128,6 +137,25 @@ class RunFolder:
                 "name another run_name, or start it anew with resume=never",
             )
         return state
+
+    def _set_spending_aside(self) -> None:
+        """Keeps what an earlier run here has spent of privacy on record: beginning anew gives nothing back."""
+        spent = [*self.path.glob("privacy/*.jsonl"), *self.path.glob("clients/*.spent")]
+        if not spent:
+            return
+        number = 1 + sum(1 for _ in self.path.glob("spent-*"))
+        aside = self.path / f"spent-{number}"
+        aside.mkdir()
+        for file in spent:
+            file.rename(aside / file.name)
+        privacy = (read_summary(self.summary) or {}).get("privacy")
+        epsilon = privacy.get("epsilon") if isinstance(privacy, dict) else None
+        told = f"ε = {epsilon:.4g}" if isinstance(epsilon, float) else "some privacy"
+        log.warning(
+            "%s was spent here before on the same clients, and the two runs add up: %s has the record",
+            told,
+            aside,
+        )
 
     def _difference(self) -> str:
         try:

@@ -9,6 +9,7 @@ from fl_app.assembly import Assembly
 from strategies.combiners import Robust
 from strategies.contract import Visibility
 from strategies.pipeline import Pipeline
+from strategies.privacy import Guarantee
 
 _RISKS: Final = {
     Visibility.SUM: "nobody sees what one client sends: one that lies can spoil the sum "
@@ -16,6 +17,9 @@ _RISKS: Final = {
     Visibility.GROUP: "the server sees the sum of each group, and groups are drawn anew each round: "
     "the differences tell more than one sum of all",
 }
+
+_DROWNED: Final = 5.0
+"""Noise over signal past which little is learnt: at about 1 most still is, on MNIST (docs/dp_figures.md)."""
 
 
 def promises(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> dict[str, str]:
@@ -25,6 +29,8 @@ def promises(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> dict[s
     if describe is not None:
         told["collector"] = describe(pipeline.claim.cohort or num_clients)
     if pipeline.privacy is not None:
+        report = pipeline.privacy.report() or {}
+        told |= {"promised": str(report["protects"])} if "protects" in report else {}
         told["privacy"] = pipeline.privacy.describe(assembly.size)
     if isinstance(pipeline.combiner, Robust):
         told["rule"] = pipeline.combiner.promise(pipeline.claim.inputs or num_clients)
@@ -38,6 +44,13 @@ def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[
     """What the parts do not protect from; a rule that bears fewer than lie speaks of the setting, not of the rule."""
     if pipeline.claim.visibility in _RISKS:
         yield _RISKS[pipeline.claim.visibility]
+    if isinstance(pipeline.privacy, Guarantee):
+        ratio = pipeline.privacy.drowning(assembly.size)
+        if ratio > _DROWNED:
+            yield (
+                f"noise is {ratio:.3g} times as long as what it hides: ask more clients, take a smaller model (for"
+                f" images model=hog) or fewer rounds, or raise the budget"
+            )
     if not isinstance(pipeline.combiner, Robust):
         return
     f, liars = (

@@ -163,7 +163,8 @@ def _run(
         done = folder.completed()
         if earlier is not None and done >= config.rounds:
             console.note(
-                f"nothing to do: {done} of {config.rounds} rounds are there; more rounds= go on, "
+                f"nothing to do: {done} of {config.rounds} rounds are there; "
+                f"{'' if config.rounds_are_planned else 'more rounds= go on, '}"
                 f"resume=never starts anew, another run_name= leaves it"
             )
             result = RunResult("completed", "", folder.summary)
@@ -333,8 +334,19 @@ class _Run:
         for risk in risks(self.strategy.pipeline, self.assembly, self.num_clients):
             self.console.note(risk)
         if resumed:
-            self.console.note(f"goes on after round {len(self.summary.history)}")
+            self.console.note(f"goes on after round {len(self.summary.history)}{self._spent()}")
         data.plot(self.folder.path / "partition.png")
+
+    def _spent(self) -> str:
+        """What of a privacy budget is gone, and how much of it for rounds that are run again."""
+        privacy = self.strategy.pipeline.privacy
+        report = {} if privacy is None else privacy.report() or {}
+        charges = report.get("releases")
+        if not isinstance(charges, int):
+            return ""
+        again = charges - len(self.summary.history)
+        repeated = f", {again} of them for rounds that were cut short" if again > 0 else ""
+        return f"; ε = {report['epsilon']:.4g} is spent on {charges} charges{repeated}"
 
     def _show(self, row: Row) -> None:
         self.console.round(row, self.config.rounds)

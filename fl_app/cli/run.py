@@ -27,6 +27,8 @@ _EXAMPLES = """examples:
       on Flower's own simulation
   trellis run strategy=robust num_clients=20 attack=alie attack.fraction=0.3 quarantine=strikes
       a robust rule against clients that lie, on the in-process engine
+  trellis run strategy=dp model=hog num_clients=1000 rounds=60 privacy.target_epsilon=3
+      differential privacy for clients: the noise is found for the budget, which stops the run
   trellis run task._target_=my_module.MyTask
       a class of your own, from the working directory or PYTHONPATH
   trellis run strategy=scaffold --dry-run

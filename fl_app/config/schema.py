@@ -291,6 +291,11 @@ class Config(_Settings):
         ]
 
     @property
+    def rounds_are_planned(self) -> bool:
+        """Whether noise was found for so many rounds, so that more of them are another run."""
+        return _rounds_are_planned(self.to_dict())
+
+    @property
     def folder_name(self) -> str:
         """`run_name`, with auto written out as `<strategy>-<task>-s<seed>-<hash8>`."""
         if self.run_name != "auto":

@@ -24,7 +24,7 @@ _WEIGHTED = {"uniform": "alike", "examples": "by examples"}
 _MEND = {
     "uniform": "use combiner=uniform_mean (combiner=cohort_mean under privacy), or one sum with "
     "collector.max_weight=1000, the largest weight that counts",
-    "examples": "use combiner=mean, or collector.max_weight=null",
+    "examples": "use combiner=mean, or collector.max_weight=null (under privacy with collector.metrics=[])",
 }
 
 

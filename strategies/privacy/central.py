@@ -57,6 +57,9 @@ class Central(Guarantee):
     label: ClassVar[str] = "privacy=central"
     unconditional: ClassVar[bool] = True
     mechanism: ClassVar[str] = "gaussian"
+    protects: ClassVar[str] = (
+        "each client, all it has, from whoever sees the models; the server is trusted with clipped updates"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,11 +146,14 @@ class Central(Guarantee):
             scales[CLIP_BIT] = slack * self._bit_noise / cohort
         return scales
 
-    def signal(self, size: int) -> str:
-        """The noise's norm beside the most that the mean can be."""
+    def drowning(self, size: int) -> float:
+        """Of the mean: no longer than C."""
         scale = self.deviations(self._claim.bounds, size)[DELTA]
-        ratio = scale * sqrt(size) / self._reach(self._claim)
-        return f"cohort {self._cohort}, noise norm over signal norm at least {ratio:.3g}"
+        return scale * sqrt(size) / self._reach(self._claim)
+
+    def signal(self, size: int) -> str:
+        """The planned cohort, too."""
+        return f"cohort {self._cohort}, {super().signal(size)}"
 
     @staticmethod
     def _reach(claim: Claim) -> float:

@@ -59,6 +59,9 @@ class Distributed(Guarantee):
 
     label: ClassVar[str] = "privacy=distributed"
     mechanism: ClassVar[str] = "distributed noise"
+    protects: ClassVar[str] = (
+        "each client, all it has, from whoever sees the models and from a server that follows the protocol"
+    )
 
     def promised(self, claim: Claim) -> Claim:
         """The noise must be the stage's, and the collector must say how many shares are sure to be there.
@@ -132,13 +135,18 @@ class Distributed(Guarantee):
         """`zero_out`, or that one vector is replaced by another: who takes part is the same."""
         return self._relation if self._relation == "replace_one" else "zero_out"
 
-    def signal(self, size: int) -> str:
-        """The noise's norm beside the most that a sum's mean can be, were only the sure shares there."""
+    def drowning(self, size: int) -> float:
+        """Of a sum's mean, were only the sure shares there."""
         steps = self._steps()
-        ratio = sqrt(steps.shares * steps.variance * steps.dimension) / (steps.members * steps.norm)
+        noise = sqrt(steps.shares * steps.variance * steps.dimension)
+        return noise / (steps.members * steps.norm)
+
+    def signal(self, size: int) -> str:
+        """What is counted on, too."""
+        steps = self._steps()
         return (
             f"{steps.shares} of {steps.members} members are sure to add their share, rounding adds "
-            f"{steps.rounded / steps.norm - 1:.2g} to the sensitivity, noise norm over signal norm at least {ratio:.3g}"
+            f"{steps.rounded / steps.norm - 1:.2g} to the sensitivity, {super().signal(size)}"
         )
 
     def _header(self) -> str:

@@ -108,6 +108,7 @@ class OwnAccounts:
             "delta": self.delta,
             "accountant": self.accountant,
             "adjacency": "add_or_remove_one",
+            "protects": "each example, from everybody but the client that has it",
             "mechanism": "dp-sgd",
             "target_epsilon": self.budget,
             "clients": len(self.spent),
@@ -115,7 +116,14 @@ class OwnAccounts:
 
     def describe(self, size: int) -> str:
         """Who promises what."""
-        return f"each client's examples, by DP-SGD at the client; δ = {self.delta:.2g}, ε by {self.accountant}"
+        budget = (
+            "no budget" if self.budget is None else f"budget of each client ε = {self.budget:g}"
+        )
+        nothing = "" if self.promised else "NOTHING IS PROMISED (reproducible_noise): "
+        return (
+            f"{nothing}each client's examples, by DP-SGD at the client; {budget}, δ = {self.delta:.2g}, ε by"
+            f" {self.accountant}, each client's noise by its number of examples"
+        )
 
     def state_dict(self) -> State:
         """What was told."""

@@ -72,12 +72,19 @@ class Guarantee(Ranged, ABC):
     unconditional: ClassVar[bool] = False
     mechanism: ClassVar[str]
     """What makes the noise, in a word."""
+    protects: ClassVar[str]
+    """What is protected, and from whom."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target_epsilon is None and self.noise_multiplier is None:
             raise ValueError(
                 "set target_epsilon, for which the noise is found, or noise_multiplier"
+            )
+        if self.delta is not None and self.population and self.delta >= 1 / self.population:
+            raise ValueError(
+                f"delta = {self.delta:g} would allow one of {self.population} clients to be published: set it below"
+                f" 1/{self.population} = {1 / self.population:.2g}"
             )
         self._z: float | None = None
         self._account: Accountant | None = None
@@ -189,6 +196,7 @@ class Guarantee(Ranged, ABC):
             "delta": self.resolved_delta,
             "accountant": self.accountant,
             "adjacency": self.adjacency,
+            "protects": self.protects,
             "mechanism": self.mechanism,
             "noise_multiplier": self.z,
             "target_epsilon": self.target_epsilon,
@@ -215,14 +223,20 @@ class Guarantee(Ranged, ABC):
             "no budget" if self.target_epsilon is None else f"budget ε = {self.target_epsilon:g}"
         )
         people = "" if self.population is None else f" (1/N = {1 / self.population:.2g})"
+        nothing = "NOTHING IS PROMISED (reproducible_noise): " if self.reproducible_noise else ""
         return (
-            f"{self.mechanism}, z = {self.z:.4g}, {self._sampling}; {budget}, δ = {self.resolved_delta:.2g}{people}, "
-            f"ε = {one:.3g} a round, {self._planned_epsilon():.4g} after {self.rounds}; {self.signal(size)}"
+            f"{nothing}{self.mechanism}, z = {self.z:.4g}, {self._sampling}; {budget}, "
+            f"δ = {self.resolved_delta:.2g}{people}, ε = {one:.3g} a round, "
+            f"{self._planned_epsilon():.4g} after {self.rounds}; {self.signal(size)}"
         )
 
     @abstractmethod
+    def drowning(self, size: int) -> float:
+        """The noise's L2 norm over the most that what is released can have, for a model of so many parameters."""
+
     def signal(self, size: int) -> str:
         """How large the noise is beside what it hides."""
+        return f"noise norm over signal norm at least {self.drowning(size):.3g}"
 
     def state_dict(self) -> State:
         """What has been spent; never the noise itself, so that a round that is run again draws afresh."""
@@ -291,11 +305,11 @@ class Guarantee(Ranged, ABC):
     @property
     def _sampling(self) -> str:
         release = self.release(self._claim, self.z)
-        return (
-            f"{release.sampling} sampling, rate {release.rate:.4g}"
-            if release.sampling != "none"
-            else ("no amplification by sampling")
-        )
+        if release.sampling == "none":
+            return "no amplification by sampling"
+        if release.sampling == "fixed" and self.accountant != "rdp":
+            return f"cohorts of fixed size, of which {self.accountant} claims nothing (rdp claims some)"
+        return f"{release.sampling} sampling, rate {release.rate:.4g}"
 
 
 def gaussian_release(claim: Claim, z: float) -> GaussianRelease:

@@ -29,6 +29,7 @@ class Local(Guarantee):
     label: ClassVar[str] = "privacy=local"
     unit: ClassVar[str] = "client update"
     mechanism: ClassVar[str] = "local gaussian"
+    protects: ClassVar[str] = "each client's updates of all rounds, from everybody"
 
     def promised(self, claim: Claim) -> Claim:
         """The noise must be the stage's; raises `ContractError` where the pipeline lacks it."""
@@ -50,15 +51,9 @@ class Local(Guarantee):
         least = self.noise_multiplier or 0.0
         return [LocalNoise(lambda: self.z, least=least, entropy=self._entropy)]
 
-    def signal(self, size: int) -> str:
-        """The noise's norm beside an update's."""
-        cohort = self._claim.cohort
-        mean = (
-            ""
-            if cohort is None
-            else f", in the mean of {cohort} {self.z * sqrt(size / cohort):.3g}"
-        )
-        return f"noise norm over an update's at least {self.z * sqrt(size):.3g}{mean}"
+    def drowning(self, size: int) -> float:
+        """Of the mean of a cohort, or of one update where none is planned."""
+        return self.z * sqrt(size / (self._claim.cohort or 1))
 
     def _entropy(self, context: ClientContext) -> Entropy:
         if not self.reproducible_noise:

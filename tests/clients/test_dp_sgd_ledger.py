@@ -67,7 +67,9 @@ def test_other_damage_is_refused_and_never_read_as_less(tmp_path):
 def test_another_mechanism_s_file_is_refused(tmp_path, header):
     ledger = ClientLedger(tmp_path, 0)
     ledger.path.write_text(json.dumps(header) + "\n")
-    with pytest.raises(ValueError, match="is another file: its (format|relation|unit|mechanism) is"):
+    with pytest.raises(
+        ValueError, match=r"is another file: its (format|relation|unit|mechanism) is"
+    ):
         ledger.charges()
 
 

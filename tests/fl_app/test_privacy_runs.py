@@ -46,8 +46,8 @@ def test_a_planned_run_uses_its_budget_up_and_says_so(tmp_path):
     assert (summary["status"], result.exit_code) == ("completed", 0)
     privacy = summary["privacy"]
     assert set(privacy) == {
-        "unit", "epsilon", "delta", "accountant", "adjacency", "mechanism", "noise_multiplier", "target_epsilon",
-        "sampling", "releases",
+        "unit", "epsilon", "delta", "accountant", "adjacency", "protects", "mechanism", "noise_multiplier",
+        "target_epsilon", "sampling", "releases",
     }  # fmt: skip
     assert (privacy["unit"], privacy["adjacency"]) == ("client", "add_or_remove_one")
     assert (privacy["accountant"], privacy["delta"]) == ("pld", 1e-5)
@@ -354,3 +354,20 @@ def test_what_no_noise_hides_is_refused_before_anything_runs(tmp_path, capsys, c
     told = re.sub(r"\s+", " ", capsys.readouterr().err)
     assert said in told
     assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_beginning_anew_keeps_what_was_spent_on_record_and_says_so(tmp_path):
+    noise = ["rounds=2", "privacy.noise_multiplier=2", "privacy.target_epsilon=null"]
+    first, summary, _ = run(tmp_path, *DP, *noise)
+    folder = first.summary_path.parent
+    spent = (folder / "privacy" / "ledger.jsonl").read_text()
+    _, again, lines = run(tmp_path, *DP, *noise, "resume=never")
+    assert (folder / "spent-1" / "ledger.jsonl").read_text() == spent
+    assert again["privacy"]["releases"] == 2
+    told = f"ε = {summary['privacy']['epsilon']:.4g} was spent here before on the same clients"
+    assert any(told in line for line in lines)
+
+
+def test_two_promises_in_one_run_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="choose one of them"):
+        run(tmp_path, *DP, "client=dp_sgd")

@@ -46,6 +46,7 @@ def test_the_runs_epsilon_is_the_largest_that_any_client_told():
         "delta": 1e-5,
         "accountant": "pld",
         "adjacency": "add_or_remove_one",
+        "protects": "each example, from everybody but the client that has it",
         "mechanism": "dp-sgd",
         "target_epsilon": 8.0,
         "clients": 3,

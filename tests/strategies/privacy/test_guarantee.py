@@ -53,7 +53,13 @@ def test_delta_is_less_than_one_in_all_clients_and_never_more_than_a_hundred_tho
     population, delta
 ):
     assert central(population=population).resolved_delta == pytest.approx(delta)
-    assert central(population=population, delta=1e-3).resolved_delta == 1e-3
+    assert central(population=population, delta=1e-7).resolved_delta == 1e-7
+
+
+@pytest.mark.parametrize("delta", [0.01, 0.5])
+def test_a_delta_that_allows_a_client_to_be_published_is_refused(delta):
+    with pytest.raises(ValueError, match=r"one of 100 clients to be published: set it below 1/100"):
+        central(population=100, delta=delta)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +244,7 @@ def test_the_report_names_the_unit_its_neighbours_and_what_was_spent():
         "delta": 1e-5,
         "accountant": "pld",
         "adjacency": "add_or_remove_one",
+        "protects": Central.protects,
         "mechanism": "gaussian",
         "noise_multiplier": 1.0,
         "target_epsilon": 5.0,

@@ -226,5 +226,4 @@ def test_the_plan_says_how_large_the_noise_is():
     privacy = local()
     pipeline(privacy).check()
     said = privacy.describe(10_000)
-    assert "noise norm over an update's at least 300" in said
-    assert "in the mean of 7 113" in said
+    assert "noise norm over signal norm at least 113" in said  # 3·√10,000 over √7
