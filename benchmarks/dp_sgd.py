@@ -2,7 +2,7 @@
 
     python benchmarks/dp_sgd.py             both, in full: five folds of MNIST, ten clients; one or two hours
     python benchmarks/dp_sgd.py --quick     one fold, ε = 3 and none, and fewer repeats: minutes
-    python benchmarks/dp_sgd.py accuracy    (or: cost) one of them
+    python benchmarks/dp_sgd.py accuracy    (or: cost) one of them; --models hog --folds 3: a part of it
 
 Accuracy is that of `trellis run client=dp_sgd` on 1,000 test images a fold; each client holds 400 and is protected by
 its own noise, from the server too. Settings were found on fold 0 with another partition, initial model and noise; the
@@ -64,11 +64,11 @@ PLAIN = {"hog": (20, 3, 2.0), "linear": (20, 3, 0.1), "cnn": (20, 3, 0.1)}
 """Rounds, local epochs and learning rate without privacy, in batches of 20."""
 
 
-def accuracy(quick: bool) -> None:
-    """Prints a table of accuracies by model and ε."""
-    models = ["hog", "linear"] if quick else list(PRIVATE)
+def accuracy(quick: bool, models: Sequence[str], count: int) -> None:
+    """Prints a table of accuracies by model and ε, over so many folds."""
+    models = ["hog", "linear"] if quick else models
     targets = [3.0] if quick else [1.0, 3.0, 8.0]
-    folds = range(1 if quick else FOLDS)
+    folds = range(1 if quick else count)
     print(f"\n| model | ε = {' | ε = '.join(f'{t:g}' for t in targets)} | no privacy |")
     print(f"|---|{'---|' * (len(targets) + 1)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -234,12 +234,14 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="?", default="all", choices=["all", "accuracy", "cost"])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--models", nargs="+", choices=list(PRIVATE), default=list(PRIVATE))
+    parser.add_argument("--folds", type=int, choices=range(1, FOLDS + 1), default=FOLDS)
     asked = parser.parse_args()
     print(versions())
     if asked.what != "accuracy":
         cost(asked.quick)
     if asked.what != "cost":
-        accuracy(asked.quick)
+        accuracy(asked.quick, asked.models, asked.folds)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def _loss(outputs: Array, noise: float, rate: float) -> Array:
 
 def _outcome(points: Array, noise: float, rate: float) -> Array:
     """The output with that loss; −∞ where every output has a larger one."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # What overflows under little noise is where the branch below takes the other value.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # ln(exp(ε) − (1 − q)), without loss of digits where ε is small, and without overflow where it is large
         logs = points + np.log(-np.expm1(_log_rest(rate) - points))
     logs = np.where(points > _log_rest(rate), logs, -np.inf)

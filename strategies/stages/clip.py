@@ -64,14 +64,12 @@ class Clip(Ranged):
 def clip(update: Update, norm: float, sections: Iterable[str]) -> Update:
     """The update with each named section's vector scaled by min(1, norm / ‖x‖₂); others untouched.
 
-    What has no length, for a NaN or an infinity in it, becomes zeros: what follows may rest on the bound.
+    What has no length, for a NaN or an infinity in it, is left to admission to refuse; noise takes zeros in its place.
     """
     for name in sections:
         section = update.sections[name]
         length = l2_norm(section.vector)
-        if not isfinite(length):
-            section = Section(np.zeros_like(section.vector), section.layout, norm)
-        elif length > norm:
+        if isfinite(length) and length > norm:
             # A hair further than C, so that rounding to float32 can't lift the norm above it again.
             scaled = section.vector * np.float64(norm / length * (1 - 2.0**-22))
             section = Section(scaled.astype(np.float32), section.layout, norm)
@@ -91,6 +89,11 @@ def agreed_norm(context: ClientContext) -> float:
     if not LEAST_NORM <= norm <= MOST_NORM:
         raise Refused("terms", f"a clip to {norm:g} is none")
     return norm
+
+
+def bounded(section: Section) -> Vector:
+    """A clipped section's vector, which noise hides: zeros where it has no length, and so no bound."""
+    return section.vector if isfinite(l2_norm(section.vector)) else np.zeros_like(section.vector)
 
 
 def l2_norm(vector: Vector) -> float:

@@ -27,6 +27,7 @@ from strategies.privacy.rotation import Rotation
 from strategies.privacy.rounding import rounded, rounded_l2
 from strategies.privacy.steps import Steps
 from strategies.protocols import ClientContext, Settings
+from strategies.stages.clip import bounded
 from strategies.update import DELTA, Section, Update
 from strategies.wire import Refused
 
@@ -122,7 +123,7 @@ class IntegerNoise:
             raise Refused("terms", f"noise of variance {variance:g} is less than is added here")
         entropy = self._entropy(context)
         scaled = [
-            self._turned(name, section.vector, int(settings["seed"]), update.version)
+            self._turned(name, bounded(section), int(settings["seed"]), update.version)
             * np.float64(scales[name])
             for name, section in sorted(update.sections.items())
         ]

@@ -17,6 +17,7 @@ import numpy as np
 from strategies.contract import Claim, ContractError, name_of
 from strategies.privacy.noise import Entropy, gaussian
 from strategies.protocols import ClientContext, Settings
+from strategies.stages.clip import bounded
 from strategies.update import Section, Update
 from strategies.wire import Refused
 
@@ -81,7 +82,7 @@ class LocalNoise:
         for name, section in update.sections.items():
             noise = gaussian(section.layout.size, entropy)
             noise *= scale
-            noise += section.vector
+            noise += bounded(section)
             update = update.with_section(name, Section(noise.astype(np.float32), section.layout))
         return replace(update, weight=1.0, metrics={})
 

@@ -14,11 +14,13 @@ from strategies.pipeline import Pipeline
 from strategies.privacy import Central, Distributed, OwnAccounts
 from strategies.privacy.events import GaussianRelease
 from strategies.privacy.noise import Seeded
+from strategies.privacy.steps import Steps
 from strategies.protocols import ClientContext, Job
 from strategies.samplers import Poisson, Uniform
 from strategies.server_models import SGD, ServerModel
 from strategies.stages import Clip, LocalNoise
-from strategies.update import EPSILON
+from strategies.stages.integer_noise import IntegerNoise
+from strategies.update import DELTA, EPSILON
 from strategies.wire import CONFIG, METRICS, Refused
 from tests.support.grids import ScriptedGrid, hello_node
 from tests.support.updates import parameters, update
@@ -52,11 +54,24 @@ def test_no_larger_share_is_asked_than_was_claimed_whoever_is_gone(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_vector_without_a_length_is_clipped_to_nothing(bad):
-    """NaN passes every comparison that asks for too much."""
-    sent = Clip(norm=1.0).encode(update([bad, 1e6, -3e6]), ClientContext(0, 1, {"norm": 1.0}))
-    np.testing.assert_array_equal(sent.delta.vector, [0, 0, 0])
-    assert sent.delta.bound == 1.0
+def test_of_a_vector_without_a_length_noise_is_all_that_leaves(bad):
+    """NaN passes every comparison that asks for too much, and would take its neighbours along."""
+    stage = LocalNoise(lambda: 1.0, entropy=lambda context: Seeded(0, "test"))
+
+    def sent(values):
+        clipped = Clip(norm=1.0).encode(update(values), ClientContext(0, 1, {"norm": 1.0}))
+        return stage.encode(clipped, ClientContext(0, 1, {"multiplier": 1.0})).delta.vector
+
+    np.testing.assert_array_equal(sent([bad, 1e6, -3e6]), sent([0.0, 0.0, 0.0]))
+    integers = _integers()
+    clipped = Clip(norm=1.0).encode(update([bad, 1e6, -3e6]), ClientContext(0, 1, {"norm": 1.0}))
+    out = integers.encode(clipped, ClientContext(0, 1, integers.configure())).delta.vector
+    assert np.isfinite(out).all()
+
+
+def _integers() -> IntegerNoise:
+    steps = Steps("discrete_gaussian", 1.0, 5, 10, {DELTA: 3})
+    return IntegerNoise(lambda: steps, lambda: {DELTA: 1.0})
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, 1e-43, float("inf"), float("nan")])
