@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 CODE_HASH = "code-hash"
 CONFIG_HASH = "config-hash"
 NUM_CLIENTS = "num-clients"
+_STAGES = "stages/"
+"""Before the names of what stages remember, beside what the trainer does."""
 
 
 class MismatchError(ValueError):
@@ -222,8 +224,8 @@ class Client:
 
     @property
     def _remembers(self) -> bool:
-        """Whether the trainer keeps state: only then is the disk touched."""
-        return bool(getattr(self._trainer, "remembers", False))
+        """Whether the trainer or a stage keeps state: only then is the disk touched."""
+        return any(getattr(part, "remembers", False) for part in (self._trainer, *self._stages))
 
     def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
         if isinstance(fit, Exception):
@@ -240,10 +242,12 @@ class Client:
             integer_in(config, "version"),
             fit.metrics,
         )
-        if fit.state:
-            self._store.propose(job.client, integer_in(config, "included"), round_number, fit.state)
         lie = self._lie(update, message, round_number)
-        encoded = encode(lie, self._stages, config, job.client)
+        remembered: dict[str, NDArray[np.float32]] = {}
+        memory = _of_stages(job.state)
+        encoded = encode(lie, self._stages, config, job.client, memory, remembered)
+        if state := {**fit.state, **{_STAGES + key: v for key, v in remembered.items()}}:
+            self._store.propose(job.client, integer_in(config, "included"), round_number, state)
         return Message(self._half.reply(encoded, message.content), reply_to=message)
 
     def _nothing(self, job: FitJob) -> Fit:
@@ -308,6 +312,11 @@ def _failure(message: Message, error: Exception) -> Message:
     elif isinstance(error, OSError):  # whose text names a path of the client's
         said = f"{type(error).__name__}: {error.strerror}"
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, said), reply_to=message)
+
+
+def _of_stages(state: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """What a client's stages remember, of all that it does."""
+    return {key[len(_STAGES) :]: v for key, v in state.items() if key.startswith(_STAGES)}
 
 
 def _flat(record: ArrayRecord, name: str) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import ceil
@@ -23,7 +23,7 @@ from clients.tasks.task import fingerprint
 from clients.trainers import SGD, DpSgd
 from fl_app.batching import Batching, plan_batching
 from fl_app.config.faults import ConfigError, Fault
-from fl_app.config.schema import Config
+from fl_app.config.schema import Config, TargetNode
 from fl_app.config.targets import build
 from fl_app.engine import Adversary, resolve_workers
 from fl_app.identity import code_hash
@@ -180,10 +180,17 @@ class Assembly:
             privacy: the server's promise, where it has one; clients have one of their own.
         """
         promise = self.privacy() if privacy is None else privacy
-        if self.config.clip is None:
-            return [] if promise is None else [*promise.stages(dict)]
-        clip = build(self.config.clip)
-        return [clip, *([] if promise is None else promise.stages(getattr(clip, "bounds", dict)))]
+        compression, clip = self.config.compression, self.config.clip
+        first, last = ((), ()) if compression is None else self._compression(compression)
+        clips = [] if clip is None else [build(clip)]
+        bounds = getattr(clips[0], "bounds", dict) if clips else dict
+        noise = [] if promise is None else promise.stages(bounds)
+        return [*first, *clips, *noise, *last]
+
+    def _compression(self, node: TargetNode) -> tuple[Sequence[Stage], Sequence[Stage]]:
+        """Stages before the clip, which bounds what they leave, and behind all else."""
+        first, last = build(node, seed=self.config.seed).stages()
+        return first, last
 
     def privacy(self, num_clients: int | None = None) -> Promise | None:
         """What is promised of it; the server's, for so many clients, with an account in the run's folder."""

@@ -66,6 +66,11 @@ class Claim:
         clear: what travels unprotected beside the vectors.
         metrics: training metrics that are summed under a mask beside the vectors, and seen as sums.
         whole: whether sums are of the very integers that members give, each a whole step.
+        packed: the stage behind which vectors are bytes, None where they travel as they are.
+        sessions: exchanges with cohorts of their own that one aggregate is made of, `cohort` being all of their clients;
+            1 in rounds.
+        staleness: versions that a client's model may be behind the one that its update is applied to; None in rounds,
+            where all have the present one.
         client_half: whether clients run their half of the pipeline (a vanilla client only returns weights).
         root: whether the server has an update of its own, from root data, to hold the others against.
         watched: whether clients are left out of later rounds for what their updates were.
@@ -94,6 +99,9 @@ class Claim:
     clear: frozenset[str] = frozenset()
     metrics: frozenset[str] = frozenset()
     whole: bool = False
+    packed: str | None = None
+    sessions: int = 1
+    staleness: int | None = None
     client_half: bool = True
     root: bool = False
     watched: bool = False
@@ -258,6 +266,11 @@ class Claim:
                 "a vanilla client returns weights and does not run a part's client half",
                 "add `strategies.pipeline_mod` to the ClientApp, or leave the part out",
             )
+
+    def need_rounds(self, part: object, *, why: str, instead: str) -> None:
+        """Refuses updates that started from several versions of the model."""
+        if self.staleness is not None:
+            raise ContractError(self.source("staleness"), name_of(part), why, instead)
 
     def need_sections(self, part: object, names: Iterable[str], *, instead: str) -> None:
         """Refuses where updates lack a section that `part` reads."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
@@ -28,12 +29,16 @@ from strategies.wire import (
     Refused,
     config_of,
     integer_in,
+    pack,
     read_weights,
     unpack,
     unpack_model,
 )
 
 log = logging.getLogger(__name__)
+
+MEMORY: Final = "stages-memory"
+"""The record of Flower's `Context.state` in which stages keep what they remember; it lasts as long as the SuperNode."""
 
 
 def pipeline_mod(stages: Sequence[Stage] = (), half: ClientHalf | None = None) -> Mod:
@@ -60,7 +65,7 @@ def pipeline_mod(stages: Sequence[Stage] = (), half: ClientHalf | None = None) -
         reply = call_next(message, context)
         if reply.has_error():
             return reply
-        update = _encoded(request, reply.content, stages)
+        update = _encoded(request, reply.content, stages, context)
         try:
             return Message(collector.reply(update, request), reply_to=message)
         except Refused as refused:
@@ -95,7 +100,9 @@ def layouts_of(arrays: dict[str, NDArray[np.generic]], kinds: dict[str, str]) ->
     }
 
 
-def _encoded(request: RecordDict, reply: RecordDict, stages: Sequence[Stage]) -> Update:
+def _encoded(
+    request: RecordDict, reply: RecordDict, stages: Sequence[Stage], context: Context
+) -> Update:
     config = config_of(request)
     sent = unpack_model(request.array_records[ARRAYS])
     named = config.get("buffers")
@@ -113,7 +120,38 @@ def _encoded(request: RecordDict, reply: RecordDict, stages: Sequence[Stage]) ->
         update = update.with_section(
             name, _section(reply.array_records.get(name), layouts[DELTA], name)
         )
-    return encode(update, stages, config, client)
+    proposed: dict[str, NDArray[np.float32]] = {}
+    if not any(getattr(stage, "remembers", False) for stage in stages):
+        return encode(update, stages, config, client)
+    included = integer_in(config, "included")
+    encoded = encode(update, stages, config, client, _remembered(context, included), proposed)
+    _propose(context, included, number, proposed)
+    return encoded
+
+
+def _remembered(context: Context, included: int) -> dict[str, NDArray[np.float32]]:
+    """What the stages remembered with the last update that the server took."""
+    record = context.state.get(MEMORY)
+    if not isinstance(record, ArrayRecord):
+        return {}
+    found = {}
+    for key in record:
+        number, _, name = key.partition("/")
+        if number == str(included):
+            found[name] = unpack(record[key]).astype(np.float32)
+    return found
+
+
+def _propose(
+    context: Context, included: int, number: int, proposed: dict[str, NDArray[np.float32]]
+) -> None:
+    """Keeps what holds now, and what will hold if the server takes this round's update."""
+    before = context.state.get(MEMORY)
+    kept = before if isinstance(before, ArrayRecord) else ArrayRecord()
+    record = ArrayRecord({k: kept[k] for k in kept if k.partition("/")[0] == str(included)})
+    for name, vector in proposed.items():
+        record[f"{number}/{name}"] = pack(vector)
+    context.state[MEMORY] = record
 
 
 def _section(record: ArrayRecord | None, layout: Layout, name: str) -> Section:

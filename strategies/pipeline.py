@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
+from numpy.typing import NDArray
 
 from strategies.admission import Admission
 from strategies.collectors import Plain
@@ -29,10 +31,13 @@ from strategies.protocols import (
     Job,
     Learner,
     Maker,
+    Memory,
+    Packing,
     Persistent,
     Plan,
     Promise,
     Sampler,
+    Shaping,
     Stage,
     settings_of,
 )
@@ -94,6 +99,14 @@ class Pipeline:
             raise ContractError(
                 twice, twice, "a stage stands twice in one pipeline", "leave one of them out"
             )
+        for stage in self.stages[:-1]:
+            if isinstance(stage, Packing):
+                raise ContractError(
+                    name_of(stage),
+                    name_of(self.stages[-1]),
+                    "what is packed is bytes, which no stage behind it can change",
+                    "put the stage that packs last",
+                )
         claim = check(
             self._order(),
             Claim(
@@ -272,6 +285,8 @@ class Pipeline:
             bounds,
             self.admission.quorum,
             *self._carriers(),
+            reshaped(layouts, self.stages),
+            packing_of(self.stages),
         )
 
     def _carriers(self) -> tuple[int, int]:
@@ -323,11 +338,48 @@ class Pipeline:
         return [(name, part) for name, part in parts.items() if isinstance(part, Persistent)]
 
 
-def encode(update: Update, stages: Iterable[Stage], config: ConfigRecord, client: int) -> Update:
-    """The client halves, in order, each with the settings that came down for it."""
+def reshaped(layouts: Mapping[str, Layout], stages: Iterable[Stage]) -> Mapping[str, Layout]:
+    """The sections as they travel, given how the combiner sees them."""
     for stage in stages:
-        settings = settings_of(config, stage.name)
-        update = stage.encode(update, ClientContext(client, _round(config), settings))
+        if isinstance(stage, Shaping):
+            layouts = stage.reshaped(layouts)
+    return layouts
+
+
+def packing_of(stages: Sequence[Stage]) -> Packing | None:
+    """The stage that leaves sections packed; None where they travel as they are."""
+    last = stages[-1] if stages else None
+    return last if isinstance(last, Packing) else None
+
+
+def encode(
+    update: Update,
+    stages: Iterable[Stage],
+    config: ConfigRecord,
+    client: int,
+    memory: Memory = MappingProxyType({}),
+    proposed: dict[str, NDArray[np.float32]] | None = None,
+) -> Update:
+    """The client halves, in order, each with the settings that came down for it.
+
+    Args:
+        update: as it was trained.
+        stages: the server's, in the same order.
+        config: the request's.
+        client: logical id.
+        memory: what this client's stages remember, `<stage>.<name>` to vector.
+        proposed: takes what they are to remember if the server takes the update.
+    """
+    proposed = {} if proposed is None else proposed
+    for stage in stages:
+        state = {
+            key.removeprefix(f"{stage.name}."): vector
+            for key, vector in memory.items()
+            if key.startswith(f"{stage.name}.")
+        }
+        context = ClientContext(client, _round(config), settings_of(config, stage.name), state)
+        update = stage.encode(update, context)
+        proposed |= {f"{stage.name}.{key}": vector for key, vector in context.proposed.items()}
     return update
 
 

@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
+from numpy.typing import NDArray
 
 from strategies.contract import Checked
 from strategies.state import State
-from strategies.update import Layout, Update
+from strategies.update import Layout, Update, Vector
 from strategies.wire import Refused
 
 ConfigValue = ConfigRecordValues
 """What a Flower `ConfigRecord` may hold."""
 Settings = Mapping[str, bool | int | float | str]
 """What one part's server half sends down to its client half."""
+Memory = Mapping[str, NDArray[np.float32]]
+"""Vectors by name that a client keeps from round to round."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,15 @@ class ClientContext:
         client: logical id.
         round: the round's number, from 1.
         settings: of the part that is called.
+        state: what this stage of this client remembered with the last update that the model holds; vectors by name.
+        proposed: what it is to remember if the server takes this update, filled by `encode`.
     """
 
     client: int
     round: int
     settings: Settings
+    state: Memory = field(default_factory=dict)
+    proposed: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,17 @@ class Job:
         records: what every client is sent beside its configuration; shared by all requests, never changed.
         config: the settings that every client gets.
         included: for each client the last round whose update the model holds; absent when there is none.
-        layouts: the sections that must come back.
+        layouts: the sections that the combiner will see.
         kinds: for each array that is sent, the section that its change belongs to.
         bounds: L2 bound of one client's contribution, by section, where the pipeline sets one.
         quorum: good updates without which the round will be void: a sum of fewer need not be opened.
         honest: honest members, as far as the collector's numbers go, without whom no sum may be opened: they bring the
             noise.
         members: clients that a sum may have at most, where the noise was made for so many; 0 for any.
+        wire: the sections that must come back: as in `layouts`, but for those that a stage gives another shape.
+        packing: the stage that packs some of them, None where all are sent as they are.
+        taken: clients whose updates on this version the server has already; for schedulers that open several sessions
+            on one version.
     """
 
     round: int
@@ -94,6 +106,13 @@ class Job:
     quorum: int = 1
     honest: int = 0
     members: int = 0
+    wire: Mapping[str, Layout] = field(default_factory=dict)
+    packing: Packing | None = None
+    taken: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not self.wire:
+            object.__setattr__(self, "wire", self.layouts)
 
 
 @dataclass(frozen=True)
@@ -162,6 +181,34 @@ class Bounding(Protocol):
 
     def bounds(self) -> Mapping[str, float]:
         """L2 bounds of one client's sections in the round that comes."""
+        ...
+
+
+@runtime_checkable
+class Shaping(Protocol):
+    """A stage behind which sections have another shape."""
+
+    def reshaped(self, layouts: Mapping[str, Layout]) -> Mapping[str, Layout]:
+        """All sections as they are behind its `encode`, given how they are before."""
+        ...
+
+
+@runtime_checkable
+class Packing(Protocol):
+    """The last stage, where its client half leaves sections packed; they are unpacked before anything else sees them.
+
+    Attributes:
+        sections: those that are packed.
+    """
+
+    sections: Sequence[str]
+
+    def most_bytes(self, layout: Layout) -> int:
+        """The largest packed size of a section: what is longer is refused unread."""
+        ...
+
+    def unpack(self, name: str, data: bytes | memoryview, layout: Layout) -> Vector:
+        """A vector, in no more memory than its layout says; raises `Refused` for what no client half sends."""
         ...
 
 

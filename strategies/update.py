@@ -119,11 +119,14 @@ class Section:
         vector: (d,) float32, C-contiguous.
         layout: the names and shapes within it; `layout.size == d`.
         bound: an upper limit on the vector's L2 norm that holds by construction (a clip), or None.
+        packed: what travels in the vector's place, where a client's last stage has packed it; None where the vector
+            travels as it is. A section that is made anew has none.
     """
 
     vector: Vector
     layout: Layout
     bound: float | None = None
+    packed: bytes | None = None
 
     def __post_init__(self) -> None:
         if self.vector.dtype != np.float32 or self.vector.shape != (self.layout.size,):

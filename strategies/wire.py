@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 
 from strategies.records import bundle, extended, record_in, records_in
 from strategies.update import Layout, Section, Update, Vector
+
+if TYPE_CHECKING:
+    from strategies.protocols import Job, Packing
 
 ARRAYS: Final = "arrays"
 """The model, as a vanilla Flower app expects it."""
@@ -75,12 +78,19 @@ class Expected:
         client: logical id of the client that was asked.
         round: the round's number, from 1.
         version: the model version that was sent.
+        packing: what unpacks sections, where some come packed.
     """
 
     sections: Mapping[str, Layout]
     client: int
     round: int
     version: int
+    packing: Packing | None = None
+
+    @classmethod
+    def of(cls, job: Job, client: int) -> Expected:
+        """What a job asks of a client."""
+        return cls(job.wire, client, job.round, job.version, job.packing)
 
 
 def config_of(request: RecordDict) -> ConfigRecord:
@@ -202,8 +212,8 @@ def unpack_model(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
 
 
 def write_update(update: Update, *, client: int, round_number: int) -> RecordDict:
-    """The reply that carries one client's update (shape of each section (d,), float32, 4 bytes an element)."""
-    vectors = {name: pack(section.vector) for name, section in update.sections.items()}
+    """The reply that carries one client's update: of each section its bytes, or (d,) float32 where it is not packed."""
+    vectors = {name: pack(_travelling(section)) for name, section in update.sections.items()}
     receipt: dict[str, object] = {
         "client": client,
         "round": round_number,
@@ -217,6 +227,11 @@ def write_update(update: Update, *, client: int, round_number: int) -> RecordDic
             RECEIPT: extended(_NO_RECEIPT, receipt),
         }
     )
+
+
+def _travelling(section: Section) -> NDArray[np.generic]:
+    """What travels for a section: its vector, or the bytes that stand for it."""
+    return section.vector if section.packed is None else np.frombuffer(section.packed, np.uint8)
 
 
 def _metrics(values: dict[str, float]) -> MetricRecord:
@@ -262,11 +277,22 @@ def read_update(content: RecordDict, expected: Expected) -> Update:
             "the client laid its parameters out otherwise: its model differs from the server's",
         )
     sections = {
-        name: Section(_vector(vectors[name], layout, name), layout)
+        name: Section(_section(vectors[name], layout, name, expected.packing), layout)
         for name, layout in expected.sections.items()
     }
     weight, metrics = read_metrics(content)
     return Update(sections, weight, (expected.client,), expected.version, metrics)
+
+
+def _section(array: Array, layout: Layout, name: str, packing: Packing | None) -> Vector:
+    if packing is None or name not in packing.sections:
+        return _vector(array, layout, name)
+    data, most = unpack(array, f"section {name!r}"), packing.most_bytes(layout)
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise Refused("dtype", f"section {name!r} holds {data.dtype}, packed bytes were asked for")
+    if data.size > most:
+        raise Refused("too_large", f"section {name!r} has {data.size} bytes, {most} at most")
+    return packing.unpack(name, data.data, layout)
 
 
 def read_weights(

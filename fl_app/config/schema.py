@@ -168,6 +168,7 @@ class Config(_Settings):
         model: the network.
         client: the local trainer.
         clip: the clipping of updates, None where they go as they are.
+        compression: how updates are made small, None where they travel as they are.
         attack: what lying clients send, None where all are honest; on the engine only.
         collector: how updates come out of a cohort, and what the server sees of them.
         combiner: the rule that makes one update of many.
@@ -208,6 +209,9 @@ class Config(_Settings):
     ]
     client: Annotated[TargetNode, Part(needs=("fit",))]
     clip: Annotated[TargetNode | None, Part(needs=("check", "encode", "decode"))] = None
+    compression: Annotated[
+        TargetNode | None, Part(needs=("stages",), offered=frozenset({"seed"}))
+    ] = None
     attack: Annotated[TargetNode | None, Part(base="strategies.attacks.Attack")] = None
     collector: Annotated[
         TargetNode,

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from fl_app.engine.flwr_internals import copied, whole_message
 from fl_app.engine.pool import ClientPool
 from strategies.attacks import LIE, Memory, Omniscient, Sight
+from strategies.pipeline import packing_of, reshaped
 from strategies.protocols import Stage
 from strategies.records import bundle, record_in
 from strategies.server_models.model import sections_of
@@ -81,14 +82,15 @@ class Adversary:
         model = record_in(request.content, ARRAYS, ArrayRecord)
         assert model is not None
         if id(model) not in layouts:  # a cohort shares the model's record
-            layouts[id(model)] = _layouts(model, _config(request))
+            layouts[id(model)] = reshaped(_layouts(model, _config(request)), self._stages)
         client, round_number, version = (
             _integer(request, key) for key in ("client", "server-round", "version")
         )
         try:
-            update = read_update(
-                reply.content, Expected(layouts[id(model)], client, round_number, version)
+            expected = Expected(
+                layouts[id(model)], client, round_number, version, packing_of(self._stages)
             )
+            update = read_update(reply.content, expected)
             for stage in reversed(self._stages):
                 update = stage.decode(update)
         except Refused:

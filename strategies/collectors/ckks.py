@@ -127,7 +127,7 @@ class Ckks(CkksSettings):
     def open(self, job: Job, cohort: Sequence[int]) -> Session:
         """A session over the clients with these logical ids; the sum on this very model, where there is one."""
         model = self._memory.digest.of(job.records)
-        if sums := self._memory.once.recall(model, job.layouts):
+        if sums := self._memory.once.recall(model, job.wire):
             return Settled(sums)
         if len(cohort) > self.members:
             room = f"{len(cohort)} clients were drawn, and the scale leaves room for {self.members}"

@@ -79,9 +79,9 @@ class CkksSession:
         self._shuffle = shuffle
         self._cohort = tuple(cohort)
         self._waiting = set(cohort)
-        self._contents = settings.contents(job.layouts)
+        self._contents = settings.contents(job.wire)
         self._size = self._contents.size + self._contents.tail_size
-        self._layouts = [self._contents.layouts[name].digest for name in sorted(job.layouts)]
+        self._layouts = [self._contents.layouts[name].digest for name in sorted(job.wire)]
         self._id = os.urandom(ID_BYTES)
         self._void = memory.once.void(model)
         memory.once.begin(model, self._id)

@@ -241,7 +241,7 @@ class Masked(Ranged):
         A cohort that is too small to hide anybody is void at once.
         """
         digest = self._digest.of(job.records)
-        sums = self._once.recall(digest, job.layouts)
+        sums = self._once.recall(digest, job.wire)
         summed = {client for one in sums for client in one.members}
         order = [client for client in cohort if client not in summed]
         if self.groups > 1:

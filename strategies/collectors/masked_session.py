@@ -73,7 +73,7 @@ class MaskedSession:
             }
         )
         self._contents = Contents(
-            job.layouts, terms.metrics, terms.metric_limit, terms.max_weight or None
+            job.wire, terms.metrics, terms.metric_limit, terms.max_weight or None
         )
         self._members = tuple(members)
         self._neighbours: dict[int, frozenset[int]] = {}
@@ -179,7 +179,7 @@ class MaskedSession:
         self._sealed[client] = dict(zip(to, rows, strict=True))
 
     def _take_upload(self, client: int, reply: Reply) -> None:
-        wanted = [self._job.layouts[name].digest for name in sorted(self._job.layouts)]
+        wanted = [self._job.wire[name].digest for name in sorted(self._job.wire)]
         if _said(reply).values.get("layouts") != wanted:
             raise Refused("shape", "the client laid its parameters out otherwise than the server")
         if self._terms.malicious:

@@ -118,7 +118,7 @@ class PlainSession:
         self._waiting.discard(client)
         if reply.content is None:
             raise Refused("client_error", reply.error or "the client gave no reason")
-        expected = Expected(self._job.layouts, client, self._job.round, self._job.version)
+        expected = Expected.of(self._job, client)
         if self._sent is not None:
             update = read_weights(reply.content, expected, self._sent, self._job.kinds)
         else:
