@@ -52,11 +52,6 @@ class Packed:
     widths: tuple[int, ...]
     planes: tuple[bytes, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes, without what frames them."""
-        return 3 * len(self.widths) + sum(map(len, self.planes))
-
 
 def pack(
     base: Mapping[str, Array],

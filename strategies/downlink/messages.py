@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from strategies.downlink.coding import REASON, Packed
 from strategies.records import bundle, record_in
+from strategies.sizes import count_bytes
 from strategies.wire import ARRAYS, Refused, pack, unpack
 
 HELD: Final = "held"
@@ -48,6 +49,11 @@ class Change:
         self._planes = ArrayRecord()
         for number, plane in enumerate(packed.planes):
             self._planes[str(number)] = pack(np.frombuffer(plane, np.uint8))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records."""
+        return count_bytes(self.instead(RecordDict()))
 
     def instead(self, content: RecordDict) -> RecordDict:
         """The request with the change in the model's place."""

@@ -194,10 +194,11 @@ class Downlink(Ranged):
         follows = version.step is not None and held == number - 1
         arrays = unpack_model(version.record)
         packed = version.step if follows else self._packed(base, arrays, version.exponents)
-        whole = count_bytes(RecordDict({ARRAYS: version.record}))
-        if packed is None or packed.size >= whole:
+        if packed is None:
             return None
-        return Change(version.digest, base.digest, packed)
+        change = Change(version.digest, base.digest, packed)
+        whole = marked(RecordDict({ARRAYS: version.record}), version.mark)
+        return change if change.size < count_bytes(whole) else None
 
     def _packed(
         self, base: _Version, target: Mapping[str, Array], exponents: tuple[int, ...] | None

