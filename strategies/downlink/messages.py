@@ -61,6 +61,11 @@ class Change:
         return bundle({HELD: self._said, PLANES: self._planes, **others})
 
 
+def is_change(content: RecordDict) -> bool:
+    """Whether a request carries a change in its model's place."""
+    return PLANES in content
+
+
 def marked(content: RecordDict, mark: ConfigRecord) -> RecordDict:
     """The request with its model named, so that the client keeps it."""
     return bundle({**content, HELD: mark})

@@ -176,7 +176,12 @@ class Downlink(Ranged):
         record = record_in(request.content, ARRAYS, ArrayRecord)
         if record is None:
             return None
-        return next((n for n, version in self._ring.items() if version.record is record), None)
+        for number, version in self._ring.items():
+            if version.record is record:
+                return number
+        # Of an earlier process, say, that had it under way.
+        digest = self._digest.of({ARRAYS: record})
+        return next((n for n, version in self._ring.items() if version.digest == digest), None)
 
     def _change(self, held: int | None, number: int) -> Change | None:
         """The change that makes this version of a held one; None where the whole model is to go."""

@@ -16,7 +16,7 @@ from strategies.downlink.messages import HELD, PLANES
 from strategies.protocols import Request
 from strategies.records import bundle, record_in
 from strategies.sizes import count_bytes
-from strategies.wire import ARRAYS, CONFIG, Refused
+from strategies.wire import ARRAYS, CONFIG, Refused, pack_model, unpack_model
 
 SIZE = 4_000
 
@@ -164,6 +164,20 @@ def test_a_request_of_an_older_version_is_served_while_that_is_remembered(tmp_pa
     server.step()
     server.step()
     assert server.downlink.content(straggler) is straggler.content
+
+
+def test_a_model_is_known_by_its_bits_too(tmp_path):
+    """A request that is asked again after a restart has a record of its own."""
+    server, held = Server(Downlink()), HeldModels(tmp_path)
+    server.ask(0, held)
+    server.step()
+    again = pack_model(unpack_model(server.record))
+    request = Request(0, "train", bundle({ARRAYS: again}), 1)
+    sent = server.downlink.content(request)
+    assert is_change(sent)
+    held.restored(sent)
+    server.downlink.answered(request)
+    assert count_bytes(server.ask(0, held)) < 300
 
 
 def test_requests_without_a_model_stay_as_they_are():
