@@ -1,0 +1,57 @@
+"""Small whole numbers, several to a byte."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.compression.entropy import Bytes
+from strategies.wire import Refused
+
+Bits = Literal[2, 4, 8]
+"""Of one number."""
+
+
+def packed_size(count: int, bits: Bits) -> int:
+    """Bytes of so many codes."""
+    return -(-count * bits // 8)
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: Bits) -> Bytes:
+    """Codes below 2^bits, the first in the lowest bits of the first byte; bits 2, 4 or 8."""
+    if bits == 8:
+        return codes
+    per_byte = 8 // bits
+    padded = codes
+    if len(codes) % per_byte:
+        padded = np.zeros(packed_size(len(codes), bits) * per_byte, np.uint8)
+        padded[: len(codes)] = codes
+    words = padded.view("<u2" if bits == 4 else "<u4")
+    joined = words | words >> 4 if bits == 4 else words | words >> 6 | words >> 12 | words >> 18
+    return np.asarray(joined.astype(np.uint8))
+
+
+def unpack_codes(data: Bytes, count: int, bits: Bits) -> NDArray[np.uint8]:
+    """The inverse of `pack_codes`.
+
+    Args:
+        data: `packed_size(count, bits)` bytes.
+        count: of the codes.
+        bits: 2, 4 or 8.
+
+    Raises:
+        Refused: `malformed`, where what fills the last byte up is not 0.
+    """
+    if bits == 8:
+        return data
+    words = data.astype("<u2" if bits == 4 else "<u4")
+    if bits == 4:
+        words = (words | words << 4) & 0x0F0F
+    else:
+        words = (words | words << 6 | words << 12 | words << 18) & 0x03030303
+    codes: NDArray[np.uint8] = words.view(np.uint8)
+    if codes[count:].any():
+        raise Refused("malformed", "the last byte is filled up with something")
+    return codes[:count]
