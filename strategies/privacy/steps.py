@@ -45,6 +45,8 @@ _JUMPS = 134
 """What Bernstein's inequality adds for Skellam shares: t = 20σ + 134 gives t² ≥ 200·(2σ² + 2t/3)."""
 _BIT_SHARE = 20
 _MOST_BIT = 0.25
+_RARE = 40 * math.log(2)
+"""Of the sums of honest members, one in 2⁴⁰ is longer than what is believed of them."""
 _WORST_ROUNDING = 1.25
 """Times by which rounding may lengthen a vector, and so noise: beyond it there is no use."""
 
@@ -122,6 +124,19 @@ class Steps(Ranged):
     def variance(self) -> float:
         """σ² of one share, in squared steps."""
         return share_variance(self.noise_multiplier, self.l2, self.shares)
+
+    def longest(self, members: int) -> float:
+        """L2 norm, in steps, that the sum of so many honest members passes once in 2⁴⁰ at most.
+
+        All their vectors may point one way, which makes members·L. A sum of discrete Gaussians has no longer tails than
+        a Gaussian of its variance s², for which P[‖x‖² > s²·(d + 2√(dt) + 2t)] ≤ exp(−t) (Hsu, Kakade & Zhang 2012, "A
+        Tail Inequality for Quadratic Forms of Subgaussian Random Vectors", Theorem 2.1). Skellam shares are held to
+        the same and their jumps, an element: they are thousands of steps wide, and Gaussian but for their far tails.
+        """
+        d = self.dimension
+        spread = math.sqrt(members * self.variance * (d + 2 * math.sqrt(d * _RARE) + 2 * _RARE))
+        jumps = _JUMPS * math.sqrt(d) if self.noise == "skellam" else 0.0
+        return members * self.rounded + spread + jumps
 
     @property
     def _change(self) -> int:

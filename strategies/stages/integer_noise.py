@@ -17,6 +17,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import hypot
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from strategies.privacy.rotation import Rotation
 from strategies.privacy.rounding import rounded, rounded_l2
 from strategies.privacy.steps import Steps
 from strategies.protocols import ClientContext, Settings
-from strategies.stages.clip import bounded
+from strategies.stages.clip import bounded, l2_norm
 from strategies.update import DELTA, Section, Update
 from strategies.wire import Refused
 
@@ -134,8 +135,23 @@ class IntegerNoise:
         return _split(update, values)
 
     def decode(self, update: Update) -> Update:
-        """Server half: the mean of the members' whole numbers in the sections' own units."""
-        scales = self._steps().scales(self._bounds())
+        """Server half: the mean of the members' whole numbers in the sections' own units.
+
+        Nobody sees what one member of a sum has sent, and one that skips its clip may fill the ring. What all together
+        have sent is seen: it is as long as their clips and their noise may make it, or somebody has lied.
+
+        Raises:
+            Refused: `too_large`, where the sum is longer than honest members make one in 2⁴⁰ sums.
+        """
+        steps = self._steps()
+        members, scales = len(update.members), steps.scales(self._bounds())
+        length = members * hypot(*(l2_norm(one.vector) for one in update.sections.values()))
+        if not length <= (most := steps.longest(members)) * (1 + _SLACK):
+            raise Refused(
+                "too_large",
+                f"{length:.3g} steps long, where {members} honest members make {most:.3g} at most: one has skipped its"
+                f" clip",
+            )
         for name, section in update.sections.items():
             vector = section.vector
             if name == DELTA:

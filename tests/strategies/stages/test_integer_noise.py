@@ -280,3 +280,47 @@ def test_sums_are_private_afterwards_and_bounded_no_more(visibility):
 def test_what_shared_noise_does_not_hide_is_refused(changes, words):
     with pytest.raises(ContractError, match=words):
         stage(numbers(10)).check(claim(**changes))
+
+
+@NOISES
+@settings(max_examples=15)
+@given(
+    size=st.integers(1, 200),
+    members=st.integers(1, 30),
+    z=st.sampled_from([1e-6, 1e-3, 0.5, 4.0]),
+    alike=st.booleans(),
+)
+def test_honest_sums_are_never_too_long(noise, size, members, z, alike):
+    """Once in 2⁴⁰: all members pull one way, or each its own, under much noise or next to none."""
+    steps = numbers(size, members=30, shares=members, noise=noise, noise_multiplier=z)
+    part, rng = stage(steps), np.random.default_rng(size)
+    rows = np.ones((members, size)) if alike else rng.normal(0, 9, (members, size))
+    part.decode(averaged([encoded(part, one) for one in of_rows(rows)]))
+
+
+@pytest.mark.parametrize(
+    "lie", [RING // 6, -(2**27), 2**25], ids=["the ring's limit", "less", "a tenth"]
+)
+def test_a_sum_that_honest_members_cannot_make_is_refused(lie):
+    """One of six has skipped its clip; the sum is all that anybody sees of it."""
+    steps = numbers(1_000)
+    part = stage(steps)
+    sent = [
+        encoded(part, one) for one in of_rows(np.random.default_rng(3).normal(0, 1, (6, 1_000)))
+    ]
+    part.decode(averaged(sent))
+    vector = np.full(1_000, lie, np.float32)
+    sent[2] = sent[2].with_section(DELTA, section(vector))
+    with pytest.raises(
+        Refused, match=r"6 honest members make .* one has skipped its clip"
+    ) as caught:
+        part.decode(averaged(sent))
+    assert caught.value.reason == "too_large"
+
+
+def test_the_longest_honest_sum_is_close_to_what_noise_makes_it():
+    """970 elements: what is a quarter longer than its noise is noticed, and the members' own part is small."""
+    steps = numbers(970, members=15, shares=11, noise_multiplier=100.0)
+    noise = math.sqrt(15 * steps.variance * 970)
+    signal = 15 * steps.rounded
+    assert 1.0 < (steps.longest(15) - signal) / noise < 1.22
