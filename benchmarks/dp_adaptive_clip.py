@@ -98,7 +98,7 @@ def ours(start: float, quantile: float) -> Iterator[float]:
         if aggregate is None:
             raise RuntimeError("a round of all clients was void")
         model.apply(aggregate)
-        pipeline.applied(aggregate, model.version)
+        pipeline.applied(aggregate, dict.fromkeys(range(CLIENTS), model.version), model.version)
         yield clip.present
 
 

@@ -32,6 +32,7 @@ from strategies.update import Update
 from strategies.wire import (
     ARRAYS,
     CONFIG,
+    LOCAL_STEPS,
     METRICS,
     NUM_EXAMPLES,
     TRAINS,
@@ -288,7 +289,8 @@ class Client:
             model = self._resident(jobs[0].arrays)
         except (ValueError, RuntimeError) as error:
             return [error] * len(jobs)
-        if self._together and len(jobs) > 1:
+        alike = not any(LOCAL_STEPS in job.settings for job in jobs)
+        if self._together and alike and len(jobs) > 1:
             try:
                 return fit_together(self._trainer, jobs, model, self._task)
             except Exception as error:  # torch raises what it likes for what it can't stack

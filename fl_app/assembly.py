@@ -39,6 +39,7 @@ from strategies.protocols import (
     ConfigValue,
     Promise,
     Sampler,
+    Scheduler,
     Stage,
 )
 from strategies.seeds import integer
@@ -173,6 +174,15 @@ class Assembly:
         )
         return sampler
 
+    def _scheduler(self, num_clients: int) -> Scheduler:
+        """When who is asked."""
+        scheduler: Scheduler = build(self.config.scheduler, population=num_clients)
+        paced = getattr(scheduler, "pace", None) is not None
+        if paced and not getattr(self.trainer, "paces", False):
+            told = "gives clients local steps, and this trainer takes its own: leave it out, or use client=sgd"
+            raise ConfigError([Fault("scheduler.pace", told, self.config.client.name)])
+        return scheduler
+
     def stages(self, privacy: Promise | None = None) -> list[Stage]:
         """The transformations of an update, in the order in which clients apply them.
 
@@ -302,6 +312,7 @@ class Assembly:
             combiner=build(config.combiner, seed=self._seed_of_draws),
             optimizer=build(config.server, population=num_clients),
             sampler=self.sampler(num_clients),
+            scheduler=self._scheduler(num_clients),
             privacy=privacy,
             admission=Admission(**config.admission.model_dump()),
             quarantine=None if config.quarantine is None else build(config.quarantine),

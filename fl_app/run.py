@@ -394,6 +394,7 @@ def engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[
             together=assembly.batching.size,
             start=begin,
             whole_rounds=assembly.adversary is not None,
+            batch_size=getattr(assembly.trainer, "batch_size", 1),
         )
 
 

@@ -29,7 +29,10 @@ COUNTER_LIMIT = 2.0**24
 FAILURES = frozenset({"client_error", "timeout"})
 """Reasons that are a client's misfortune: nothing came that could be refused."""
 
-_BLAMELESS = FAILURES | {"duplicate", "num_examples"}
+STALE = "stale"
+"""The reason of an update that is too old: its client is slow, and no liar for it."""
+
+_BLAMELESS = FAILURES | {"duplicate", "num_examples", STALE}
 
 
 def is_wrong(refusal: Refused) -> bool:
@@ -99,8 +102,11 @@ class Admission(Ranged):
                 )
 
     def record(self, client: int, refusal: Refused) -> None:
-        """Counts a refusal and strikes the client."""
+        """Counts a refusal and strikes the client, unless it is only slow."""
         self.refusals[refusal.reason] += 1
+        if refusal.reason == STALE:
+            log.info("client %d is slow: %s", client, refusal.detail)
+            return
         self.strikes[client] += 1
         done = "failed" if refusal.reason in FAILURES else f"refused ({refusal.reason})"
         log.warning("client %d %s: %s", client, done, shown(refusal.detail))

@@ -67,8 +67,8 @@ class Claim:
         metrics: training metrics that are summed under a mask beside the vectors, and seen as sums.
         whole: whether sums are of the very integers that members give, each a whole step.
         packed: the stage behind which vectors are bytes, None where they travel as they are.
-        sessions: exchanges with cohorts of their own that one aggregate is made of, `cohort` being all of their clients;
-            1 in rounds.
+        sessions: exchanges with cohorts of their own that one aggregate is made of, `cohort` being all of their
+            clients; 1 in rounds.
         staleness: versions that a client's model may be behind the one that its update is applied to; None in rounds,
             where all have the present one.
         client_half: whether clients run their half of the pipeline (a vanilla client only returns weights).
@@ -147,6 +147,11 @@ class Claim:
     def inputs(self) -> int | None:
         """Updates that the server sees a round: one a client, or one a group; None where nothing fixes it."""
         return self.groups if self.visibility is Visibility.GROUP else self.cohort
+
+    @property
+    def updates(self) -> int:
+        """Updates that come of a buffer or round as it is planned, 1 where nothing fixes it."""
+        return 1 if self.visibility is Visibility.SUM else self.inputs or 1
 
     def need_visibility(self, part: object, least: Visibility, *, why: str, instead: str) -> None:
         """Refuses when the server sees less than `least`."""

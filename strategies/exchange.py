@@ -169,6 +169,35 @@ class Exchange:
         self._arrived.clear()
         self._incoming = iter(())
 
+    def abandon(self, requests: Iterable[Request]) -> None:
+        """Gives up these requests: their replies are never looked at."""
+        given_up = {id(request) for request in requests}
+        self._outstanding = {
+            message_id: request
+            for message_id, request in self._outstanding.items()
+            if id(request) not in given_up
+        }
+        self._arrived = deque(one for one in self._arrived if id(one.request) not in given_up)
+
+    def ask(self, requests: Sequence[Request], timeout: float) -> Iterator[Reply]:
+        """Sends requests and gives their replies; others that come meanwhile are kept for `receive`."""
+        deadline = self.now() + timeout
+        waiting, others = {id(request) for request in requests}, list[Reply]()
+        self.send(requests, ttl=timeout)
+        while waiting and (reply := self.receive(deadline)) is not None:
+            if id(reply.request) in waiting:
+                waiting.discard(id(reply.request))
+                yield reply
+            else:
+                others.append(reply)
+        self.abandon(requests)
+        self._arrived.extend(others)
+
+    @property
+    def virtual(self) -> bool:
+        """Whether the clock is an engine's, which goes on after a restart where it was."""
+        return not isinstance(self._clock, WallClock)
+
     def node_of(self, client: int) -> int:
         """Node id of a client that is there."""
         return self._nodes[client]

@@ -27,6 +27,7 @@ class RoundView:
         void_reason: why, where it is.
         flagged: clients whose updates were suspicious, by logical id; None where nobody is watched.
         epsilon: of differential privacy, spent so far; None where nothing is promised.
+        staleness: model versions that each update's client was behind, where updates need not be of the present one.
         train_metrics: means over the updates that were taken, weighted by examples.
         evaluation: central evaluation of this version; empty where there was none.
         federated: evaluation on the clients' own test parts, weighted by examples; empty where there was none.
@@ -45,6 +46,7 @@ class RoundView:
     void_reason: str = ""
     flagged: tuple[int, ...] | None = None
     epsilon: float | None = None
+    staleness: tuple[int, ...] = ()
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
     federated: Mapping[str, float] = field(default_factory=dict)

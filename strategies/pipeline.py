@@ -34,14 +34,17 @@ from strategies.protocols import (
     Memory,
     Packing,
     Persistent,
+    Picker,
     Plan,
     Promise,
     Sampler,
+    Scheduler,
     Shaping,
     Stage,
     settings_of,
 )
 from strategies.samplers import Uniform
+from strategies.schedulers import Synchronous
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
 from strategies.state import State, Value, mapping_in
 from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Section, Update
@@ -59,6 +62,7 @@ class Pipeline:
         privacy: differential privacy; None where none is promised.
         optimizer: the server's optimiser.
         sampler: who is asked.
+        scheduler: when who is asked, and when what came becomes a step.
         admission: the server's door.
         quarantine: who is left out of later rounds for what it sent; None where nobody is watched.
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
@@ -74,6 +78,7 @@ class Pipeline:
     privacy: Promise | None = None
     optimizer: ServerOptimizer = field(default_factory=SGD)
     sampler: Sampler = field(default_factory=Uniform)
+    scheduler: Scheduler = field(default_factory=Synchronous)
     admission: Admission = field(default_factory=Admission)
     quarantine: Quarantine | None = None
     client_sections: frozenset[str] = frozenset({DELTA})
@@ -132,6 +137,13 @@ class Pipeline:
                 "its updates are no whole numbers, and would be rounded to such",
                 "use collector=masked, or privacy=distributed",
             )
+        if claim.staleness is not None and not isinstance(self.sampler, Picker):
+            raise ContractError(
+                name_of(self.sampler),
+                claim.source("staleness"),
+                "it draws whole cohorts, and clients are asked one after the other",
+                "use sampler=uniform, or give the sampler methods pick and took",
+            )
         self.claim = claim
         return claim
 
@@ -168,9 +180,17 @@ class Pipeline:
             for name, lay in layouts.items()
         }
 
-    def applied(self, aggregate: Update, version: int) -> None:
-        """The model of this version holds the aggregate: its members are told so, and parts remember."""
-        self.included |= dict.fromkeys(aggregate.members, version)
+    def applied(self, aggregate: Update, joined: Mapping[int, int], version: int) -> None:
+        """The model holds the aggregate: its members are told so, and parts remember.
+
+        Args:
+            aggregate: as the model was given it.
+            joined: for each client in it the round that its update was made for.
+            version: of the model that holds it.
+        """
+        self.included |= joined
+        if isinstance(self.sampler, Picker):
+            self.sampler.took(joined, version)
         for part in (self.combiner, *self.stages):
             if isinstance(part, Learner):
                 part.learn(aggregate)
@@ -217,6 +237,28 @@ class Pipeline:
             seed = int.from_bytes(os.urandom(16), "big")
         return self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
 
+    @property
+    def unconditional(self) -> bool:
+        """Whether an aggregate is released whatever came, since that must not show."""
+        return self.privacy is not None and self.privacy.unconditional
+
+    def pick(
+        self, idle: Sequence[int], count: int, *, seed: int, round_number: int, number: int
+    ) -> list[int]:
+        """Clients to be asked next, out of those that are idle (logical ids, sorted), less those in quarantine.
+
+        Args:
+            idle: who may be asked.
+            count: at most so many.
+            seed: the run's.
+            round_number: that of the version in the making.
+            number: different each time.
+        """
+        if self.quarantine is not None:
+            idle = self.quarantine.allowed(idle, round_number, min(count, len(idle)))
+        assert isinstance(self.sampler, Picker)  # checked
+        return self.sampler.pick(idle, count, seed=seed, round_number=round_number, attempt=number)
+
     def judge(
         self, round_number: int, updates: Sequence[Update], refused: Mapping[int, str]
     ) -> tuple[int, ...] | None:
@@ -231,7 +273,8 @@ class Pipeline:
         collected = getattr(self.collector, "least_clients", lambda: 1)()
 
         def enough(count: int) -> bool:
-            asked: int = cohort(count)
+            planned = self.claim.cohort if self.claim.staleness is not None else None
+            asked: int = cohort(count) if planned is None else min(count, planned)
             inputs = asked if self.claim.groups is None else self.claim.groups
             return asked >= max(self.admission.quorum, collected) and inputs >= self.least_inputs(
                 asked
@@ -246,9 +289,11 @@ class Pipeline:
         return 1 if least is None else int(least(inputs))
 
     def _order(self) -> Iterable[Checked]:
-        # The collector decides whether clients run their halves at all, so it speaks before the stages do.
+        # The collector decides whether clients run their halves at all, so it speaks before the stages do; the
+        # scheduler, of how many clients a session is.
         return (
             self.sampler,
+            self.scheduler,
             self.collector,
             *self.stages,
             self.admission,
@@ -332,6 +377,7 @@ class Pipeline:
         parts: dict[str, object] = {
             "collector": self.collector,
             "sampler": self.sampler,
+            "scheduler": self.scheduler,
             "privacy": self.privacy,
             **{f"stage {stage.name}": stage for stage in self.stages},
         }

@@ -5,10 +5,10 @@ Parts that have a contract offer `check`; parts that must last through a restart
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
@@ -18,6 +18,12 @@ from strategies.contract import Checked
 from strategies.state import State
 from strategies.update import Layout, Update, Vector
 from strategies.wire import Refused
+
+if TYPE_CHECKING:
+    from strategies.exchange import Exchange
+    from strategies.hooks import RoundView
+    from strategies.pipeline import Pipeline
+    from strategies.server_models import ServerModel
 
 ConfigValue = ConfigRecordValues
 """What a Flower `ConfigRecord` may hold."""
@@ -391,6 +397,38 @@ class Sampler(Checked, Protocol):
         self, clients: Sequence[int], *, seed: int, round_number: int, attempt: int
     ) -> list[int]:
         """A cohort out of the clients that are there (logical ids, sorted)."""
+        ...
+
+
+@runtime_checkable
+class Picker(Protocol):
+    """A sampler that can also say who is asked next, where clients are asked one after the other."""
+
+    def pick(
+        self, clients: Sequence[int], count: int, *, seed: int, round_number: int, attempt: int
+    ) -> list[int]:
+        """`count` of the idle clients (logical ids, sorted), or fewer; another `attempt` is another draw."""
+        ...
+
+    def took(self, clients: Iterable[int], round_number: int) -> None:
+        """Updates of these clients have become part of this round's model."""
+        ...
+
+
+class Scheduler(Checked, Protocol):
+    """The loop over model versions."""
+
+    def run(
+        self,
+        pipeline: Pipeline,
+        model: ServerModel,
+        exchange: Exchange,
+        until: int,
+        *,
+        timeout: float = 3600.0,
+        seed: int = 0,
+    ) -> Iterator[RoundView]:
+        """Versions until the model has version `until`, each as soon as it exists."""
         ...
 
 

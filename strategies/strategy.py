@@ -133,8 +133,9 @@ class PipelineStrategy(Strategy):
         result = Result(arrays=initial_arrays)
         if evaluate_fn is not None and model.version == 0:
             _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
-        scheduler = Synchronous(timeout=timeout, seed=self._seed)
-        views = scheduler.run(self.pipeline, model, exchange, num_rounds)
+        views = self.pipeline.scheduler.run(
+            self.pipeline, model, exchange, num_rounds, timeout=timeout, seed=self._seed
+        )
         for view in self._within_budget(views):
             last = view.round == num_rounds
             evaluation = self._central(view, evaluate_fn, last)
@@ -155,7 +156,8 @@ class PipelineStrategy(Strategy):
         parts = self.pipeline
         stages = ", ".join(stage.name for stage in parts.stages) or "none"
         log.info(
-            "pipeline: %r, %r, stages %s, %r, %r, quarantine %s",
+            "pipeline: %r, %r, %r, stages %s, %r, %r, quarantine %s",
+            parts.scheduler,
             parts.sampler,
             parts.collector,
             stages,
@@ -227,13 +229,9 @@ class PipelineStrategy(Strategy):
             self._evaluation(client, view.round, record, config or ConfigRecord())
             for client in exchange.clients()
         ]
-        deadline = exchange.now() + timeout
-        exchange.send(requests, ttl=timeout)
-        replies = iter(lambda: exchange.receive(deadline), None)
+        replies = exchange.ask(requests, timeout)
         contents = (reply.content for reply in replies if reply.content is not None)
-        means = evaluated(contents, self.pipeline.admission.max_examples)
-        exchange.forget()
-        return means
+        return evaluated(contents, self.pipeline.admission.max_examples)
 
     def _evaluation(
         self, client: int, round_number: int, arrays: ArrayRecord, config: ConfigRecord
@@ -278,6 +276,10 @@ class PipelineStrategy(Strategy):
             ValueError: the round is not the one that follows the model's version.
             RuntimeError: the collector has several phases, which only `start` runs.
         """
+        if not isinstance(self.pipeline.scheduler, Synchronous):
+            raise RuntimeError(
+                f"{name_of(self.pipeline.scheduler)} has no rounds: it runs by `start` only"
+            )
         if (phases := self.pipeline.collector.phases) > 1:
             raise RuntimeError(
                 f"{name_of(self.pipeline.collector)} has {phases} phases a round: a collector of several phases runs"
@@ -344,7 +346,8 @@ class PipelineStrategy(Strategy):
             self.pipeline.judge(model.version, [], refusals)
             return None, None
         model.apply(aggregate)
-        self.pipeline.applied(aggregate, model.version)
+        joined = dict.fromkeys(aggregate.members, model.version)
+        self.pipeline.applied(aggregate, joined, model.version)
         self.pipeline.judge(model.version, taken, refusals)
         return pack_model(model.arrays()), MetricRecord(dict(mean_metrics(sums)))
 

@@ -147,6 +147,8 @@ class Update:
             and the weight is the sum of theirs.
         version: the model version that the clients started from.
         metrics: numbers that travelled in clear beside the vectors (training loss); empty under masks and DP.
+        discount: in [0, 1], what its staleness leaves of its influence. The vectors are not scaled by it: rules compare
+            updates as they are, and what comes of them is scaled.
     """
 
     sections: Mapping[str, Section]
@@ -154,6 +156,7 @@ class Update:
     members: tuple[int, ...]
     version: int
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    discount: float = 1.0
 
     @property
     def delta(self) -> Section:

@@ -35,6 +35,10 @@ RECEIPT: Final = "receipt"
 NUM_EXAMPLES: Final = "num-examples"
 TRAINS: Final = "trains"
 """The setting that is false in a training request that has nothing trained: a further phase of the collector's."""
+LOCAL_STEPS: Final = "local-steps"
+"""The setting by which a client is told how many local steps to take; absent where that is its own affair."""
+SENT: Final = "sent"
+"""The setting that tells an engine when a request that is sent again was first sent, in seconds of its clock."""
 
 _HEADER_LIMIT: Final = 4096
 """A longer `.npy` header is not ours: numpy writes 128 bytes for any array of fewer than 32 dimensions."""

@@ -69,6 +69,7 @@ class DpSgd(SGD):
     reproducible_noise: bool = False
 
     stackable: ClassVar[bool] = False
+    paces: ClassVar[bool] = False  # its account is of a fixed number of steps
     _ledgers: ClassVar[Path | None] = None
 
     def __post_init__(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -17,10 +18,13 @@ from clients.resident import Arrays, ResidentModel
 from clients.tasks import Examples, Task
 from strategies.ranges import Ranged
 from strategies.update import DELTA, Layout, Section
+from strategies.wire import LOCAL_STEPS, Refused
 
 Settings = Mapping[str, object]
 _MOMENTUM = "momentum"
 """What a client's state calls its mean over rounds."""
+_MOST_STEPS = 1_000_000
+"""More local steps than this no server is given."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -96,6 +100,8 @@ class SGD(Ranged):
     amp: bool = False
 
     sections: ClassVar[frozenset[str]] = frozenset({DELTA})
+    paces: ClassVar[bool] = True
+    """Whether it takes as many local steps as a server asks for, where one does."""
     stackable: ClassVar[bool] = True
     """Whether `step` and `correct` may be called with rows of several clients. A subclass says so for itself: its own
     must work on the last dimension, whatever the order of the coordinates in it, and draw no random numbers."""
@@ -173,21 +179,37 @@ class SGD(Ranged):
         velocity = torch.zeros_like(start) if self.momentum else None
         plain = self._is_plain
         losses: list[Tensor] = []
-        for _ in range(self.local_epochs):
-            for batch in torch.split(torch.randperm(len(targets)).to(device), self.batch_size):
-                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                    loss = task.loss(model.module(inputs[batch]), targets[batch])
-                gradients = model.gradients(loss)
-                if plain:
-                    with torch.no_grad():
-                        torch._foreach_add_(model.travelling, gradients, alpha=-self.lr)
-                else:
-                    gradient = model.flattened(gradients)
-                    self.step(model.flat, gradient, start, correction, velocity)
-                losses.append(loss.detach())
+        for batch in self._batches(len(targets), job.settings):
+            batch = batch.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss = task.loss(model.module(inputs[batch]), targets[batch])
+            gradients = model.gradients(loss)
+            if plain:
+                with torch.no_grad():
+                    torch._foreach_add_(model.travelling, gradients, alpha=-self.lr)
+            else:
+                gradient = model.flattened(gradients)
+                self.step(model.flat, gradient, start, correction, velocity)
+            losses.append(loss.detach())
         # One transfer at the end: reading each batch's loss would wait for a GPU at every step.
         values: list[float] = torch.stack(losses).tolist()
         return values
+
+    def _batches(self, count: int, settings: Settings) -> Iterator[Tensor]:
+        """Places of each batch's examples: all epochs', or as many batches as the server asks for.
+
+        Raises:
+            Refused: `terms`, for a number that is none.
+        """
+        steps = settings.get(LOCAL_STEPS)
+        if steps is not None and not (type(steps) is int and 1 <= steps <= _MOST_STEPS):
+            raise Refused("terms", f"{steps!r} local steps")
+        shuffled = (
+            batch
+            for _ in range(self.local_epochs if steps is None else _MOST_STEPS)
+            for batch in torch.split(torch.randperm(count), self.batch_size)
+        )
+        yield from shuffled if steps is None else islice(shuffled, steps)
 
     @property
     def _is_plain(self) -> bool:

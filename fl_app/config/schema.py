@@ -175,6 +175,7 @@ class Config(_Settings):
         privacy: differential privacy for clients, None where none is promised.
         server: the server's optimiser.
         sampler: who is asked.
+        scheduler: when who is asked, and when what came becomes a step.
         quarantine: who is left out for what it sent, None where nobody is watched.
         runtime: the machine and the devices.
         travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
@@ -231,6 +232,9 @@ class Config(_Settings):
     sampler: Annotated[
         TargetNode,
         Part(needs=("check", "draw"), offered=frozenset({"population", "reproducible"})),
+    ]
+    scheduler: Annotated[
+        TargetNode, Part(needs=("check", "run"), offered=frozenset({"population"}))
     ]
     quarantine: Annotated[
         TargetNode | None,

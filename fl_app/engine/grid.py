@@ -24,6 +24,7 @@ from fl_app.engine.devices import DeviceModel, Occasion
 from fl_app.engine.flwr_internals import ErrorCode, Run
 from fl_app.engine.pool import ClientPool
 from fl_app.engine.roster import Roster
+from strategies.wire import LOCAL_STEPS, SENT
 
 _CHUNKS_PER_BATCH: Final = 16
 _BATCH_MESSAGES: Final = 256
@@ -74,9 +75,11 @@ class EngineGrid(Grid):
       arrays (of all that are on their way, with `whole_rounds`), no client twice in one; each batch is cut into chunks
       whose size depends on the batch alone.
 
-    What it reads of a request's `config` record, each an int: `server-round` (absent: outside any round, no drop-outs),
-    `attempt` (absent: 0), `phase` and `phases` (absent: 0 of 1). Requests of type `train` train unless `trains` is
-    false there; any others, subtypes of `train` too, take the network's time only.
+    What it reads of a request's `config` record, each an int: `server-round` (absent: outside any round, no drop-
+    outs), `attempt` (absent: 0), `phase` and `phases` (absent: 0 of 1); and `sent`, a float, of a request that an
+    earlier process of the run had sent at that time, and whose reply comes when it would have come. Requests of
+    type `train` train unless `trains` is false there; any others, subtypes of `train` too, take the network's time
+    only.
 
     Args:
         pool: runs client code; the grid does not close it.
@@ -90,6 +93,7 @@ class EngineGrid(Grid):
         start: virtual time at the beginning, in seconds.
         whole_rounds: a batch is everything that is on its way, for a pool that must see a round's requests together;
             the replies of a round are then held in memory together, too.
+        batch_size: examples of a local step, for requests that say how many steps to take (`local-steps`).
 
     Attributes:
         clock: virtual time.
@@ -109,6 +113,7 @@ class EngineGrid(Grid):
         together: int = 1,
         start: float = 0.0,
         whole_rounds: bool = False,
+        batch_size: int = 1,
     ) -> None:
         self.clock = VirtualClock(start)
         self.roster = Roster(num_clients)
@@ -116,6 +121,7 @@ class EngineGrid(Grid):
         self._devices = devices
         self._seed = seed
         self._work = work
+        self._batch_size = batch_size
         self._max_chunk = max_chunk
         self._together = together
         self._most = (math.inf, math.inf) if whole_rounds else (_BATCH_MESSAGES, _BATCH_BYTES)
@@ -215,18 +221,20 @@ class EngineGrid(Grid):
         """When the reply to a request that is sent now will be there, or which error takes its place."""
         now = self.clock.now()
         client = self.roster.client_of(metadata.dst_node_id)
-        expiry, size = now + metadata.ttl, _array_bytes(request.content)
+        size = _array_bytes(request.content)
         if client is None:
-            parcel = _Parcel(_NOBODY, now, now, expiry, metadata, size, None)
+            parcel = _Parcel(_NOBODY, now, now, now + metadata.ttl, metadata, size, None)
             parcel.reply = _unreachable(request, f"there is no node {metadata.dst_node_id}")
             return parcel
         record = request.content.get("config")
         config: Mapping[str, object] = record if isinstance(record, ConfigRecord) else {}
+        begun = _begun(config, now)
+        expiry = begun + metadata.ttl
         round_number, attempt, phase, phases = _whereabouts(config)
         occasion = Occasion(self._seed, client, round_number, attempt)
         dropped = self._devices.drops_at(occasion, phases) if round_number else None
         if dropped is not None and dropped <= phase:
-            due = now + self._devices.detection_seconds
+            due = begun + self._devices.detection_seconds
             parcel = _Parcel(client, now, due, expiry, metadata, size, None)
             parcel.reply = _unreachable(
                 request, f"client {client} dropped out of round {round_number} at phase {dropped}"
@@ -235,11 +243,16 @@ class EngineGrid(Grid):
         trains = metadata.message_type == MessageType.TRAIN and config.get("trains", True) is True
         duration = self._devices.duration(
             occasion,
-            examples=self._work(client) if trains else 0,
+            examples=self._examples(client, config) if trains else 0,
             down_bytes=size,
             up_bytes=size if trains else 0,
         )
-        return _Parcel(client, now, now + duration, expiry, metadata, size, request)
+        return _Parcel(client, begun, begun + duration, expiry, metadata, size, request)
+
+    def _examples(self, client: int, config: Mapping[str, object]) -> float:
+        """What a training request takes, in examples."""
+        steps = config.get(LOCAL_STEPS)
+        return self._work(client) if not isinstance(steps, int) else steps * self._batch_size
 
     def _deliver(self, found: list[tuple[float, int, str, _Parcel | None]]) -> Iterator[Message]:
         for _, _, message_id, parcel in found:
@@ -325,6 +338,12 @@ class EngineGrid(Grid):
 def _array_bytes(content: RecordDict) -> int:
     records = (record for record in content.values() if isinstance(record, ArrayRecord))
     return sum(len(array.data) for record in records for array in record.values())
+
+
+def _begun(config: Mapping[str, object], now: float) -> float:
+    """When a request was sent: now, unless an earlier process sent it before."""
+    sent = config.get(SENT)
+    return min(sent, now) if isinstance(sent, float) else now
 
 
 def _whereabouts(config: Mapping[str, object]) -> tuple[int, int, int, int]:

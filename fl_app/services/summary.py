@@ -125,6 +125,9 @@ class Summary:
             row["void_reason"] = view.void_reason
         if view.flagged is not None:
             row["clients_flagged"] = list(view.flagged)
+        if view.staleness:
+            mean = sum(view.staleness) / len(view.staleness)
+            row["staleness"] = {"mean": round(mean, 4), "max": max(view.staleness)}
         if view.train_metrics:
             row["train"] = {name: _number(value) for name, value in view.train_metrics.items()}
         if view.federated:
@@ -140,6 +143,7 @@ class Summary:
             "void",
             "void_reason",
             "seconds",
+            "staleness",
             "train",
             "federated",
         }

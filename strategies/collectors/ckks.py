@@ -62,6 +62,11 @@ class Ckks(CkksSettings):
         except ValueError as error:
             raise ContractError("SEAL", self.label, str(error), "choose another ring") from error
         claim.need_no_statistics(self)
+        claim.need_rounds(
+            self,
+            why="its clients open one sum of one round after the other, and here several are under way",
+            instead="use collector=masked with scheduler.cohort, or scheduler=synchronous",
+        )
         if claim.cohort is not None and claim.cohort < self.quorum:
             raise ContractError(
                 claim.source("cohort"),

@@ -121,12 +121,13 @@ class Masked(Ranged):
         claim.need_client_half(self)
         claim.need_no_statistics(self)
         if claim.cohort is not None:
-            self.plan(claim.cohort, claim)
-            self._check_least(claim.cohort, claim)
+            self.plan(claim.cohort // claim.sessions, claim)
+            self._check_least(claim.cohort // claim.sessions, claim)
+        sums = self.groups * claim.sessions
         return claim.given(
             self,
-            visibility=Visibility.SUM if self.groups == 1 else Visibility.GROUP,
-            groups=None if self.groups == 1 else self.groups,
+            visibility=Visibility.SUM if sums == 1 else Visibility.GROUP,
+            groups=None if sums == 1 else sums,
             clear=frozenset[str](),
             metrics=frozenset(self.metrics),
             whole=self.whole,
@@ -141,11 +142,11 @@ class Masked(Ranged):
         """
         if claim.cohort is None:
             return {}
-        plans = self.plan(claim.cohort, claim)
-        most = claim.cohort
+        most = claim.cohort // claim.sessions
+        plans = self.plan(most, claim)
         if claim.sampling == "poisson" and claim.rate:
-            spread = ceil(8 * sqrt(claim.cohort * (1 - claim.rate)))
-            most = min(most + spread, max(most, round(claim.cohort / claim.rate)))
+            spread = ceil(8 * sqrt(most * (1 - claim.rate)))
+            most = min(most + spread, max(most, round(most / claim.rate)))
         return {
             "members": ceil(most / self.groups),
             "honest": max(1, min(max(2, p.quorum) - self._colluding(p.members) for p in plans)),
@@ -241,7 +242,11 @@ class Masked(Ranged):
         A cohort that is too small to hide anybody is void at once.
         """
         digest = self._digest.of(job.records)
-        sums = self._once.recall(digest, job.wire)
+        sums = [
+            one
+            for one in self._once.recall(digest, job.wire)
+            if not job.taken.issuperset(one.members)
+        ]
         summed = {client for one in sums for client in one.members}
         order = [client for client in cohort if client not in summed]
         if self.groups > 1:
@@ -305,9 +310,15 @@ class Masked(Ranged):
             max_weight=float(self.max_weight or 0),
             stochastic=self.stochastic,
         )
-        self._once.begin(digest, terms.session)
-        keep = partial(self._once.keep, digest, terms.session)
-        return MaskedSession(job, sorted(members), terms, void, keep)
+        self._once.begin(digest, terms.session, beside=True)
+        return MaskedSession(
+            job,
+            sorted(members),
+            terms,
+            void,
+            keep=partial(self._once.keep, digest, terms.session),
+            over=partial(self._once.over, terms.session),
+        )
 
     def _limit(self, job: Job) -> float:
         if self.limit is not None:

@@ -51,6 +51,7 @@ class MaskedSession:
         terms: of the session.
         void: ids of the sessions on this model that came to nothing.
         keep: told of the sum before anything is made of it.
+        over: told when nothing more will come.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class MaskedSession:
         terms: Terms,
         void: bytes,
         keep: Callable[[Update], None] = lambda update: None,
+        over: Callable[[], None] = lambda: None,
     ) -> None:
-        self._job, self._terms, self._void, self._keep = job, terms, void, keep
+        self._job, self._terms, self._void = job, terms, void
+        self._keep, self._over = keep, over
         self._steps = _MALICIOUS if terms.malicious else _SEMI_HONEST
         self._step = ""
         self._config = ConfigRecord(
@@ -300,6 +303,7 @@ class MaskedSession:
         except CannotOpenError as error:
             return self._stop(f"after the phase unmask {error}")
         self.done = True
+        self._over()
         members = tuple(sorted(survivors))
         try:
             sums, tail, noise = opened(self._total, self._contents, self._terms, len(members))
@@ -353,6 +357,7 @@ class MaskedSession:
 
     def _stop(self, reason: str) -> list[Event]:
         self.done = True
+        self._over()
         return [Void(reason)]
 
     def _ask(self, step: str, told: Mapping[int, Mapping[str, Any]]) -> list[Event]:

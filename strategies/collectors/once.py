@@ -26,8 +26,9 @@ from strategies.wire import Refused
 
 log = logging.getLogger(__name__)
 
-_MODELS: Final = 3
-"""Models that are remembered: a checkpoint that is torn sends a run back to the one before."""
+_MODELS: Final = 16
+"""Models that are remembered: a checkpoint that is torn sends a run back to the one before, and where sums of several
+versions are under way at once, each is still to be written down."""
 _BOOK: Final = "sessions.json"
 
 
@@ -57,6 +58,7 @@ class Once:
         self._folder = folder
         self._run = b""
         self._models: dict[str, _Model] = {}
+        self._live: set[str] = set()
 
     @property
     def run(self) -> bytes:
@@ -68,14 +70,21 @@ class Once:
         return self._run
 
     def void(self, model: bytes) -> bytes:
-        """Ids of the sessions on this model that came to nothing, one after the other. None may be under way."""
+        """Ids of the sessions on this model that came to nothing, one after the other."""
         known = self._known(model)
-        return b"".join(bytes.fromhex(one) for one in known.begun if one not in known.spent)
+        open_yet = self._live.union(known.spent)
+        return b"".join(bytes.fromhex(one) for one in known.begun if one not in open_yet)
 
-    def begin(self, model: bytes, session: bytes) -> None:
-        """Notes a session before anybody is asked."""
+    def begin(self, model: bytes, session: bytes, *, beside: bool = False) -> None:
+        """Notes a session before anybody is asked; one that goes on beside others is not void before it is `over`."""
         self._known(model).begun.append(session.hex())
+        if beside:
+            self._live.add(session.hex())
         self._write_book()
+
+    def over(self, session: bytes) -> None:
+        """Notes that a session will ask nobody any more: unless its sum is kept or seen, it is void."""
+        self._live.discard(session.hex())
 
     def seen(self, model: bytes, session: bytes) -> None:
         """Notes that the server may know the sum of a session: it is never void."""

@@ -6,6 +6,7 @@ from strategies.combiners.coordinates import Median, TrimmedMean
 from strategies.combiners.fltrust import FLTrust
 from strategies.combiners.geometric_median import GeometricMedian
 from strategies.combiners.krum import Krum, MultiKrum
+from strategies.combiners.majority_vote import MajorityVote
 from strategies.combiners.mean import Mean
 from strategies.combiners.mixing import Bucketing, NearestNeighborMixing
 from strategies.combiners.robust import Robust
@@ -17,6 +18,7 @@ __all__ = [
     "FLTrust",
     "GeometricMedian",
     "Krum",
+    "MajorityVote",
     "Mean",
     "Median",
     "MultiKrum",

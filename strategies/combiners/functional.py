@@ -22,6 +22,7 @@ from strategies.combiners.coordinates import Median, TrimmedMean
 from strategies.combiners.fltrust import FLTrust
 from strategies.combiners.geometric_median import GeometricMedian
 from strategies.combiners.krum import Krum, MultiKrum
+from strategies.combiners.majority_vote import MajorityVote
 from strategies.combiners.mixing import Bucketing, NearestNeighborMixing
 from strategies.combiners.robust import Robust, Side
 from strategies.combiners.rows import Mixed, Rows, Stack
@@ -35,6 +36,7 @@ __all__ = [
     "fltrust",
     "geometric_median",
     "krum",
+    "majority_vote",
     "mean",
     "median",
     "multi_krum",
@@ -104,6 +106,16 @@ def median(updates: Updates, *, f: int = 0, threads: int = 1) -> Vector:
 def trimmed_mean(updates: Updates, *, f: int, threads: int = 1) -> Vector:
     """The coordinate-wise mean without the f smallest and f largest values (Yin et al. 2018, Definition 2); n > 2f."""
     return _apply(TrimmedMean(f=f), updates, Side(threads=threads))
+
+
+def majority_vote(updates: Updates, *, f: int = 0) -> Vector:
+    """The majority's sign of each coordinate, times the median of ‖x‖₁ / d (Bernstein et al. 2019, Algorithm 1).
+
+    Args:
+        updates: (n, d) float32; n > 2f.
+        f: updates that may be anything; the result does not depend on it.
+    """
+    return _apply(MajorityVote(f=f), updates)
 
 
 def geometric_median(

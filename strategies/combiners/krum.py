@@ -38,6 +38,7 @@ class Krum(Robust):
     """The one update that lies closest to its neighbours. Needs n ≥ 2f + 3."""
 
     label: ClassVar[str] = "Krum"
+    discounts: ClassVar[bool] = True
 
     def least(self, f: int) -> int:
         """2f + 3 (Blanchard et al., Proposition 1)."""
@@ -45,7 +46,7 @@ class Krum(Robust):
 
     def combine(self, rows: Rows, f: int, side: Side) -> Vector:
         """See `Robust.combine`."""
-        return _mean_of_best(rows, f, 1)
+        return _mean_of_best(rows, f, 1, side)
 
 
 @dataclass
@@ -59,6 +60,7 @@ class MultiKrum(Robust):
     keep: Annotated[int, Ge(1)] | None = None
 
     label: ClassVar[str] = "Multi-Krum"
+    discounts: ClassVar[bool] = True
 
     def least(self, f: int) -> int:
         """2f + 3, and no fewer than f + `keep`: more than n − f can't all be honest."""
@@ -66,10 +68,13 @@ class MultiKrum(Robust):
 
     def combine(self, rows: Rows, f: int, side: Side) -> Vector:
         """See `Robust.combine`."""
-        return _mean_of_best(rows, f, rows.n - f if self.keep is None else self.keep)
+        return _mean_of_best(rows, f, rows.n - f if self.keep is None else self.keep, side)
 
 
-def _mean_of_best(rows: Rows, f: int, keep: int) -> Vector:
+def _mean_of_best(rows: Rows, f: int, keep: int, side: Side) -> Vector:
+    """The best by distances between updates as they are; staleness weighs among those that are chosen."""
     weights = np.zeros(rows.n)
     weights[best(squared_distances(rows.gram), f, keep)] = 1 / keep
+    if side.discounts is not None:
+        weights *= side.discounts
     return rows.combined(weights)

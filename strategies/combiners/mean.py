@@ -116,10 +116,14 @@ class MeanAccumulator:
         self._version = 0
 
     def add(self, update: Update) -> None:
-        """Takes one update; sections as in the layouts, weight ≥ 1."""
+        """Takes one update; sections as in the layouts, weight ≥ 1.
+
+        Its discount scales what it adds and not what is divided by (Nguyen et al. 2022, "Federated Learning with
+        Buffered Asynchronous Aggregation", Algorithm 1): a buffer in which all are stale makes a small step.
+        """
         weight = update.weight if self._weighting == "examples" else float(len(update.members))
         for name, total in self._sums.items():
-            total.add(update.sections[name].vector, weight)
+            total.add(update.sections[name].vector, weight * update.discount)
         for name, largest in self._maxima.items():
             np.maximum(largest, update.sections[name].vector, out=largest)
         self._weights.append(weight)

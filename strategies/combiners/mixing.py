@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Annotated, ClassVar
 
@@ -87,13 +87,21 @@ class Wrapper(Robust):
         """Whether the inner rule does."""
         return self.rule.wants_root
 
+    @property
+    def discounts(self) -> bool:  # type: ignore[override]
+        """Whether the inner rule does."""
+        return self.rule.discounts
+
     @abstractmethod
     def mixing(self, rows: Rows, f: int, side: Side) -> Matrix:
         """W, (m, n) float64."""
 
     def combine(self, rows: Rows, f: int, side: Side) -> Vector:
         """See `Robust.combine`."""
-        return self.rule.combine(Mixed(rows, self.mixing(rows, f, side)), f, side)
+        weights = self.mixing(rows, f, side)
+        if side.discounts is not None:  # a mean of updates is as stale as they are on average
+            side = replace(side, discounts=weights @ side.discounts)
+        return self.rule.combine(Mixed(rows, weights), f, side)
 
     def needs(self, claim: Claim, part: object) -> None:
         """What the inner rule needs."""

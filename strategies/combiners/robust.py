@@ -10,10 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Annotated, ClassVar, Final
 
 import numpy as np
 from annotated_types import Ge
+from numpy.typing import NDArray
 
 from strategies.combiners.rows import Rows, Stack
 from strategies.contract import Claim, ContractError, Visibility, name_of
@@ -34,6 +36,7 @@ class Side:
         planned: inputs that were planned, for rules whose denominator does not depend on who replied.
         root: the server's own update as a row, in the pieces of the others'; None where it has none.
         centre: what the last rounds came to, as a row; None in the first round and for rules without a memory.
+        discounts: what the staleness of each row leaves of its influence, (n,) in [0, 1]; None where all are fresh.
         threads: that share the work of ordering columns; more than one rarely pays (docs/robustness.md).
     """
 
@@ -41,6 +44,7 @@ class Side:
     planned: int = 1
     root: tuple[Vector, ...] | None = None
     centre: tuple[Vector, ...] | None = None
+    discounts: NDArray[np.float64] | None = None
     threads: int = 1
 
 
@@ -60,6 +64,9 @@ class Robust(Ranged, ABC):
     """Whether the rule compares clients coordinate by coordinate."""
     wants_root: ClassVar[bool] = False
     """Whether the rule holds updates against one of the server's own."""
+    discounts: ClassVar[bool] = False
+    """Whether the rule itself weighs what it selects by `Side.discounts`. What others make of a round is scaled as a
+    whole, by the mean of the discounts: a rule's choice among values is no sum that each could be weighed in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,7 +166,9 @@ class Held:
         layouts = self._plan.layouts
         names = [name for name in layouts if name not in MAXIMUM_SECTIONS]
         rows = Stack([_pieces(update, names) for update in updates])
-        vector = self._rule.combine(rows, f, self._side(names))
+        vector = self._rule.combine(rows, f, self._side(names, updates))
+        if not self._rule.discounts and any(update.discount != 1 for update in updates):
+            vector = vector * np.float32(fmean(update.discount for update in updates))
         sections = _sections(vector, names, layouts)
         for name in layouts.keys() & MAXIMUM_SECTIONS:
             counters = _largest_honest([update.sections[name].vector for update in updates], f)
@@ -175,7 +184,8 @@ class Held:
         left = f - refused
         return left if left >= 0 and inputs >= self._rule.least(left) else None
 
-    def _side(self, names: list[str]) -> Side:
+    def _side(self, names: list[str], updates: list[Update]) -> Side:
+        discounts = np.array([update.discount for update in updates])
         plan, memory = self._plan, self._rule.memory()
         root = None if plan.root is None else {n: s.vector for n, s in plan.root.sections.items()}
         return Side(
@@ -183,6 +193,7 @@ class Held:
             planned=plan.inputs,
             root=self._fitting(root, names, "the server's own update"),
             centre=self._fitting(memory, names, "the remembered aggregate"),
+            discounts=None if (discounts == 1).all() else discounts,
         )
 
     def _fitting(

@@ -9,7 +9,7 @@ what is not sent can't cost anything, and a reply that is lost must not be asked
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -98,14 +98,30 @@ class Spaced(Ranged):
             attempt: from 0.
         """
         there = sorted(set(clients))
-        free = [client for client in there if self._may(client, round_number)]
+        count = self.cohort(len(there))
+        return self.pick(there, count, seed=seed, round_number=round_number, attempt=attempt)
+
+    def pick(
+        self, clients: Sequence[int], count: int, *, seed: int, round_number: int, attempt: int
+    ) -> list[int]:
+        """At most `count` of the clients, in ascending order, who are asked from now on, for this round or a later one.
+
+        Where clients are asked one after the other, an update may become part of a later round than it was asked for:
+        `took` tells, and the next one counts from there.
+        """
+        free = [client for client in clients if self._may(client, round_number)]
         generator(seed, "sampler", round_number, attempt).shuffle(free)
         free.sort(key=lambda client: self._times.get(client, 0))
-        chosen = sorted(free[: self.cohort(len(there))])
+        chosen = sorted(free[:count])
         for client in chosen:
             self._last[client] = round_number
             self._times[client] = self._times.get(client, 0) + 1
         return chosen
+
+    def took(self, clients: Iterable[int], round_number: int) -> None:
+        """These clients took part in this round, whenever they were asked."""
+        for client in clients:
+            self._last[client] = max(round_number, self._last.get(client, round_number))
 
     def exhausted(self, clients: Sequence[int]) -> bool:
         """Whether none of these clients will ever be asked again; not so where nobody is there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -55,6 +55,16 @@ class Uniform(Ranged):
             round_number: from 1.
             attempt: from 0.
         """
+        count = self.cohort(len(clients))
+        return self.pick(clients, count, seed=seed, round_number=round_number, attempt=attempt)
+
+    def pick(
+        self, clients: Sequence[int], count: int, *, seed: int, round_number: int, attempt: int
+    ) -> list[int]:
+        """`count` of the clients, in ascending order; others for every attempt."""
         rng = generator(seed, "sampler", round_number, attempt)
-        chosen = rng.choice(len(clients), self.cohort(len(clients)), replace=False)
+        chosen = rng.choice(len(clients), min(count, len(clients)), replace=False)
         return sorted(clients[index] for index in chosen)
+
+    def took(self, clients: Iterable[int], round_number: int) -> None:
+        """Nobody is remembered."""

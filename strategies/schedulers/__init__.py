@@ -1,5 +1,16 @@
-"""When rounds happen."""
+"""Loops over model versions: when who is asked, and when what came becomes a step."""
 
+from strategies.schedulers.buffered import Buffered
+from strategies.schedulers.compass import Compass
+from strategies.schedulers.staleness import Constant, Hinge, Polynomial, Staleness
 from strategies.schedulers.synchronous import Synchronous
 
-__all__ = ["Synchronous"]
+__all__ = [
+    "Buffered",
+    "Compass",
+    "Constant",
+    "Hinge",
+    "Polynomial",
+    "Staleness",
+    "Synchronous",
+]

@@ -90,13 +90,20 @@ class ServerModel:
         whole = {**self._home, **self.view()}
         return {name: whole[name] for name in self._names}
 
-    def apply(self, aggregate: Update) -> None:
+    def apply(self, aggregate: Update, scale: float = 1.0) -> None:
         """One server step; the version grows by one.
 
         Args:
             aggregate: the combined update, with every section of `layouts`.
+            scale: of the optimiser's step: a learning rate times so much, whatever the optimiser makes of aggregates.
         """
-        self._optimizer.step(self._vectors[DELTA], aggregate)
+        parameters = self._vectors[DELTA]
+        before = None if scale == 1 else parameters.copy()
+        self._optimizer.step(parameters, aggregate)
+        if before is not None:
+            parameters -= before
+            parameters *= scale
+            parameters += before
         for kind in (BUFFERS, COUNTERS):
             if kind in self._vectors:
                 self._vectors[kind] += aggregate.sections[kind].vector

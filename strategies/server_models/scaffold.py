@@ -41,6 +41,11 @@ class Scaffold(OptimizerBase):
     def check(self, claim: Claim) -> Claim:
         """Needs the control section, which vanilla clients can't send, and a uniform mean: weights would bias it."""
         claim.need_client_half(self)
+        claim.need_rounds(
+            self,
+            why="control variates correct a drift from the present model, and these are of several versions",
+            instead="use server=sgd with client=sgd or proximal, or scheduler=synchronous",
+        )
         claim.need_sections(self, [CONTROL], instead="use client=scaffold, which sends it")
         if claim.weighting != "uniform":
             raise ContractError(

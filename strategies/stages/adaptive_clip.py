@@ -65,6 +65,11 @@ class AdaptiveClip(Ranged):
     def check(self, claim: Claim) -> Claim:
         """Bounds the parameters' change and the bit; the bound is the clients' to move."""
         claim.need_client_half(self)
+        claim.need_rounds(
+            self,
+            why="clients clip to bounds of several versions at once, and their bits speak of different ones",
+            instead="use clip=fixed, or scheduler=synchronous",
+        )
         return claim.given(
             self,
             sections=claim.sections | {CLIP_BIT},

@@ -60,7 +60,7 @@ def run(line: Pipeline, nodes, rounds: int = 1):
     grid = ScriptedGrid(nodes)
     line.check(frozenset({DELTA}))
     model = ServerModel(parameters(*np.zeros(SIZE)), line.optimizer)
-    views = list(Synchronous(timeout=60.0).run(line, model, Exchange(grid), rounds))
+    views = list(Synchronous().run(line, model, Exchange(grid), rounds, timeout=60.0))
     return views, grid, model
 
 
@@ -305,7 +305,7 @@ def test_a_round_that_would_exceed_the_budget_does_not_run():
     line.check()
     model = ServerModel(parameters(*np.zeros(SIZE)), line.optimizer)
     views = []
-    rounds = Synchronous(timeout=60.0).run(line, model, Exchange(grid), 100)
+    rounds = Synchronous().run(line, model, Exchange(grid), 100, timeout=60.0)
     with pytest.raises(BudgetSpentError, match=r"would spend ε = .* of 3"):
         views.extend(rounds)
     assert 1 <= len(views) < 100

@@ -104,8 +104,8 @@ class Run:
         return answer
 
     def rounds(self, until: int = 1) -> list:
-        scheduler = Synchronous(timeout=60.0)
-        return list(scheduler.run(self.line, self.model, Exchange(self.grid), until))
+        exchange = Exchange(self.grid)
+        return list(Synchronous().run(self.line, self.model, exchange, until, timeout=60.0))
 
 
 PHASES = ("keys", "shares", "upload", "unmask")

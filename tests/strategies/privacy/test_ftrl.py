@@ -52,7 +52,7 @@ def released(line: Pipeline, nodes, rounds: int) -> tuple[np.ndarray, list]:
     line.check(frozenset({DELTA}))
     model = ServerModel(parameters(*np.zeros(SIZE)), SGD())
     path, views = [], []
-    for view in Synchronous(timeout=60.0).run(line, model, Exchange(ScriptedGrid(nodes)), rounds):
+    for view in Synchronous().run(line, model, Exchange(ScriptedGrid(nodes)), rounds, timeout=60.0):
         path.append(model.parameters.copy())
         views.append(view)
     return np.array(path), views

@@ -50,7 +50,7 @@ def run(line: Pipeline, nodes, rounds: int = 1):
     line.check(frozenset({DELTA}))
     model = ServerModel(parameters(*np.zeros(SIZE)), SGD())
     exchange = Exchange(ScriptedGrid(nodes))
-    views = list(Synchronous(timeout=60.0).run(line, model, exchange, rounds))
+    views = list(Synchronous().run(line, model, exchange, rounds, timeout=60.0))
     return views, model.parameters
 
 

@@ -40,8 +40,9 @@ def run(nodes, pipeline: Pipeline | None = None, *, rounds: int = 1, timeout: fl
     grid = nodes if isinstance(nodes, ScriptedGrid) else ScriptedGrid(nodes)
     pipeline = pipeline or Pipeline()
     model = ServerModel(parameters(0, 0), pipeline.optimizer)
-    scheduler = Synchronous(timeout=timeout, seed=seed)
-    views = list(scheduler.run(pipeline, model, Exchange(grid), rounds))
+    exchange = Exchange(grid)
+    loop = Synchronous().run(pipeline, model, exchange, rounds, timeout=timeout, seed=seed)
+    views = list(loop)
     return views, grid, model
 
 

@@ -103,7 +103,7 @@ def test_the_next_job_has_the_bound_that_was_learnt():
     stage = AdaptiveClip(norm=3.0)
     pipeline = Pipeline(collector=Plain(metrics=False), stages=[stage], combiner=Mean("uniform"))
     pipeline.check()
-    pipeline.applied(aggregate(-0.5), 1)
+    pipeline.applied(aggregate(-0.5), {}, 1)
     model = ServerModel(parameters(0, 0), SGD())
     assert pipeline.job(model).bounds[DELTA] == stage.present > 3.0
     assert pipeline.job(model).config["clip.norm"] == stage.present
