@@ -1,10 +1,12 @@
 """The tables "what composes with what": made by asking the contract about every combination of parts.
 
-    python docs/contract_table.py                          prints them
-    python docs/contract_table.py --write README.md        puts the first between the file's markers
-    python docs/contract_table.py --write docs/privacy.md  likewise the second, of privacy
+    python docs/contract_table.py                              prints them
+    python docs/contract_table.py --write README.md            puts the first between the file's markers
+    python docs/contract_table.py --write docs/privacy.md      likewise the second, of privacy
+    python docs/contract_table.py --write docs/compression.md  likewise the third, of compression
 
-A new part is one more entry in CLIENTS, STAGES, COMBINERS or SERVERS; of privacy, in PROMISES, COLLECTORS or RULES.
+A new part is one more entry in CLIENTS, STAGES, COMBINERS or SERVERS; of privacy, in PROMISES, COLLECTORS or RULES; of
+compression, in COMPRESSIONS.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from strategies.combiners import (
     FLTrust,
     GeometricMedian,
     Krum,
+    MajorityVote,
     Mean,
     Median,
     MultiKrum,
@@ -40,11 +43,12 @@ from strategies.privacy import Central, Distributed, Ftrl, Local, OwnAccounts
 from strategies.protocols import Collector, Combiner, Job, Promise, Sampler, Stage
 from strategies.samplers import Poisson, Spaced, Uniform
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
-from strategies.stages import AdaptiveClip, Clip
+from strategies.stages import AdaptiveClip, Clip, PowerSgd, Quantize, RandomK, Sign, TopK
 from strategies.update import CONTROL, DELTA, Section, Update
 
 BEGIN, END = "<!-- contract:begin -->", "<!-- contract:end -->"
 PRIVACY_BEGIN, PRIVACY_END = "<!-- privacy:begin -->", "<!-- privacy:end -->"
+COMPRESSION_BEGIN, COMPRESSION_END = "<!-- compression:begin -->", "<!-- compression:end -->"
 
 COHORT = 9
 """Clients planned a round: three for each of three groups."""
@@ -84,6 +88,7 @@ COMBINERS: dict[str, Combiner] = {
     "`geometric_median`": GeometricMedian(f=0),
     "`centered_clipping`": CenteredClipping(f=0),
     "`norm_bounding`": NormBounding(f=0),
+    "`majority_vote`": MajorityVote(f=0),
     "`fltrust`": FLTrust(f=0),
     "`nnm`": NearestNeighborMixing(f=0),
     "`bucketing`": Bucketing(f=0),
@@ -148,6 +153,29 @@ RULES: dict[str, Combiner] = {
     "`cohort_mean`": Mean(weighting="uniform", denominator="cohort"),
     "a robust rule": Median(f=0),
 }
+COMPRESSIONS: dict[str, Callable[[], tuple[Sequence[Stage], Sequence[Stage]]]] = {
+    "`none`": lambda: ((), ()),
+    "`top_k`": lambda: TopK(ratio=0.5).stages(),
+    "`random_k`": lambda: RandomK(ratio=1.0).stages(),
+    "`quantize`": lambda: Quantize().stages(),
+    "`power_sgd`": lambda: PowerSgd().stages(),
+    "`sign`": lambda: Sign().stages(),
+}
+COMPRESSED: dict[str, tuple[Callable[[], Promise | None], Combiner]] = {
+    "a mean": (lambda: None, Mean(weighting="uniform")),
+    "a robust rule": (lambda: None, Krum(f=0)),
+    "one by coordinate": (lambda: None, Median(f=0)),
+    "`privacy=central`": (
+        lambda: Central(**_settings()),
+        Mean(weighting="uniform", denominator="cohort"),
+    ),
+    "`privacy=local`": (lambda: Local(**_settings()), Mean(weighting="uniform")),
+    "`privacy=distributed`": (
+        lambda: Distributed(size=SIZE, **_settings()),
+        Mean(weighting="uniform"),
+    ),
+}
+"""What is done with compressed updates: a promise of privacy, where there is one, and a rule."""
 
 
 def root_update(job: Job) -> Update:
@@ -217,6 +245,36 @@ class PrivateCombination:
             return error
 
 
+@dataclass(frozen=True)
+class CompressedCombination:
+    """One choice of each part that compression has to do with, by name."""
+
+    compression: str
+    use: str
+    collector: str
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline of these parts, each made anew, not yet checked."""
+        (before, behind), clip = COMPRESSIONS[self.compression](), Clip()
+        make, combiner = COMPRESSED[self.use]
+        promise = make()
+        noise = () if promise is None else promise.stages(clip.bounds)
+        return Pipeline(
+            collector=COLLECTORS[self.collector](),
+            stages=[*before, clip, *noise, *behind],
+            combiner=copy(combiner),
+            privacy=promise,
+            sampler=_everyone(),
+        )
+
+    def answer(self) -> Claim | ContractError:
+        """What the contract says of it."""
+        try:
+            return self.pipeline().check()
+        except ContractError as error:
+            return error
+
+
 def combinations() -> Iterator[Combination]:
     """Every choice of one of each."""
     for names in product(CLIENTS, STAGES, COMBINERS, SERVERS):
@@ -227,6 +285,12 @@ def private_combinations() -> Iterator[PrivateCombination]:
     """Likewise, of the parts that privacy has to do with."""
     for names in product(PROMISES, COLLECTORS, RULES):
         yield PrivateCombination(*names)
+
+
+def compressed_combinations() -> Iterator[CompressedCombination]:
+    """Likewise, of the parts that compression has to do with."""
+    for names in product(COMPRESSIONS, COMPRESSED, COLLECTORS):
+        yield CompressedCombination(*names)
 
 
 def table() -> str:
@@ -252,6 +316,18 @@ def private_table() -> str:
         rows.setdefault(cells, {}).setdefault(privacy, []).append(rule)
     head = ["`privacy=`", "`combiner=`", *COLLECTORS]
     return _written(head, rows, RULES, notes)
+
+
+def compression_table() -> str:
+    """The table of compression, likewise."""
+    notes: list[str] = []
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for compression, use in product(COMPRESSIONS, COMPRESSED):
+        answers = [CompressedCombination(compression, use, one).answer() for one in COLLECTORS]
+        cells = tuple(_cell(answer, notes) for answer in answers)
+        rows.setdefault(cells, {}).setdefault(compression, []).append(use)
+    head = ["`compression=`", "with", *COLLECTORS]
+    return _written(head, rows, COMPRESSED, notes)
 
 
 def _written(
@@ -297,6 +373,7 @@ def _together(combiners: tuple[str, ...], every: Sequence[str]) -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     (BEGIN, END): table,
     (PRIVACY_BEGIN, PRIVACY_END): private_table,
+    (COMPRESSION_BEGIN, COMPRESSION_END): compression_table,
 }
 """What stands between each pair of markers."""
 

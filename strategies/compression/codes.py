@@ -13,6 +13,12 @@ from strategies.wire import Refused
 Bits = Literal[2, 4, 8]
 """Of one number."""
 
+_WORD = {2: "<u4", 4: "<u2"}
+"""One code a byte, as many as go into one packed byte."""
+_SHIFTS = {2: (6, 12, 18), 4: (4,)}
+"""From the place of the second code in a word to that in a byte, of the third, and so on."""
+_MASK = {2: 0x03030303, 4: 0x0F0F}
+
 
 def packed_size(count: int, bits: Bits) -> int:
     """Bytes of so many codes."""
@@ -28,9 +34,11 @@ def pack_codes(codes: NDArray[np.uint8], bits: Bits) -> Bytes:
     if len(codes) % per_byte:
         padded = np.zeros(packed_size(len(codes), bits) * per_byte, np.uint8)
         padded[: len(codes)] = codes
-    words = padded.view("<u2" if bits == 4 else "<u4")
-    joined = words | words >> 4 if bits == 4 else words | words >> 6 | words >> 12 | words >> 18
-    return np.asarray(joined.astype(np.uint8))
+    words = padded.view(_WORD[bits])
+    joined = words.copy()
+    for shift in _SHIFTS[bits]:
+        joined |= words >> shift
+    return joined.astype(np.uint8)
 
 
 def unpack_codes(data: Bytes, count: int, bits: Bits) -> NDArray[np.uint8]:
@@ -46,12 +54,12 @@ def unpack_codes(data: Bytes, count: int, bits: Bits) -> NDArray[np.uint8]:
     """
     if bits == 8:
         return data
-    words = data.astype("<u2" if bits == 4 else "<u4")
-    if bits == 4:
-        words = (words | words << 4) & 0x0F0F
-    else:
-        words = (words | words << 6 | words << 12 | words << 18) & 0x03030303
-    codes: NDArray[np.uint8] = words.view(np.uint8)
+    words = data.astype(_WORD[bits])
+    spread = words.copy()
+    for shift in _SHIFTS[bits]:
+        spread |= words << shift
+    spread &= _MASK[bits]
+    codes: NDArray[np.uint8] = spread.view(np.uint8)
     if codes[count:].any():
         raise Refused("malformed", "the last byte is filled up with something")
     return codes[:count]

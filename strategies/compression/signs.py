@@ -30,8 +30,16 @@ def mean_magnitude(vector: Vector) -> np.float32:
 
 def pack_signs(vector: Vector) -> bytes:
     """4 bytes and one bit an element of a (d,) vector."""
-    bits = np.packbits(~np.signbit(vector), bitorder="little")
-    return _SCALE.pack(mean_magnitude(vector)) + bits.tobytes()
+    return _SCALE.pack(mean_magnitude(vector)) + _bits(vector).tobytes()
+
+
+def signed_as_sent(vector: Vector) -> Vector:
+    """What the server makes of `pack_signs`, bit for bit."""
+    return _signed(mean_magnitude(vector), _bits(vector), len(vector))
+
+
+def _bits(vector: Vector) -> Bytes:
+    return np.packbits(~np.signbit(vector), bitorder="little")
 
 
 def unpack_signs(data: bytes | memoryview, size: int) -> Vector:
@@ -48,11 +56,11 @@ def unpack_signs(data: bytes | memoryview, size: int) -> Vector:
         raise Refused("not_finite", f"the scale of a vector of signs is {scale:g}")
     if scale < 0 or (size % 8 and packed[-1] >> size % 8):
         raise Refused("malformed", "a scale below 0, or bits past the last sign")
-    return signed(np.float32(scale), packed, size)
+    return _signed(np.float32(scale), packed, size)
 
 
-def signed(scale: np.float32, packed: Bytes, size: int) -> Vector:
-    """`scale` where a bit is 1, −`scale` where it is 0: (size,) float32 of ⌈size / 8⌉ bytes."""
+def _signed(scale: np.float32, packed: Bytes, size: int) -> Vector:
+    """`scale` where a bit is 1, −`scale` where it is 0."""
     vector = np.empty(size, np.float32)
     bits = np.unpackbits(packed, count=size, bitorder="little")
     with np.errstate(over="ignore", invalid="ignore"):

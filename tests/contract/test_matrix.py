@@ -38,6 +38,8 @@ def load_script():
 script = load_script()
 ALL = list(script.combinations())
 PRIVATE = list(script.private_combinations())
+COMPRESSED = list(script.compressed_combinations())
+COMPRESSED_IDS = [f"{c.compression}|{c.use}|{c.collector}".replace("`", "") for c in COMPRESSED]
 PRIVATE_IDS = [f"{c.privacy}|{c.collector}|{c.rule}".replace("`", "") for c in PRIVATE]
 IDS = [f"{c.client} {c.stage}|{c.combiner}|{c.server}" for c in ALL]
 
@@ -53,6 +55,8 @@ def expected(combination) -> str | None:
         return getattr(combiner, "label", type(combiner).__name__)
     if combination.combiner == "`fltrust`" and sends_control:
         return "FLTrust"
+    if combination.combiner == "`majority_vote`" and sends_control:
+        return "the majority vote"
     if combination.server == "`scaffold`":
         sound = sends_control and combination.combiner != "mean, by examples"
         return None if sound else "SCAFFOLD's server"
@@ -217,13 +221,62 @@ def test_what_composes_under_privacy_runs_and_moves_the_model_as_far_as_its_clip
         assert pipeline.privacy.epsilon > 0
 
 
+def packs(combination) -> bool:
+    """Whether sections are bytes."""
+    return combination.compression not in ("`none`", "`random_k`")
+
+
+@pytest.mark.parametrize("combination", COMPRESSED, ids=COMPRESSED_IDS)
+def test_compressed_parts_compose_or_are_refused_by_the_one_that_cannot_work(combination):
+    """What travels as numbers composes as what is not compressed does; bytes only where the server sees each."""
+    answer = combination.answer()
+    label = f"compression={combination.compression.strip('`')}"
+    sees_each = combination.collector in {"`collector=plain`", "`collector=bare`"}
+    if packs(combination) and not sees_each:
+        assert isinstance(answer, ContractError)
+        assert answer.second == label
+        return
+    if combination.compression == "`top_k`" and combination.use == "`privacy=local`":
+        assert answer.second == label
+        return
+    if combination.compression == "`top_k`" and combination.use == "one by coordinate":
+        assert answer.second == "the median"
+        return
+    plain = script.CompressedCombination("`none`", combination.use, combination.collector).answer()
+    assert isinstance(answer, Claim) == isinstance(plain, Claim)
+    if isinstance(plain, ContractError):
+        assert answer.second == plain.second
+        return
+    assert (answer.packed is None) == (not packs(combination))
+    assert answer.sensitivity == plain.sensitivity
+    assert answer.support == ("per_client" if combination.compression == "`top_k`" else "shared")
+
+
+@pytest.mark.parametrize("combination", COMPRESSED, ids=COMPRESSED_IDS)
+def test_what_composes_compressed_runs_and_moves_the_model(combination, tmp_path):
+    """Noise is a tenth of the bound, and all nine clients send the same: the largest element shows through it."""
+    if isinstance(combination.answer(), ContractError):
+        with pytest.raises(ContractError, match="cannot be composed with"):
+            PipelineStrategy(combination.pipeline(), federated_every=0)
+        return
+    pipeline = combination.pipeline()
+    sections = {DELTA: np.float32([3.0, 4.0])}
+    half = pipeline.collector.client_half(ClientOwn(tmp_path, {}, simulated=True))
+    node = trellis_node(lambda client, number, arrays: sections, stages=pipeline.stages, half=half)
+    one = PipelineStrategy(pipeline, federated_every=0)
+    grid = ScriptedGrid(dict.fromkeys(range(1, script.COHORT + 1), node))
+    one.start(grid, pack_model(parameters(0, 0)), num_rounds=1)
+    assert pipeline.admission.refusals == {}
+    assert one.model.parameters[1] == pytest.approx(0.8, abs=0.4)
+
+
 @pytest.mark.parametrize(
     ("package", "table", "besides"),
     [
         (
             strategies.stages,
             [part for parts in script.STAGES.values() for part in parts]
-            + [part for one in PRIVATE for part in one.pipeline().stages],
+            + [part for one in PRIVATE + COMPRESSED for part in one.pipeline().stages],
             (IntegerNoise,),
         ),
         (strategies.combiners, list(script.COMBINERS.values()), (strategies.combiners.Robust,)),
@@ -271,7 +324,16 @@ def test_a_row_of_the_table_of_privacy_stands_for_every_combination():
             assert sum(rule in line.split("|")[2].strip().split("; ") for line in mine) == 1
 
 
-@pytest.mark.parametrize("make", [script.table, script.private_table])
+def test_a_row_of_the_table_of_compression_stands_for_every_combination():
+    lines = [line for line in script.compression_table().splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {1 + 2 + len(script.COLLECTORS)}
+    for compression in script.COMPRESSIONS:
+        mine = [line for line in lines if compression in line.split("|")[1].strip().split(", ")]
+        for use in script.COMPRESSED:
+            assert sum(use in line.split("|")[2].strip().split("; ") for line in mine) == 1
+
+
+@pytest.mark.parametrize("make", script.TABLES.values())
 def test_every_note_is_used_and_every_used_note_is_there(make):
     table = make()
     notes = [line.partition(".")[0] for line in table.splitlines() if line[:1].isdigit()]
@@ -280,18 +342,20 @@ def test_every_note_is_used_and_every_used_note_is_there(make):
     assert f"– ({len(notes) + 1})" not in table
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/privacy.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/privacy.md", "docs/compression.md"])
 def test_the_pages_tables_are_current(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert script.insert(text) == text, f"run: python docs/contract_table.py --write {page}"
 
 
-@pytest.mark.parametrize(("markers", "make"), script.TABLES.items(), ids=["contract", "privacy"])
+@pytest.mark.parametrize(
+    ("markers", "make"), script.TABLES.items(), ids=["contract", "privacy", "compression"]
+)
 def test_the_script_prints_the_tables_and_writes_one_between_its_markers(
     markers, make, tmp_path, capsys
 ):
     assert script.main([]) == 0
-    assert capsys.readouterr().out == f"{script.table()}\n{script.private_table()}"
+    assert capsys.readouterr().out == "\n".join(one() for one in script.TABLES.values())
     page, (begin, end) = tmp_path / "page.md", markers
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
     assert script.main(["--write", str(page)]) == 0
