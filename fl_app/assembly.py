@@ -31,7 +31,7 @@ from fl_app.node import Node
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
 from strategies.contract import Claim
-from strategies.pipeline import Pipeline
+from strategies.pipeline import Pipeline, reshaped
 from strategies.protocols import (
     ClientHalf,
     ClientOwn,
@@ -138,6 +138,13 @@ class Assembly:
         """Parameters that travel."""
         return self._model_parts[1][DELTA].size
 
+    @property
+    def _summed(self) -> int:
+        """Elements of a sum of parameters' changes: fewer where clients send a part of them."""
+        node, layout = self.config.compression, self._model_parts[1][DELTA]
+        first = () if node is None else self._compression(node)[0]
+        return reshaped({DELTA: layout}, first)[DELTA].size
+
     @cached_property
     def _model_parts(self) -> tuple[dict[str, str], dict[str, Layout]]:
         """The section that each travelling array belongs to, and the sections' layouts."""
@@ -217,7 +224,7 @@ class Assembly:
             rounds=config.rounds,
             ledger=None if num_clients is None else config.run_dir / LEDGER,
             seed=config.seed,
-            size=None if num_clients is None else self.size,
+            size=None if num_clients is None else self._summed,
         )
         return promise
 

@@ -7,9 +7,10 @@ from typing import Final
 
 from fl_app.assembly import Assembly
 from strategies.combiners import Robust
-from strategies.contract import Visibility
+from strategies.contract import Claim, Visibility
 from strategies.pipeline import Pipeline
 from strategies.privacy import Guarantee
+from strategies.schedulers import Buffered
 
 _RISKS: Final = {
     Visibility.SUM: "nobody sees what one client sends: one that lies can spoil the sum "
@@ -23,11 +24,14 @@ _DROWNED: Final = 5.0
 
 
 def promises(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> dict[str, str]:
-    """What the server sees, how many clients lie, and how many the rule bears: by the part that says it."""
-    told: dict[str, str] = {}
+    """What the contract comes to, and what each part says of itself: what is seen, how many liars the rule bears."""
+    claim = pipeline.claim
+    told: dict[str, str] = {"contract": contract(claim)}
+    if isinstance(pipeline.scheduler, Buffered):
+        told["scheduler"] = pipeline.scheduler.describe()
     describe = getattr(pipeline.collector, "describe", None)
     if describe is not None:
-        told["collector"] = describe(pipeline.claim.cohort or num_clients)
+        told["collector"] = describe((claim.cohort or num_clients) // claim.sessions)
     if pipeline.privacy is not None:
         report = pipeline.privacy.report() or {}
         told |= {"promised": str(report["protects"])} if "protects" in report else {}
@@ -38,6 +42,33 @@ def promises(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> dict[s
     if attack is not None:
         told["attack"] = f"{attack.name}, {_liars(assembly, num_clients)} of {num_clients} clients"
     return told
+
+
+def contract(claim: Claim) -> str:
+    """What holds of each aggregate, once all parts have spoken."""
+    planned = "clients" if claim.cohort is None else f"{claim.cohort} clients"
+    cohort = (
+        f"rounds of {planned} ({claim.sampling} sampling)"
+        if claim.staleness is None
+        else f"buffers of {planned}, up to {claim.staleness} versions old"
+    )
+    seen = {
+        Visibility.EACH: "the server sees each update",
+        Visibility.GROUP: f"the server sees {claim.groups} sums",
+        Visibility.SUM: "the server sees one sum",
+    }[claim.visibility]
+    bound = claim.l2_bound()
+    facts = [
+        cohort,
+        seen,
+        "" if bound is None else f"a client's update is no longer than {bound:.3g}",
+        "" if claim.private is None else f"private by {claim.private}",
+        "" if claim.sensitivity is None else f"sensitivity {claim.sensitivity:.3g}",
+        "each client sends coordinates of its own" if claim.support != "shared" else "",
+        "" if claim.packed is None else f"packed by {claim.packed}",
+        f"in clear: {', '.join(sorted(claim.clear))}" if claim.clear else "nothing else in clear",
+    ]
+    return "; ".join(filter(None, facts))
 
 
 def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[str]:

@@ -48,7 +48,7 @@ from strategies.schedulers import Synchronous
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
 from strategies.state import State, Value, mapping_in
 from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Section, Update
-from strategies.wire import ARRAYS, pack, pack_model
+from strategies.wire import ARRAYS, REPLY_BYTES, pack, pack_model
 
 
 @dataclass
@@ -318,6 +318,9 @@ class Pipeline:
         config["buffers"] = [name for name, kind in model.kinds.items() if kind == BUFFERS]
         for stage in self.stages:
             config |= {f"{stage.name}.{key}": value for key, value in stage.configure().items()}
+        wire, packing = reshaped(layouts, self.stages), packing_of(self.stages)
+        if packing is not None or wire != layouts:
+            config[REPLY_BYTES] = sum(_most_bytes(name, wire[name], packing) for name in wire)
         round_number = model.version + 1
         return Job(
             round_number,
@@ -330,8 +333,8 @@ class Pipeline:
             bounds,
             self.admission.quorum,
             *self._carriers(),
-            reshaped(layouts, self.stages),
-            packing_of(self.stages),
+            wire,
+            packing,
         )
 
     def _carriers(self) -> tuple[int, int]:
@@ -396,6 +399,13 @@ def packing_of(stages: Sequence[Stage]) -> Packing | None:
     """The stage that leaves sections packed; None where they travel as they are."""
     last = stages[-1] if stages else None
     return last if isinstance(last, Packing) else None
+
+
+def _most_bytes(name: str, layout: Layout, packing: Packing | None) -> int:
+    """The largest size of a section as it travels."""
+    if packing is not None and name in packing.sections:
+        return packing.most_bytes(layout)
+    return layout.size * np.dtype(np.float32).itemsize
 
 
 def encode(

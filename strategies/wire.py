@@ -37,6 +37,8 @@ TRAINS: Final = "trains"
 """The setting that is false in a training request that has nothing trained: a further phase of the collector's."""
 LOCAL_STEPS: Final = "local-steps"
 """The setting by which a client is told how many local steps to take; absent where that is its own affair."""
+REPLY_BYTES: Final = "reply-bytes"
+"""The setting that tells an engine how long a reply's vectors are at most, where they are shorter than the model."""
 SENT: Final = "sent"
 """The setting that tells an engine when a request that is sent again was first sent, in seconds of its clock."""
 

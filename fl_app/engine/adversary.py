@@ -23,6 +23,9 @@ from strategies.state import State
 from strategies.update import DELTA, Layout, Update
 from strategies.wire import ARRAYS, CONFIG, Expected, Refused, pack, read_update, unpack_model
 
+_REMEMBERED = 32
+"""Honest updates that attackers know, where they come one after the other."""
+
 Exchanged = tuple[Message, Message]
 """A request and its reply."""
 
@@ -40,6 +43,7 @@ class Adversary:
         self.attack = attack
         self._stages, self._seed = tuple(stages), seed
         self._memory: Memory = {}
+        self._seen: dict[int, Update] = {}
 
     def state_dict(self) -> State:
         """What it remembers from round to round."""
@@ -49,21 +53,28 @@ class Adversary:
         """Takes up an earlier run's memory."""
         self._memory = dict(state)
 
-    def lie(self, seen: Sequence[Exchanged], attackers: Sequence[int]) -> ArrayRecord | None:
+    def lie(
+        self, number: int, seen: Sequence[Exchanged], attackers: Sequence[int]
+    ) -> ArrayRecord | None:
         """What the attackers of a round are to send; None where no honest update is to be seen.
 
         Args:
+            number: the round's.
             seen: requests to honest clients of one round, and their replies.
             attackers: logical ids of those who were asked in it.
         """
         layouts: dict[int, Mapping[str, Layout]] = {}
         found = [self._read(request, reply, layouts) for request, reply in seen]
         honest = sorted((one for one in found if one is not None), key=lambda one: one.members)
+        # Where nobody waits for a round to be whole, the attackers know what the honest sent last.
+        for one in honest:
+            self._seen.pop(one.members[0], None)
+            self._seen[one.members[0]] = one
+        self._seen = dict(list(self._seen.items())[-_REMEMBERED:])
+        honest = honest or [self._seen[client] for client in sorted(self._seen)]
         if not honest:
             return None
-        sight = Sight(
-            honest, tuple(sorted(attackers)), _integer(seen[0][0], "server-round"), self._seed
-        )
+        sight = Sight(honest, tuple(sorted(attackers)), number, self._seed)
         with np.errstate(
             over="ignore"
         ):  # a lie past float32's range is an infinity, and admission's to refuse
@@ -153,6 +164,7 @@ class AdversaryPool:
         lies: dict[int, ArrayRecord | None] = {}
         for number in sorted({number for number, _ in asked}):
             lies[number] = self._adversary.lie(
+                number,
                 [
                     pair
                     for pair in seen

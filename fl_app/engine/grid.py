@@ -24,7 +24,7 @@ from fl_app.engine.devices import DeviceModel, Occasion
 from fl_app.engine.flwr_internals import ErrorCode, Run
 from fl_app.engine.pool import ClientPool
 from fl_app.engine.roster import Roster
-from strategies.wire import LOCAL_STEPS, SENT
+from strategies.wire import LOCAL_STEPS, REPLY_BYTES, SENT
 
 _CHUNKS_PER_BATCH: Final = 16
 _BATCH_MESSAGES: Final = 256
@@ -245,7 +245,7 @@ class EngineGrid(Grid):
             occasion,
             examples=self._examples(client, config) if trains else 0,
             down_bytes=size,
-            up_bytes=size if trains else 0,
+            up_bytes=_reply_bytes(config, size) if trains else 0,
         )
         return _Parcel(client, begun, begun + duration, expiry, metadata, size, request)
 
@@ -338,6 +338,12 @@ class EngineGrid(Grid):
 def _array_bytes(content: RecordDict) -> int:
     records = (record for record in content.values() if isinstance(record, ArrayRecord))
     return sum(len(array.data) for record in records for array in record.values())
+
+
+def _reply_bytes(config: Mapping[str, object], size: int) -> int:
+    """How long a reply is taken to be: as the model that came, unless the server says how small it is made."""
+    told = config.get(REPLY_BYTES)
+    return min(told, size) if isinstance(told, int) else size
 
 
 def _begun(config: Mapping[str, object], now: float) -> float:
