@@ -38,7 +38,7 @@ class MajorityVote(Robust):
             raise ContractError(
                 claim.source("sections"),
                 name_of(part),
-                f"signs have one scale for all, and {', '.join(beside)} have one of their own",
+                f"signs have one scale for all, which {', '.join(beside)} would have to share",
                 "use combiner=median, or what sends the parameters' change alone",
             )
 
