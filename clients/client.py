@@ -24,6 +24,7 @@ from clients.trainers import SGD, DpSgd, Fit, FitJob
 from clients.trainers.together import fit_together
 from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.collectors import PlainClient
+from strategies.downlink import HeldModels
 from strategies.pipeline import encode
 from strategies.protocols import ClientHalf, Stage
 from strategies.records import record_in, records_in
@@ -66,6 +67,7 @@ class Client:
         trainer: how a client fits.
         stages: client halves, in order.
         half: the collector's: what becomes of an encoded update; the plain collector's by default.
+        held: the models that clients hold; None where requests come with the whole of theirs.
         store: what clients remember.
         ledgers: where clients write down what their privacy has been charged; only trainers that charge look at it.
         seed: the run's.
@@ -87,6 +89,7 @@ class Client:
         *,
         stages: Sequence[Stage] = (),
         half: ClientHalf | None = None,
+        held: HeldModels | None = None,
         store: ClientStore,
         ledgers: Path | None = None,
         seed: int = 0,
@@ -104,6 +107,7 @@ class Client:
         self._data: dict[int, FederatedData] = {}
         self._stages, self._store = tuple(stages), store
         self._half: ClientHalf = half or PlainClient()
+        self._held = held
         self._seed, self._hashes = seed, dict(hashes or {})
         self._attack = attack
         self._liars: dict[int, frozenset[int]] = {}
@@ -116,8 +120,11 @@ class Client:
         replies: dict[int, Message] = {}
         jobs: list[tuple[int, FitJob]] = []
         models: dict[int, Arrays] = {}
+        messages = list(messages)
         for index, message in enumerate(messages):
             try:
+                if self._held is not None:
+                    message = messages[index] = self._held.whole(message)
                 config = config_of(message.content)
                 self._compare(config)
                 self._is_meant(config)

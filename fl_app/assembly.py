@@ -31,6 +31,7 @@ from fl_app.node import Node
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
 from strategies.contract import Claim
+from strategies.downlink import Downlink, HeldModels
 from strategies.pipeline import Pipeline, reshaped
 from strategies.protocols import (
     ClientHalf,
@@ -294,6 +295,7 @@ class Assembly:
             self.trainer,
             stages=self.stages(),
             half=half,
+            held=self._held(node),
             store=ClientStore(self.config.client_state_dir),
             ledgers=self.config.client_state_dir if node is None else node.folder,
             seed=self.config.seed,
@@ -304,6 +306,20 @@ class Assembly:
             secretive=guarded or (node is not None and node.pinned is not None),
             silent=guarded and self.config.privacy is not None,
         )
+
+    def _downlink(self) -> Downlink | None:
+        """How the model travels; None where it goes whole."""
+        return None if self.config.downlink is None else build(self.config.downlink)
+
+    def _held(self, node: Node | None) -> HeldModels | None:
+        """The models that this process's clients hold: a device's in its own folder, all of a machine's in one."""
+        folder, downlink = self.config.client_state_dir / "held", self._downlink()
+        if downlink is None:
+            return None
+        if node is not None:
+            return HeldModels(folder / f"client-{node.client}")
+        # The engine asks a client when its reply is due, after others have been sent newer models.
+        return HeldModels(folder, keep=2 * downlink.versions)
 
     def strategy(self, num_clients: int) -> PipelineStrategy:
         """The server half.
@@ -323,6 +339,7 @@ class Assembly:
             privacy=privacy,
             admission=Admission(**config.admission.model_dump()),
             quarantine=None if config.quarantine is None else build(config.quarantine),
+            downlink=self._downlink(),
             client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),
             train_config={**self.hashes, NUM_CLIENTS: num_clients},
             root=self._root_trainer(num_clients),

@@ -11,9 +11,13 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from strategies.downlink import Downlink
+from strategies.downlink.coding import REASON
+from strategies.downlink.messages import is_change
 from strategies.protocols import ConfigValue, Reply, Request
 from strategies.records import record_in
 from strategies.sizes import count_bytes
@@ -24,6 +28,13 @@ log = logging.getLogger(__name__)
 HELLO: Final = "query.hello"
 """The message type by which a node is asked for its logical id."""
 _HELLO_ATTEMPTS: Final = 3
+
+_NEVER_ASKED: Final = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+"""Errors that tell nothing of the client."""
 
 _UNREADABLE: Final = (AttributeError, LookupError, TypeError, ValueError)
 """What Flower raises on the records of a hostile peer as it reads them."""
@@ -74,7 +85,8 @@ class Exchange:
 
     Attributes:
         uploaded: bytes of all replies so far.
-        downloaded: bytes of all requests so far.
+        downloaded: bytes of all requests so far, as they were sent.
+        downlink: makes requests smaller for clients that hold a model already; None sends them as they are.
     """
 
     def __init__(
@@ -96,8 +108,10 @@ class Exchange:
         self._failed_hellos: Counter[int] = Counter()
         self._rivals: dict[int, int] = {}
         self._outstanding: dict[str, Request] = {}
+        self._changes: dict[str, float | None] = {}
         self._arrived: deque[Reply] = deque()
         self._incoming: Iterator[Message] = iter(())
+        self.downlink: Downlink | None = None
         self.uploaded = 0
         self.downloaded = 0
 
@@ -134,14 +148,18 @@ class Exchange:
             if node is None:
                 self._arrived.append(Reply(request, None, f"client {request.client} is not there"))
                 continue
+            content = request.content if self.downlink is None else self.downlink.content(request)
             messages.append(
-                Message(request.content, node, request.kind, ttl=ttl, group_id=str(request.round))
+                Message(content, node, request.kind, ttl=ttl, group_id=str(request.round))
             )
             sent.append(request)
-            self.downloaded += count_bytes(request.content)
-        for message_id, request in zip(self._push(messages), sent, strict=True):
+            self.downloaded += count_bytes(content)
+        ids = self._push(messages)
+        for message_id, request, message in zip(ids, sent, messages, strict=True):
             if message_id:
                 self._outstanding[message_id] = request
+                if is_change(message.content):
+                    self._changes[message_id] = ttl
             else:
                 self._arrived.append(Reply(request, None, "the SuperLink did not take the message"))
 
@@ -166,6 +184,7 @@ class Exchange:
     def forget(self) -> None:
         """Drops whatever is outstanding: late replies of a round that is over are never looked at."""
         self._outstanding.clear()
+        self._changes.clear()
         self._arrived.clear()
         self._incoming = iter(())
 
@@ -176,6 +195,11 @@ class Exchange:
             message_id: request
             for message_id, request in self._outstanding.items()
             if id(request) not in given_up
+        }
+        self._changes = {
+            message_id: ttl
+            for message_id, ttl in self._changes.items()
+            if message_id in self._outstanding
         }
         self._arrived = deque(one for one in self._arrived if id(one.request) not in given_up)
 
@@ -228,15 +252,35 @@ class Exchange:
                 self._arrived.append(Reply(request, None, reason))
 
     def _arrive(self, message: Message) -> None:
-        request = self._outstanding.pop(message.metadata.reply_to_message_id, None)
+        message_id = message.metadata.reply_to_message_id
+        request = self._outstanding.pop(message_id, None)
         if request is None:
             log.warning("a reply to no request of this run was dropped")
         elif message.has_error():
+            if self._asked_again(message_id, request, message.error):
+                return
             self._arrived.append(
                 Reply(request, None, f"{message.error.reason} (code {message.error.code})")
             )
         else:
+            self._changes.pop(message_id, None)
+            if self.downlink is not None:
+                self.downlink.answered(request)
             self._arrived.append(self._weighed(request, message.content))
+
+    def _asked_again(self, message_id: str, request: Request, error: Error) -> bool:
+        """Whether an error is no reply yet: a client that could not restore its model is sent the whole, once."""
+        if self.downlink is None:
+            return False
+        changed = message_id in self._changes
+        ttl = self._changes.pop(message_id, None)
+        if error.code not in _NEVER_ASKED:
+            self.downlink.lost(request.client)
+        if not changed or not str(error.reason).startswith(f"{REASON}:"):
+            return False
+        log.info("client %d is sent the whole model: %s", request.client, error.reason)
+        self.send([request], ttl=ttl)
+        return True
 
     def _weighed(self, request: Request, content: RecordDict) -> Reply:
         try:

@@ -19,6 +19,7 @@ from strategies.collectors import Plain
 from strategies.combiners import Mean
 from strategies.contract import Checked, Claim, ContractError, check, name_of
 from strategies.detection import Quarantine
+from strategies.downlink import Downlink
 from strategies.privacy import Distributed
 from strategies.privacy.budget import ParticipationSpentError
 from strategies.protocols import (
@@ -65,6 +66,7 @@ class Pipeline:
         scheduler: when who is asked, and when what came becomes a step.
         admission: the server's door.
         quarantine: who is left out of later rounds for what it sent; None where nobody is watched.
+        downlink: sends clients what has changed of the model since they held it; None where they are sent the whole.
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
         train_config: settings that every client gets with every request.
         root: the server's own update for a job, trained on root data that no client has; None where it has none.
@@ -81,6 +83,7 @@ class Pipeline:
     scheduler: Scheduler = field(default_factory=Synchronous)
     admission: Admission = field(default_factory=Admission)
     quarantine: Quarantine | None = None
+    downlink: Downlink | None = None
     client_sections: frozenset[str] = frozenset({DELTA})
     train_config: Mapping[str, ConfigValue] = field(default_factory=dict)
     root: Callable[[Job], Update] | None = None
@@ -296,6 +299,7 @@ class Pipeline:
             self.scheduler,
             self.collector,
             *self.stages,
+            *(() if self.downlink is None else (self.downlink,)),
             self.admission,
             *(() if self.quarantine is None else (self.quarantine,)),
             self.combiner,
@@ -303,10 +307,15 @@ class Pipeline:
             self.optimizer,
         )
 
+    def released(self, model: ServerModel) -> ArrayRecord:
+        """The model as clients are sent it."""
+        if self.downlink is not None:
+            return self.downlink.release(model.view())
+        return pack_model(model.view())
+
     def job(self, model: ServerModel) -> Job:
         """What the next round asks of each client."""
-        arrays = model.view()
-        records = {ARRAYS: pack_model(arrays)}
+        records = {ARRAYS: self.released(model)}
         for name, vector in model.broadcast().items():
             records[name] = ArrayRecord({name: pack(vector)})
         config: dict[str, ConfigValue] = dict(self.train_config)
@@ -319,7 +328,7 @@ class Pipeline:
         for stage in self.stages:
             config |= {f"{stage.name}.{key}": value for key, value in stage.configure().items()}
         wire, packing = reshaped(layouts, self.stages), packing_of(self.stages)
-        if packing is not None or wire != layouts:
+        if packing is not None or wire != layouts or self.downlink is not None:
             config[REPLY_BYTES] = sum(_most_bytes(name, wire[name], packing) for name in wire)
         round_number = model.version + 1
         return Job(
@@ -380,6 +389,7 @@ class Pipeline:
         parts: dict[str, object] = {
             "collector": self.collector,
             "sampler": self.sampler,
+            "downlink": self.downlink,
             "scheduler": self.scheduler,
             "privacy": self.privacy,
             **{f"stage {stage.name}": stage for stage in self.stages},

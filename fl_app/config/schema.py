@@ -172,6 +172,7 @@ class Config(_Settings):
         attack: what lying clients send, None where all are honest; on the engine only.
         collector: how updates come out of a cohort, and what the server sees of them.
         combiner: the rule that makes one update of many.
+        downlink: sends clients what has changed of the model since they held it, None where they are sent the whole.
         privacy: differential privacy for clients, None where none is promised.
         server: the server's optimiser.
         sampler: who is asked.
@@ -219,6 +220,9 @@ class Config(_Settings):
         Part(needs=("check", "open", "client_half"), offered=frozenset({"seed", "journal"})),
     ]
     combiner: Annotated[TargetNode, Part(needs=("check", "begin"), offered=frozenset({"seed"}))]
+    downlink: Annotated[
+        TargetNode | None, Part(needs=("check", "release", "content", "answered", "lost"))
+    ] = None
     privacy: Annotated[
         TargetNode | None,
         Part(

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+from copy import copy
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -65,6 +66,19 @@ class HeldModels:
                 raise Refused(REASON, "the model is not the one that the request names")
         self._keep_model(digest, model)
         return plain(content, model)
+
+    def whole(self, message: Message) -> Message:
+        """A message with its request restored: a copy, where it is not whole as it is.
+
+        Raises:
+            Refused: as `restored`.
+        """
+        content = self.restored(message.content)
+        if content is message.content:
+            return message
+        whole = copy(message)  # the one that came may be somebody else's too
+        whole.content = content
+        return whole
 
     def _changed(self, content: RecordDict, said: ConfigRecord) -> ArrayRecord:
         packed = packed_in(content, said)

@@ -178,6 +178,7 @@ class Buffered(Ranged):
                 is void where it lacks a quorum.
             seed: the run's, for who is asked.
         """
+        exchange.downlink = pipeline.downlink
         while model.version < until:
             yield _Version(self, pipeline, model, exchange, timeout, seed).run()
         exchange.forget()

@@ -59,6 +59,7 @@ class Synchronous:
             timeout: seconds (of the exchange's clock) that each phase of a round may take: plain rounds have one.
             seed: the run's, for the sampler.
         """
+        exchange.downlink = pipeline.downlink
         while model.version < until:
             meter, tally = Meter.begin(exchange), Tally()
             aggregate = _Round(pipeline, model, exchange, tally, timeout, seed).run()
