@@ -64,7 +64,7 @@ class Downlink(Ranged):
         codec: what compresses changes.
     """
 
-    bits: Annotated[int, Ge(2), Le(20)] = 10
+    bits: Annotated[int, Ge(2), Le(20)] = 8
     versions: Annotated[int, Ge(2), Le(1000)] = 16
     codec: Codec = "zstd"
     _ring: dict[int, _Version] = field(default_factory=dict, init=False, repr=False)
