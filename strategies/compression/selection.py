@@ -39,16 +39,16 @@ def largest(vector: Vector, k: int) -> Indices:
         vector: (d,) float32, anything in it.
         k: from 0 to d.
     """
-    magnitudes = vector.view(np.uint32) & _MAGNITUDE
     if k == 0:
         return np.empty(0, np.int64)
-    place = len(vector) - k
-    least = np.partition(magnitudes, place)[place]
-    if least == 0:
-        return np.flatnonzero(magnitudes)
-    found = np.flatnonzero(magnitudes >= least)
+    bits, place = vector.view(np.uint32), len(vector) - k
+    magnitudes = bits & _MAGNITUDE
+    magnitudes.partition(place)
+    least = max(magnitudes[place], np.uint32(1))
+    # Made anew where it was shuffled: another array of this size would be fresh pages, which cost more.
+    found = np.flatnonzero(np.bitwise_and(bits, _MAGNITUDE, out=magnitudes) >= least)
     surplus = len(found) - k
-    if surplus:
+    if surplus > 0:
         tied = np.flatnonzero(magnitudes[found] == least)
         found = np.delete(found, tied[len(tied) - surplus :])
     return found

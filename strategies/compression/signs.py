@@ -20,26 +20,25 @@ _BLOCK = 1 << 16
 """Elements at a time, which stay in a core's second-level cache."""
 
 
-def mean_magnitude(vector: Vector) -> np.float32:
-    """‖x‖₁ / d; NaN where the vector holds something that is not finite, 0 of nothing."""
-    if not len(vector):
-        return np.float32(0)
-    mean = np.float32(np.abs(vector).mean(dtype=np.float64))
-    return mean if np.isfinite(mean) else np.float32(np.nan)
+def signs_of(vector: Vector) -> tuple[np.float32, Bytes]:
+    """‖x‖₁ / d and one bit an element of a (d,) vector: 1 where it is not negative.
+
+    The scale is NaN where the vector holds something that is not finite, and 0 of nothing.
+    """
+    total, size = 0.0, len(vector)
+    buffer = np.empty(min(size, _BLOCK), np.float32)
+    with np.errstate(over="ignore"):
+        for begin in range(0, size, _BLOCK):
+            block = vector[begin : begin + _BLOCK]
+            total += float(np.abs(block, out=buffer[: len(block)]).sum())
+        scale = np.float32(total / max(size, 1))
+    bits = np.packbits(~np.signbit(vector), bitorder="little")
+    return scale if np.isfinite(scale) else np.float32(np.nan), bits
 
 
-def pack_signs(vector: Vector) -> bytes:
-    """4 bytes and one bit an element of a (d,) vector."""
-    return _SCALE.pack(mean_magnitude(vector)) + _bits(vector).tobytes()
-
-
-def signed_as_sent(vector: Vector) -> Vector:
-    """What the server makes of `pack_signs`, bit for bit."""
-    return _signed(mean_magnitude(vector), _bits(vector), len(vector))
-
-
-def _bits(vector: Vector) -> Bytes:
-    return np.packbits(~np.signbit(vector), bitorder="little")
+def pack_signs(scale: np.float32, bits: Bytes) -> bytes:
+    """4 bytes, and the bits."""
+    return _SCALE.pack(scale) + bits.tobytes()
 
 
 def unpack_signs(data: bytes | memoryview, size: int) -> Vector:
@@ -56,11 +55,11 @@ def unpack_signs(data: bytes | memoryview, size: int) -> Vector:
         raise Refused("not_finite", f"the scale of a vector of signs is {scale:g}")
     if scale < 0 or (size % 8 and packed[-1] >> size % 8):
         raise Refused("malformed", "a scale below 0, or bits past the last sign")
-    return _signed(np.float32(scale), packed, size)
+    return signed(np.float32(scale), packed, size)
 
 
-def _signed(scale: np.float32, packed: Bytes, size: int) -> Vector:
-    """`scale` where a bit is 1, −`scale` where it is 0."""
+def signed(scale: np.float32, packed: Bytes, size: int) -> Vector:
+    """`scale` where a bit is 1, −`scale` where it is 0: what the server makes of them, (size,) float32."""
     vector = np.empty(size, np.float32)
     bits = np.unpackbits(packed, count=size, bitorder="little")
     with np.errstate(over="ignore", invalid="ignore"):

@@ -23,8 +23,8 @@ from strategies.wire import Refused
 Precision = Literal["float16", "float32"]
 
 _EXPONENT = struct.Struct("<h")
-_LEAST, _MOST = -160, 160
-"""Of the shared exponent: past all that float32 has."""
+_LEAST, _MOST = -100, 129
+"""Of the shared exponent: up to float32's own, and down to where 2^−24 of it is a float32 still."""
 _TOP = 15
 """The largest value lies in [2^14, 2^15) as it is halved in precision: half precision ends at 2^16."""
 _ALIKE = {"float16": 1, "float32": 2}
@@ -70,17 +70,17 @@ def _shared_exponent(values: Vector) -> int:
     magnitudes = np.abs(values[np.isfinite(values)])
     fraction, exponent = frexp(float(magnitudes.max(initial=0.0)))
     # What rounds up to a power of two has the next exponent already: rounding again must not change it.
-    return exponent + 1 if round(fraction * 2**11) == 2**11 else exponent
+    return max(exponent + (round(fraction * 2**11) == 2**11), _LEAST)
 
 
 def _halved(values: Vector, exponent: int) -> np.ndarray[tuple[int], np.dtype[np.float16]]:
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        return np.ldexp(values, _TOP - exponent).astype(np.float16)
+        return (values * np.float32(2.0 ** (_TOP - exponent))).astype(np.float16)
 
 
 def _whole(halves: np.ndarray[tuple[int], np.dtype[np.float16]], exponent: int) -> Vector:
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        return np.ldexp(halves.astype(np.float32), exponent - _TOP)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return halves.astype(np.float32) * np.float32(2.0 ** (exponent - _TOP))
 
 
 def _pack_planes(

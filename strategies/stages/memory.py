@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from strategies.compression.selection import Indices
 from strategies.protocols import ClientContext
 from strategies.update import Vector
 
@@ -18,15 +19,21 @@ ERROR: Final = "error"
 
 
 def fed_back(vector: Vector, context: ClientContext) -> Vector:
-    """The vector plus what the last update left out; the vector itself where nothing is remembered."""
+    """A new vector: the one given, plus what the last update left out."""
     error = context.state.get(ERROR)
     if error is None:
-        return vector
+        return vector.copy()
     with np.errstate(over="ignore", invalid="ignore"):  # admission refuses what comes of it
         return np.asarray(vector + error, np.float32)
 
 
-def remember(target: Vector, sent: Vector, context: ClientContext) -> None:
-    """Proposes what is left out of `target` where `sent` arrives."""
+def remember(
+    target: Vector, chosen: Indices | slice, values: Vector, context: ClientContext
+) -> None:
+    """Proposes what is left out of `target` where `values` arrive in the places `chosen`, and 0 elsewhere.
+
+    It is worked out in `target` itself: another array of a model's size would be fresh pages from the system.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        context.proposed[ERROR] = target - sent
+        target[chosen] -= values
+    context.proposed[ERROR] = target

@@ -78,9 +78,9 @@ class PowerSgd(Ranged):
         left, right = factorise(target, matrices, right)
         sent = as_decoded(target, matrices, left, right)
         context.proposed[_RIGHT] = right
-        if self.error_feedback:
-            remember(target, sent, context)
         packed = pack_low_rank(target, matrices, left, right, self.codec)
+        if self.error_feedback:
+            remember(target, slice(None), sent, context)
         return update.with_section(DELTA, Section(sent, layout, packed=packed))
 
     def decode(self, update: Update) -> Update:

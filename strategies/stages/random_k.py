@@ -90,12 +90,11 @@ class RandomK(Ranged):
     def encode(self, update: Update, context: ClientContext) -> Update:
         """Client half: (k,) float32."""
         vector = update.delta.vector
-        target, chosen = fed_back(vector, context), self._chosen(len(vector), update.version)
+        target = fed_back(vector, context)
+        chosen = self._chosen(len(vector), update.version)
         short = target[chosen]
         if self.error_feedback:
-            sent = np.zeros_like(target)
-            sent[chosen] = short
-            remember(target, sent, context)
+            remember(target, chosen, short, context)
         if self.unbiased and len(short):
             with np.errstate(over="ignore"):
                 short *= np.float32(len(target) / len(short))

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from strategies.compression.signs import most_sign_bytes, pack_signs, signed_as_sent, unpack_signs
+from strategies.compression.signs import (
+    most_sign_bytes,
+    pack_signs,
+    signed,
+    signs_of,
+    unpack_signs,
+)
 from strategies.contract import Claim
 from strategies.protocols import ClientContext, Settings, Stage
 from strategies.ranges import Ranged
@@ -54,10 +60,11 @@ class Sign(Ranged):
     def encode(self, update: Update, context: ClientContext) -> Update:
         """Client half. A NaN makes a scale that is none, and the server refuses the update as not finite."""
         target = fed_back(update.delta.vector, context)
-        sent = signed_as_sent(target)
+        scale, bits = signs_of(target)
+        sent = signed(scale, bits, len(target))
         if self.error_feedback:
-            remember(target, sent, context)
-        section = Section(sent, update.delta.layout, packed=pack_signs(target))
+            remember(target, slice(None), sent, context)
+        section = Section(sent, update.delta.layout, packed=pack_signs(scale, bits))
         return update.with_section(DELTA, section)
 
     def decode(self, update: Update) -> Update:

@@ -89,10 +89,11 @@ class TopK(Ranged):
         """Client half. A NaN counts as larger than all, and is sent for the server to refuse."""
         target = fed_back(update.delta.vector, context)
         chosen = largest(target, kept(self.ratio, len(target)))
-        sent = np.zeros_like(target)
-        sent[chosen] = as_sent(target[chosen], self.values)
+        values = as_sent(target[chosen], self.values)
         if self.error_feedback:
-            remember(target, sent, context)
+            remember(target, chosen, values, context)
+        sent = np.zeros_like(target)
+        sent[chosen] = values
         return update.with_section(DELTA, Section(sent, update.delta.layout))
 
     def decode(self, update: Update) -> Update:

@@ -19,7 +19,7 @@ from strategies.compression.low_rank import (
     pack_low_rank,
     unpack_low_rank,
 )
-from strategies.compression.signs import pack_signs, unpack_signs
+from strategies.compression.signs import pack_signs, signs_of, unpack_signs
 from strategies.compression.sparse import pack_sparse, unpack_sparse
 from strategies.update import Layout
 from strategies.wire import Refused
@@ -42,7 +42,7 @@ def low_rank(codec: str) -> bytes:
 
 
 CASES: dict[str, tuple[bytes, Callable[[bytes], np.ndarray]]] = {
-    "signs": (pack_signs(VECTOR), lambda data: unpack_signs(data, SIZE))
+    "signs": (pack_signs(*signs_of(VECTOR)), lambda data: unpack_signs(data, SIZE))
 }
 for _codec in ("zstd", "none"):
     for _precision in ("float16", "float32"):
