@@ -6,8 +6,11 @@
 One process and one thread. Encoding is all that a client's stages do, its memory of the last round included; decoding
 all that the server does with the bytes, to the vector that the combiner gets. Codings and a copy of the vector in
 memory take turns, so that what else the machine does strikes them alike; medians over runs, each on another of a few
-vectors, and the least, which an idle machine would be nearer to. Freed memory is kept, as the engine's processes do. The vector is 1,000 rows of 1,000, drawn from a bell curve or from Laplace's law, whose tails are as heavy as
-those of many updates. Bytes are those of the whole serialised reply, over those of one that is not compressed.
+vectors. The clock is the thread's own: time that other processes are given does not count, but what they take of a
+core's caches and of its second thread does. Freed memory is kept, as the engine's processes do.
+
+The vector is 1,000 rows of 1,000, drawn from a bell curve or from Laplace's law, whose tails are as heavy as those of
+many updates. Bytes are those of the whole serialised reply, over those of one that is not compressed.
 """
 
 from __future__ import annotations
@@ -28,7 +31,6 @@ from common import versions  # noqa: E402
 from flwr.app import ConfigRecord  # noqa: E402
 
 from fl_app.engine.allocator import keep_freed_memory  # noqa: E402
-
 from strategies.pipeline import Pipeline, encode, packing_of, reshaped  # noqa: E402
 from strategies.protocols import Packing, Stage  # noqa: E402
 from strategies.sizes import count_bytes  # noqa: E402
@@ -93,15 +95,15 @@ def once(stages: Sequence[Stage], vector: Vector, memory: Mapping[str, Vector]) 
     )
     layout = reshaped({DELTA: LAYOUT}, stages)[DELTA]
     packing: Packing | None = packing_of(stages)
-    began = time.perf_counter()
+    began = time.thread_time()
     sent = encode(update, stages, config, 0, memory, {})
-    encoded = time.perf_counter()
+    encoded = time.thread_time()
     section = sent.delta
     if packing is not None:
         assert section.packed is not None
         section = Section(packing.unpack(DELTA, section.packed, layout), layout)
     pipeline.decode(sent.with_section(DELTA, section))
-    done = time.perf_counter()
+    done = time.thread_time()
     size = count_bytes(write_update(sent, client=0, round_number=2))
     return Taken(encoded - began, done - encoded, size)
 
@@ -136,9 +138,9 @@ def table(law: str, runs: int) -> None:
     copies, copy = [], np.empty(LAYOUT.size, np.float32)
     for run in range(runs + 1):
         index = run % len(SEEDS)
-        began = time.perf_counter()
+        began = time.thread_time()
         np.copyto(copy, vectors[index])
-        copies.append(time.perf_counter() - began)
+        copies.append(time.thread_time() - began)
         for name, stages in chains.items():
             found[name].append(once(stages, vectors[index], memories[name][index]))
     dense = count_bytes(write_update(update_of(vectors[0]), client=0, round_number=2))
