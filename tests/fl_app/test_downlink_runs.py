@@ -39,9 +39,10 @@ def test_a_run_learns_as_well_in_less_than_half_of_the_bytes(tmp_path):
     [
         ["strategy=scaffold", "evaluate.federated_every=1"],
         ["strategy=secure"],
+        ["strategy=fedbuff", "runtime.devices.speed_sigma=1"],
         ["strategy=multi_krum", "travel=[layers.1.*]", "downlink.codec=zlib"],
     ],
-    ids=["scaffold and evaluated", "masked", "part of the model"],
+    ids=["scaffold and evaluated", "masked", "buffered", "part of the model"],
 )
 def test_neither_workers_nor_a_restart_change_the_model_or_the_bytes(tmp_path, chosen):
     """With clients that are asked now and then, and hold versions of all ages."""
@@ -50,7 +51,8 @@ def test_neither_workers_nor_a_restart_change_the_model_or_the_bytes(tmp_path, c
     run(tmp_path / "parts", *chosen, "rounds=2")
     parts, resumed, _ = run(tmp_path / "parts", *chosen, "rounds=4", "runtime.workers=2")
     assert_same_model(whole, parts)
-    if "strategy=secure" in chosen:  # its messages' sizes follow who drew whom
+    # The sizes of masked messages follow who drew whom; a buffered run asks again for what was under way.
+    if {"strategy=secure", "strategy=fedbuff"} & {*chosen}:
         learned = [(row["loss"], row["accuracy"]) for row in summary["history"]]
         assert learned == [(row["loss"], row["accuracy"]) for row in resumed["history"]]
     else:
@@ -60,12 +62,12 @@ def test_neither_workers_nor_a_restart_change_the_model_or_the_bytes(tmp_path, c
 
 @pytest.mark.slow
 def test_masked_clients_come_to_the_plain_model(tmp_path):
-    """Up to the masks' rounding, which may move an element to the next step of the grid: 2⁻¹⁰ of the rms."""
+    """Up to the masks' rounding, which may move an element to the next step of the grid: 2⁻⁸ of the rms."""
     plain, _, _ = run(tmp_path / "plain", *DELTA, "rounds=3")
     masked, _, _ = run(tmp_path / "masked", *DELTA, "strategy=secure", "rounds=3")
     for name, array in model_of(plain).items():
         rms = float(np.sqrt(np.mean(np.square(array))))
-        np.testing.assert_allclose(model_of(masked)[name], array, rtol=0, atol=rms * 2**-10)
+        np.testing.assert_allclose(model_of(masked)[name], array, rtol=0, atol=rms * 2**-8)
 
 
 def test_clients_that_lose_what_they_held_are_sent_the_whole_in_the_same_round(tmp_path):
