@@ -121,6 +121,7 @@ class Buffered(Ranged):
                 "use sampler=uniform, or sampler=spaced under privacy=ftrl",
             )
         most = _MOST_BUFFERS_BUSY * planned
+        most = min(most, self.population or most)
         self.busy = self.concurrency or max(self.cohort, min(claim.cohort or most, most))
         rested = planned * max(1, claim.separation)
         for needed, told in (
