@@ -9,9 +9,10 @@ from flwr.app import Error, Message
 from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.pipeline import Pipeline
+from strategies.protocols import Accumulator, Combiner, Plan
 from strategies.schedulers import Buffered
 from strategies.server_models import ServerModel
-from strategies.update import DELTA
+from strategies.update import DELTA, Update
 from strategies.wire import CONFIG
 from tests.support.grids import Node, ScriptedGrid, trellis_node
 from tests.support.updates import parameters
@@ -46,6 +47,26 @@ def after(seconds: float | Callable[[Message], float], node: Node) -> Node:
 def by_version(choice: Callable[[int], Node]) -> Node:
     """A node that does as is chosen by the version that it is sent."""
     return lambda message: choice(message.content[CONFIG]["version"])(message)
+
+
+def watched(combiner: Combiner) -> list[list[Update]]:
+    """What a combiner is given from now on, version by version."""
+    begin, buffers = combiner.begin, []
+
+    def watching(plan: Plan) -> Accumulator:
+        accumulator = begin(plan)
+        add, held = accumulator.add, []
+        buffers.append(held)
+
+        def noted(update: Update) -> None:
+            held.append(update)
+            add(update)
+
+        accumulator.add = noted
+        return accumulator
+
+    object.__setattr__(combiner, "begin", watching)
+    return buffers
 
 
 class Run:
