@@ -1,6 +1,6 @@
 """What everything at once costs, and what it bears: `experiment=private_robust_secure` by attack and by ε.
 
-    python benchmarks/everything_on.py build/everything.jsonl            # 50 runs, about an hour on a core; resumes
+    python benchmarks/everything_on.py build/everything.jsonl            # 60 runs, over an hour on a core; resumes
     python benchmarks/everything_on.py build/everything.jsonl --quick    # one fold: no attack, sign flip, a full ring
     python benchmarks/everything_on.py build/everything.jsonl --part 0/2 # every second run, for a process beside it
     python benchmarks/everything_on.py build/everything.jsonl --draw     # also draws docs/figures/everything_on.png
@@ -165,6 +165,7 @@ def cells(quick: bool) -> list[Cell]:
             ("hog", one, epsilon, fold) for epsilon in (16.0, 4.0) for one in ("none", "hidden")
         ]
         asked += [("hog", one, PLANNED, fold) for one in HONEST_CODE[1:]]
+        asked += [("hog", one, 16.0, fold) for one in ("full_ring", *HONEST_CODE[:2])]
         asked += [("cnn", "none", PLANNED, fold)]
     return asked
 
