@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Le
 from strategies.admission import STALE
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.hooks import RoundView
-from strategies.protocols import Event, Job, Refusal, Request, Void
+from strategies.protocols import Event, Job, Picker, Refusal, Request, Void
 from strategies.ranges import Ranged
 from strategies.schedulers.compass import Compass
 from strategies.schedulers.flight import Flight, Resumed, Wave, sent_before
@@ -241,6 +241,9 @@ class _Version:
             damping = 1 + sum(ages) / max(1, len(ages)) if self.plan.damp else 1.0
             model.apply(concluded, 1 / damping)
             pipeline.applied(concluded, self.joined, model.version)
+        if pipeline.unconditional and isinstance(pipeline.sampler, Picker):
+            # Whoever is refused stays away as if it were in: who is asked next must not tell what was sent.
+            pipeline.sampler.took(self.rested, model.version)
         return meter.view(pipeline, model, self.exchange, tally, void=concluded is None)
 
     def _gathered(self) -> Update | None:
