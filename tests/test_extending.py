@@ -5,13 +5,13 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from flwr.app import ArrayRecord
 
+from fl_app.cli.main import main
 from strategies import pipeline_mod
 from strategies.stages import Clip
 from tests.test_vanilla_app import accuracy, make_model, on_engine, vanilla_app
@@ -24,13 +24,14 @@ FILES: dict[str, str] = dict(
 COMMANDS = re.findall(r"^trellis run .*$", DOCUMENT, flags=re.MULTILINE)
 
 
-@pytest.fixture
-def outside(tmp_path):
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outside")
     for name, text in FILES.items():
-        path = tmp_path / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return tmp_path
+    return folder
 
 
 def test_there_is_one_of_each_kind():
@@ -50,18 +51,13 @@ def test_a_part_takes_fewer_than_forty_lines(name):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[2][:40])
-def test_every_command_runs_and_its_model_learns(outside, command):
-    words = shlex.split(command)[1:]
-    done = subprocess.run(
-        [sys.executable, "-m", "fl_app.cli", *words, "runtime.workers=1"],
-        cwd=outside,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
+def test_every_command_runs_and_its_model_learns(outside, monkeypatch, capsys, command):
+    """In this process: that a process of its own finds a user's classes is tested in test_cli.py."""
+    monkeypatch.chdir(outside)
+    monkeypatch.syspath_prepend(str(outside))
+    with patch.dict(os.environ):  # --config-dir tells the processes that a run starts of its folder
+        assert main([*shlex.split(command)[1:], "runtime.workers=1"]) == 0
+    summary = json.loads(Path(capsys.readouterr().out.splitlines()[-1]).read_text())
     assert summary["final"]["accuracy"] > 0.8
     assert summary["totals"]["upload_bytes"] > 0
     assert not summary["rejections"]

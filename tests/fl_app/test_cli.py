@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import zipfile
@@ -240,27 +239,6 @@ def test_a_dry_run_prints_the_resolved_configuration_and_runs_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_of_the_users_own_in_the_working_directory_runs(trellis, tmp_path: Path) -> None:
-    (tmp_path / "my_module.py").write_text(
-        "from typing import Annotated\n"
-        "from annotated_types import Ge\n"
-        "from clients.tasks import Digits\n"
-        "class MyTask(Digits):\n"
-        "    def __init__(self, examples: Annotated[int, Ge(10)] = 50) -> None:\n"
-        "        super().__init__()\n"
-        "        self.examples = examples\n"
-        "    def train(self):\n"
-        "        return super().train().take(range(self.examples))\n"
-    )
-    task = ["task._target_=my_module.MyTask", "task.partition=iid"]
-    done = trellis("run", *QUICK, *task, "task.examples=60", "runtime.workers=2")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
-    assert (summary["task"], summary["status"]) == ("mytask", "completed")
-    config = yaml.safe_load(Path(done.stdout.splitlines()[-1]).with_name("config.yaml").read_text())
-    assert config["task"]["examples"] == 60
-
-
 def test_a_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="the build back end makes the wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
@@ -285,18 +263,34 @@ def test_a_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -> 
 # -- running --
 
 
-def test_a_run_prints_a_line_a_round_and_the_path_of_its_summary_last(
+def test_a_task_of_the_users_own_runs_a_line_a_round_and_the_path_of_its_summary_last(
     trellis, tmp_path: Path
 ) -> None:
+    (tmp_path / "my_module.py").write_text(
+        "from typing import Annotated\n"
+        "from annotated_types import Ge\n"
+        "from clients.tasks import Digits\n"
+        "class MyTask(Digits):\n"
+        "    def __init__(self, examples: Annotated[int, Ge(10)] = 50) -> None:\n"
+        "        super().__init__()\n"
+        "        self.examples = examples\n"
+        "    def train(self):\n"
+        "        return super().train().take(range(self.examples))\n"
+    )
+    task = ["task._target_=my_module.MyTask", "task.partition=iid"]
     folder = tmp_path / ("a folder with a rather long name " * 3).strip()
-    done = trellis("run", *QUICK, f"output_dir='{folder}'", "run_name=first")
+    task = ["task._target_=my_module.MyTask", "task.partition=iid", "task.examples=60"]
+    place = [f"output_dir='{folder}'", "run_name=first"]
+    done = trellis("run", *QUICK, *task, *place, "runtime.workers=2")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == str(folder / "first" / "summary.json")
     assert len([line for line in lines if line.startswith("round 1/1 ")]) == 1
     summary = json.loads(Path(lines[-1]).read_text())
     assert (summary["status"], summary["rounds_completed"]) == ("completed", 1)
-    assert summary["strategy"] == "fedavg"
+    assert (summary["task"], summary["strategy"]) == ("mytask", "fedavg")
+    config = yaml.safe_load(Path(lines[-1]).with_name("config.yaml").read_text())
+    assert config["task"]["examples"] == 60
 
 
 def test_the_same_command_again_leaves_a_complete_run_as_it_is(
@@ -312,25 +306,6 @@ def test_the_same_command_again_leaves_a_complete_run_as_it_is(
     # Another configuration may not take the run up, and is told how it differs.
     assert main([*command, "client.lr=0.2"]) == 2
     assert "client.lr: 0.2 → 0.1" in capsys.readouterr().err
-
-
-def test_ctrl_c_stops_a_run_cleanly(tmp_path: Path) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-m", "fl_app.cli", "run", *QUICK[:1], "rounds=10000", "runtime.workers=2", "run_name=long"],
-        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    assert program.stdout is not None
-    for line in program.stdout:
-        if line.startswith("round"):
-            break
-    os.killpg(program.pid, signal.SIGINT)
-    output, errors = program.communicate(timeout=60)
-    assert program.returncode == 1, errors
-    assert "Traceback" not in errors
-    summary = Path(output.splitlines()[-1])
-    assert summary == tmp_path / "runs" / "long" / "summary.json"
-    assert json.loads(summary.read_text())["status"] == "stopped"
 
 
 @pytest.mark.parametrize("name", catalogue.names("experiment"))
