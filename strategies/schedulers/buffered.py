@@ -264,7 +264,10 @@ class _Version:
         """Keeps clients busy until the buffer is full, nobody is left to ask, or time is up."""
         exchange, flight = self.exchange, self.flight
         while self.filled < self.needed:
+            before = self.filled
             self._dispatch()
+            if self.filled > before:  # by sums that were there already: others may still be asked
+                continue
             if not flight:
                 self.tally.void = "nobody is left to ask"
                 return
