@@ -10,10 +10,12 @@ from strategies.admission import Admission
 from strategies.collectors import Plain
 from strategies.collectors.once import Settled
 from strategies.combiners import Mean
+from strategies.contract import Claim, ContractError, Visibility
 from strategies.exchange import Exchange, NoClientsError
 from strategies.pipeline import Pipeline
+from strategies.privacy import Central, Local
 from strategies.protocols import Request
-from strategies.samplers import Uniform
+from strategies.samplers import Poisson, Uniform
 from strategies.schedulers import Synchronous
 from strategies.server_models import SGD, ServerModel
 from strategies.stages import Clip
@@ -35,13 +37,23 @@ def silent(message: Message) -> list[Message]:
     return []
 
 
-def run(nodes, pipeline: Pipeline | None = None, *, rounds: int = 1, timeout: float = 60.0, seed=0):
+def run(
+    nodes,
+    pipeline: Pipeline | None = None,
+    *,
+    rounds: int = 1,
+    timeout: float = 60.0,
+    seed=0,
+    **settings,
+):
     """All views of a run from a model of two zeros, and the grid and model afterwards."""
     grid = nodes if isinstance(nodes, ScriptedGrid) else ScriptedGrid(nodes)
     pipeline = pipeline or Pipeline()
     model = ServerModel(parameters(0, 0), pipeline.optimizer)
     exchange = Exchange(grid)
-    loop = Synchronous().run(pipeline, model, exchange, rounds, timeout=timeout, seed=seed)
+    loop = Synchronous(**settings).run(
+        pipeline, model, exchange, rounds, timeout=timeout, seed=seed
+    )
     views = list(loop)
     return views, grid, model
 
@@ -291,3 +303,203 @@ def test_a_session_may_ask_again_before_it_has_an_update():
     np.testing.assert_array_equal(model.parameters, [1, 2])
     assert [message.metadata.message_type for message in grid.sent] == ["query"] * 3 + ["train"] * 2
     assert (view.failed, view.clock) == (1, 5)
+
+
+# ---- more asked than taken, and a deadline ----
+
+
+def after(seconds: float, node):
+    return lambda message: [(seconds, reply) for reply in node(message)]
+
+
+def tenth(**keywords) -> Pipeline:
+    """Ten of a hundred a round."""
+    return Pipeline(sampler=Uniform(fraction=0.1, population=100), **keywords)
+
+
+def fleet() -> dict:
+    """A hundred nodes: client k answers k + 1 in each element, after k / 2 seconds."""
+    return {k: after(k / 2, adds(k + 1, k + 1)) for k in range(100)}
+
+
+@pytest.mark.parametrize(
+    ("over_selection", "extra"), [(0, 0), (0.1, 1), (0.3, 3), (0.31, 4), (1, 10)]
+)
+def test_a_cohort_and_as_many_more_as_were_said_are_asked_and_the_first_make_the_round(
+    over_selection, extra
+):
+    pipeline = tenth(combiner=Mean(weighting="uniform"))
+    (view,), grid, model = run(fleet(), pipeline, over_selection=over_selection)
+    asked = sorted(settings(grid, "client"))
+    assert len(set(asked)) == len(asked) == view.sampled == 10 + extra
+    first = asked[:10]
+    np.testing.assert_allclose(model.parameters, [np.mean(first) + 1] * 2, rtol=1e-6)
+    assert view.clock == first[-1] / 2
+    assert (view.failed, view.rejected, view.void) == (0, 0, False)
+    assert pipeline.included == dict.fromkeys(first, 1)
+    assert not pipeline.admission.strikes
+
+
+def test_whoever_came_too_late_is_told_next_time_that_it_was_not_included():
+    pipeline = tenth()
+    _, grid, _ = run(fleet(), pipeline, rounds=15, over_selection=0.5)
+    included: dict[int, int] = {}
+    asked: dict[int, list[int]] = {}
+    for message in grid.sent:
+        config = message.content[CONFIG]
+        client, number = config["client"], config["server-round"]
+        asked.setdefault(number, []).append(client)
+        assert config["included"] == max((n for n in included.get(client, {0})), default=0)
+        if len(asked[number]) == 15:
+            for one in sorted(asked[number])[:10]:
+                included.setdefault(one, {0}).add(number)
+    assert {len(clients) for clients in asked.values()} == {15}
+    assert len(asked) == 15
+
+
+def test_late_replies_are_in_no_later_round_either():
+    """Slow ones answer in the middle of the next rounds, with lies that would show."""
+    slow = adds(1e6, 1e6)
+    nodes = {k: after(7.5, slow) if k % 3 == 0 else after(1.0, adds(1, 1)) for k in range(100)}
+    views, _, model = run(nodes, tenth(), rounds=12, over_selection=2)
+    np.testing.assert_array_equal(model.parameters, [12, 12])
+    assert views[-1].clock == 12
+    assert {view.sampled for view in views} == {30}
+
+
+def test_failures_and_refusals_take_nobodys_place_where_more_are_asked():
+    nodes = {k: failing if k % 5 == 0 else adds(2, 2) for k in range(100)}
+    nodes |= {k: adds(np.nan, 0) for k in range(1, 100, 10)}
+    pipeline = tenth()
+    (view,), _, model = run(nodes, pipeline, over_selection=1)
+    assert len(pipeline.included) == 10
+    assert view.failed + view.rejected > 0
+    np.testing.assert_array_equal(model.parameters, [2, 2])
+
+
+def test_a_round_waits_for_all_where_too_few_of_those_asked_are_good():
+    nodes = {k: silent if k < 95 else adds(1, 1) for k in range(100)}
+    nodes[0] = nodes[1] = adds(1, 1)
+    pipeline = Pipeline(sampler=Uniform(fraction=0.98), admission=Admission(max_attempts=1))
+    (view,), *_ = run(nodes, pipeline, over_selection=0.02, timeout=30.0)
+    assert view.clock == 30
+    assert (view.sampled, view.failed) == (100, 93)
+
+
+def test_who_is_asked_beyond_a_cohort_is_drawn_uniformly():
+    """500 rounds ask 4 of 10, none twice; six deviations are exceeded with odds of 2e-9 a client or pair."""
+    asked = []
+
+    class Noted(Plain):
+        def open(self, job, cohort):
+            asked.append(cohort)
+            return Settled([update([0.0, 0.0], client=cohort[0])])
+
+    pipeline = Pipeline(sampler=Uniform(fraction=0.2), collector=Noted())
+    run(dict.fromkeys(range(10), silent), pipeline, rounds=500, over_selection=1)
+    together = np.zeros((10, 10))
+    for clients in asked:
+        together[np.ix_(clients, clients)] += 1
+    alone, pairs = np.diag(together), together[np.triu_indices(10, 1)]
+    for counts, share in ((alone, 0.4), (pairs, 4 * 3 / (10 * 9))):
+        assert counts.sum() == 500 * share * len(counts)
+        assert np.abs(counts - 500 * share).max() < 6 * np.sqrt(500 * share * (1 - share))
+
+
+def test_a_round_ends_at_its_deadline_with_who_is_there():
+    nodes = {1: after(2.0, adds(4, 4)), 2: after(9.0, adds(8, 8)), 3: silent}
+    pipeline = Pipeline()
+    views, grid, model = run(nodes, pipeline, rounds=3, deadline=5.0)
+    np.testing.assert_array_equal(model.parameters, [12, 12])
+    assert [view.clock for view in views] == [5, 10, 15]
+    assert {(view.sampled, view.failed) for view in views} == {(3, 2)}
+    assert pipeline.included == {0: 3}
+    assert {message.metadata.ttl for message in grid.sent} == {5.0}
+
+
+def test_a_deadline_by_which_nobody_came_begins_the_round_again():
+    def slow_at_first(message):
+        attempt = message.content[CONFIG]["attempt"]
+        return after(9.0 if attempt == 0 else 1.0, adds(3, 3))(message)
+
+    (view,), _, model = run({1: slow_at_first}, deadline=5.0)
+    np.testing.assert_array_equal(model.parameters, [3, 3])
+    assert (view.clock, view.sampled) == (6, 2)
+
+
+def test_clients_are_waited_for_as_long_as_the_run_says_and_not_until_a_deadline():
+    grid = ScriptedGrid({})
+    with pytest.raises(NoClientsError, match="within 60 s"):
+        run(grid, deadline=5.0)
+
+
+class Sums(Plain):
+    """Shows the server sums only."""
+
+    def check(self, claim):
+        return super().check(claim).given("sums", visibility=Visibility.SUM)
+
+
+def checked(pipeline: Pipeline) -> Claim:
+    pipeline.scheduler = Synchronous(over_selection=0.3)
+    return pipeline.check()
+
+
+def bounded(*stages, **keywords) -> Pipeline:
+    return tenth(
+        collector=Plain(metrics=False),
+        stages=[Clip(norm=1.0), *stages],
+        combiner=Mean(weighting="uniform", denominator="cohort"),
+        **keywords,
+    )
+
+
+def local() -> Pipeline:
+    promise = Local(noise_multiplier=1.0, population=100)
+    return bounded(*promise.stages(Clip(norm=1.0).bounds), privacy=promise)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "why"),
+    [
+        (tenth(collector=Sums()), "a sum is of all clients that were asked.*bears drop-outs"),
+        (
+            bounded(privacy=Central(noise_multiplier=1.0, population=100)),
+            "depend on who is fast.*use privacy=none",
+        ),
+        (local(), "depend on who is fast.*use privacy=none"),
+        (Pipeline(sampler=Poisson(fraction=0.1, population=100)), "coins decide.*sampler=uniform"),
+        (Pipeline(sampler=Uniform(population=100)), "all clients are asked already"),
+    ],
+    ids=["sums", "central", "local", "coins", "all"],
+)
+def test_nothing_that_fixes_who_is_in_a_round_goes_with_asking_more(pipeline, why):
+    pipeline.check()  # it is right without
+    with pytest.raises(ContractError, match=f"scheduler.over_selection.*{why}"):
+        checked(pipeline)
+
+
+def test_of_the_fastest_no_sampling_is_claimed_and_the_cohort_is_what_is_taken():
+    claim = checked(tenth())
+    assert (claim.cohort, claim.sampling, claim.rate) == (10, "uncontrolled", None)
+    assert tenth().check().sampling == "fixed"
+
+
+def test_a_sampler_that_can_not_say_who_is_asked_beside_a_cohort_is_refused():
+    class Whole:
+        def check(self, claim):
+            return claim
+
+        def draw(self, clients, *, seed, round_number, attempt):
+            return list(clients)[:1]
+
+    with pytest.raises(ContractError, match="it draws whole cohorts"):
+        run({1: adds(1, 1)}, Pipeline(sampler=Whole()), over_selection=0.5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"over_selection": -0.1}, {"deadline": 0.0}, {"over_selection": np.inf}]
+)
+def test_settings_out_of_their_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"Synchronous.{next(iter(wrong))}"):
+        Synchronous(**wrong)
