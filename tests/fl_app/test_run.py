@@ -7,14 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
 from fl_app.cli.console import PlainConsole
+from fl_app.cli.main import main
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
 from fl_app.run import run_engine, serve
@@ -218,70 +220,79 @@ def read_until_round(process: subprocess.Popen, number: int) -> None:
 
 
 def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_resumes_it(tmp_path):
-    command = ["run", *SMALL, f"output_dir={tmp_path}", "runtime.workers=2"]
-    process = trellis(*command, "rounds=100000", start_new_session=True)
+    process = trellis(
+        "run", *SMALL, "runtime.workers=2", "rounds=100000", start_new_session=True, cwd=tmp_path
+    )
     read_until_round(process, 2)
     os.killpg(process.pid, signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in rest
-    summary = json.loads(Path(rest.splitlines()[-1]).read_text())
+    path = Path(rest.splitlines()[-1])
+    assert path.parents[1] == tmp_path / "runs"
+    summary = json.loads(path.read_text())
     assert (summary["status"], summary["reason"]) == ("stopped", "interrupted")
     done = summary["rounds_completed"]
     assert done >= 2
-    again = trellis(*command, f"rounds={done + 1}")
-    text, _ = again.communicate(timeout=120)
-    assert again.returncode == 0
-    found = re.search(r"goes on after round (\d+)", text)
+    again, _, lines = run(tmp_path / "runs", "runtime.workers=2", f"rounds={done + 1}")
+    assert (again.exit_code, again.summary_path) == (0, path)
+    found = re.search(r"goes on after round (\d+)", "\n".join(lines))
     assert found
     assert int(found[1]) >= done
 
 
-def test_a_killed_run_resumes_to_the_model_of_one_that_was_not(tmp_path):
-    whole, _, _ = run(tmp_path / "whole", "rounds=6", "strategy=scaffold")
-    command = ["run", *SMALL, f"output_dir={tmp_path / 'killed'}", "strategy=scaffold"]
-    process = trellis(*command, "rounds=100000")
+@dataclass(frozen=True)
+class Killed:
+    """A run of two workers in a process of its own that was killed after its third round."""
+
+    folder: Path
+    refusal: str
+    """What a second run in its folder was told meanwhile."""
+    workers: list[psutil.Process]
+    left: list[psutil.Process]
+    """Of these, those that were there 20 seconds after it at the latest."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    chosen = ["strategy=scaffold", "rounds=100000"]
+    process = trellis("run", *SMALL, f"output_dir={folder}", *chosen, "runtime.workers=2")
     read_until_round(process, 3)
-    process.kill()
-    process.communicate(timeout=60)
-    (summary,) = (tmp_path / "killed").glob("*/summary.json")
-    assert json.loads(summary.read_text())["status"] == "running"
-    reached = json.loads(summary.read_text())["rounds_completed"]
-    if reached > 6:
-        whole, _, _ = run(tmp_path / "whole", f"rounds={reached + 1}", "strategy=scaffold")
-    again, _, _ = run(tmp_path / "killed", f"rounds={max(6, reached + 1)}", "strategy=scaffold")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    try:
+        with pytest.raises(ConfigError) as refused:
+            run(folder, *chosen)
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    _, left = psutil.wait_procs(workers, timeout=20)
+    left = [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return Killed(folder, str(refused.value), workers, left)
+
+
+@pytest.mark.xdist_group("killed")  # one fixture for all three
+def test_a_killed_run_resumes_to_the_model_of_one_that_was_not(killed, tmp_path):
+    (path,) = killed.folder.glob("*/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["status"] == "running"
+    reached = summary["rounds_completed"]
+    assert reached >= 3
+    chosen = ["strategy=scaffold", f"rounds={reached + 2}"]
+    again, _, _ = run(killed.folder, *chosen)
+    whole, _, _ = run(tmp_path, *chosen)
     assert_same_model(whole, again)
 
 
-def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
-    command = ["run", *SMALL, f"output_dir={tmp_path}", "rounds=100000"]
-    first = trellis(*command)
-    try:
-        read_until_round(first, 1)
-        second = trellis(*command)
-        text, _ = second.communicate(timeout=60)
-        assert second.returncode == 2
-        assert "another process" in text
-    finally:
-        first.terminate()
-        first.communicate(timeout=60)
+@pytest.mark.xdist_group("killed")
+def test_two_runs_at_once_in_one_folder_are_refused(killed):
+    assert "another process" in killed.refusal
 
 
-def test_a_terminated_run_leaves_no_worker_behind(tmp_path):
-    import psutil
-
-    process = trellis("run", *SMALL, f"output_dir={tmp_path}", "rounds=100000", "runtime.workers=2")
-    read_until_round(process, 1)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 2
-    process.kill()
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 20
-    while any(
-        worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+@pytest.mark.xdist_group("killed")
+def test_a_killed_run_leaves_no_worker_behind(killed):
+    assert len(killed.workers) >= 2
+    assert killed.left == []
 
 
 def test_clients_that_send_nan_are_refused_and_the_honest_ones_train(tmp_path):
@@ -350,12 +361,12 @@ def test_resumption_keeps_the_virtual_clock_through_federated_evaluation(tmp_pat
     assert rows(run(tmp_path / "parts", "rounds=3", *chosen)[1]) == rows(whole)
 
 
-def test_a_flower_run_is_checked_before_flower_is_started():
-    for clash in ("server=scaffold", "attack=zero"):
-        done = trellis("run", "backend=flower", clash)
-        text, _ = done.communicate(timeout=60)
-        assert done.returncode == 2
-        assert "configuration refused" in text
+@pytest.mark.parametrize("clash", ["server=scaffold", "attack=zero"])
+def test_a_flower_run_is_checked_before_flower_is_started(clash, capfd):
+    before = psutil.Process().children(recursive=True)
+    assert main(["run", "backend=flower", clash]) == 2
+    assert "configuration refused" in capfd.readouterr().err
+    assert psutil.Process().children(recursive=True) == before
 
 
 def test_a_run_in_which_no_client_ever_succeeds_has_failed(tmp_path):
