@@ -261,29 +261,29 @@ def read_update(content: RecordDict, expected: Expected) -> Update:
             "missing",
             f"the reply has neither {UPDATE!r} with {RECEIPT!r}, only {sorted(map(str, content))}",
         )
+    told = dict(receipt.items())
     for key, wanted, reason in (
         ("client", expected.client, "impostor"),
         ("round", expected.round, "round"),
         ("version", expected.version, "version"),
     ):
-        if receipt.get(key) != wanted:
-            raise Refused(
-                reason, f"asked for {key} {wanted}, the receipt says {receipt.get(key)!r}"
-            )
-    if set(vectors) != set(expected.sections):
+        if told.get(key) != wanted:
+            raise Refused(reason, f"asked for {key} {wanted}, the receipt says {told.get(key)!r}")
+    arrays = dict(vectors.items())  # Flower's records check every look at them
+    if arrays.keys() != expected.sections.keys():
         raise Refused(
             "missing",
-            f"sections {sorted(vectors)} came, {sorted(expected.sections)} were asked for",
+            f"sections {sorted(arrays)} came, {sorted(expected.sections)} were asked for",
         )
-    digests = receipt.get("layouts")
-    wanted_digests = [expected.sections[name].digest for name in vectors]
+    digests = told.get("layouts")
+    wanted_digests = [expected.sections[name].digest for name in arrays]
     if digests != wanted_digests:
         raise Refused(
             "shape",
             "the client laid its parameters out otherwise: its model differs from the server's",
         )
     sections = {
-        name: Section(_section(vectors[name], layout, name, expected.packing), layout)
+        name: Section(_section(arrays[name], layout, name, expected.packing), layout)
         for name, layout in expected.sections.items()
     }
     weight, metrics = read_metrics(content)
@@ -383,17 +383,16 @@ def read_metrics(content: RecordDict) -> tuple[float, dict[str, float]]:
     records = list(records_in(content, MetricRecord).values())
     if len(records) != 1:
         raise Refused("missing", f"a reply holds one MetricRecord, this one holds {len(records)}")
-    if len(records[0]) > _METRIC_LIMIT:
-        raise Refused(
-            "malformed", f"{len(records[0])} metrics came, {_METRIC_LIMIT} are read at most"
-        )
-    if not all(_NAME.fullmatch(name) for name in records[0]):
+    metrics = dict(records[0].items())
+    if len(metrics) > _METRIC_LIMIT:
+        raise Refused("malformed", f"{len(metrics)} metrics came, {_METRIC_LIMIT} are read at most")
+    if not all(map(_NAME.fullmatch, metrics)):
         raise Refused(
             "malformed", "a metric's name is not 1 to 64 letters, digits, dots and dashes"
         )
     try:
         scalars = {
-            key: float(value) for key, value in records[0].items() if isinstance(value, int | float)
+            key: float(value) for key, value in metrics.items() if isinstance(value, int | float)
         }
     except OverflowError as error:
         raise Refused("malformed", "a metric is an integer past the range of a float") from error
