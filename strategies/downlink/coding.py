@@ -3,7 +3,7 @@
 Each array's difference is whole numbers, small ones when the models are close. They are folded to 0, 1, 2, … for 0, −1,
 1, … (zigzag), and written as planes: the lowest bytes of all numbers, then the second lowest of the arrays that need
 two, and so on, each plane compressed by itself. Higher planes are nearly all zeros and cost little, so that a few large
-numbers need no escape. Within a plane zstd's Huffman stage comes to about 5% above the entropy of the bytes.
+numbers need no escape. On runs of a small CNN it all comes to 5 to 8% more than the numbers' entropy.
 
     widths[i]      bytes that array i's numbers need, 0 to 4
     exponents[i]   of the grid that they count in
@@ -33,7 +33,7 @@ REASON: Final = "held"
 MOST_PLANES: Final = 4
 """Bytes of the largest number: what needs more is sent whole."""
 _ZSTD_LEVEL: Final = 3
-"""Higher ones save 2% in ten times the time."""
+"""The highest saves 1 to 3% more."""
 
 
 @dataclass(frozen=True)
