@@ -22,10 +22,10 @@ def test_a_high_rate_diverges_on_old_updates_and_converges_with_weights_and_damp
     ends = {}
     for name, settings in benchmark.WAYS.items():
         distances, age = benchmark.run(0, **settings)
-        ends[name] = distances[-1] / distances[0]
+        ends[name] = distances[-1]
         assert age > 7 or name == "five busy"
-    assert ends["neither"] > 100
-    assert ends["damping"] < 0.1
-    assert ends["weights and damping"] < 0.1
-    assert ends["five busy"] < 1
-    assert ends["weights"] < ends["neither"]
+    start = benchmark.START * benchmark.SIZE**0.5  # but for the optima's own spread
+    assert ends["neither"] > 1_000 * start
+    assert max(ends["damping"], ends["weights and damping"]) < start / 40
+    assert ends["five busy"] < start / 10
+    assert ends["weights"] < ends["neither"] / 100
