@@ -318,7 +318,7 @@ def sizes(downlink: Downlink, folder: Path, steps: Sequence[float]) -> list[int]
 
 
 def test_smaller_changes_and_coarser_grids_take_fewer_bytes(tmp_path):
-    large, small = sizes(Downlink(), tmp_path / "a", [0.03, 0.0003])
+    large, small = sizes(Downlink(bits=10), tmp_path / "a", [0.03, 0.0003])
     (coarse,) = sizes(Downlink(bits=6), tmp_path / "b", [0.03])
     assert small < large / 2
     assert coarse < large * 0.75
