@@ -15,7 +15,7 @@ from tests.fl_app.test_flower_backend import nothing_left  # noqa: F401 - a fixt
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower"), pytest.mark.timeout(600)]
 
-SMALL = ["task=digits", "rounds=3", "run_name=small", "downlink=delta"]
+SMALL = ["task=digits", "rounds=2", "run_name=small", "downlink=delta"]
 
 
 def summary_in(path: Path) -> dict[str, Any]:
