@@ -93,7 +93,7 @@ class Assembly:
         """The mind behind the run's attackers, where these know what the honest send."""
         if not isinstance(self.attack, Omniscient):
             return None
-        return Adversary(self.attack, self.stages(), self.config.seed)
+        return Adversary(self.attack, self.stages(), self.config.seed, self._model_parts[1])
 
     @property
     def hashes(self) -> dict[str, str]:

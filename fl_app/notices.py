@@ -19,6 +19,12 @@ _RISKS: Final = {
     "the differences tell more than one sum of all",
 }
 
+_SUPPORT: Final = {
+    "shared": "",
+    "per_version": "each version of the model has coordinates of its own",
+    "per_client": "each client sends coordinates of its own",
+}
+
 _DROWNED: Final = 5.0
 """Noise over signal past which little is learnt: at about 1 most still is, on MNIST (docs/dp_figures.md)."""
 
@@ -63,8 +69,9 @@ def contract(claim: Claim) -> str:
         seen,
         "" if bound is None else f"a client's update is no longer than {bound:.3g}",
         "" if claim.private is None else f"private by {claim.private}",
+        f"{claim.honest} honest shares in a sum of {claim.members} at most" if claim.whole else "",
         "" if claim.sensitivity is None else f"sensitivity {claim.sensitivity:.3g}",
-        "each client sends coordinates of its own" if claim.support != "shared" else "",
+        _SUPPORT[claim.support],
         "" if claim.packed is None else f"packed by {claim.packed}",
         f"in clear: {', '.join(sorted(claim.clear))}" if claim.clear else "nothing else in clear",
     ]
@@ -73,8 +80,11 @@ def contract(claim: Claim) -> str:
 
 def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[str]:
     """What the parts do not protect from; a rule that bears fewer than lie speaks of the setting, not of the rule."""
-    if pipeline.claim.visibility in _RISKS:
-        yield _RISKS[pipeline.claim.visibility]
+    claim = pipeline.claim
+    if claim.visibility is Visibility.GROUP and claim.whole:
+        yield "the server sees the sum of each group; each has noise of its own, which ε accounts for"
+    elif claim.visibility in _RISKS:
+        yield _RISKS[claim.visibility]
     if isinstance(pipeline.privacy, Guarantee):
         ratio = pipeline.privacy.drowning(assembly.size)
         if ratio > _DROWNED:

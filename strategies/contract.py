@@ -62,7 +62,8 @@ class Claim:
             replaced), None where unbounded.
         adaptive: whether the bounds change with what the clients send.
         private: the mechanism that made the updates private before they were combined, None where none did.
-        support: whether all clients speak of the same coordinates.
+        support: whether all clients speak of the same coordinates: all, or those of one version of the model, which
+            those of one session are.
         clear: what travels unprotected beside the vectors.
         metrics: training metrics that are summed under a mask beside the vectors, and seen as sums.
         whole: whether sums are of the very integers that members give, each a whole step.
@@ -95,7 +96,7 @@ class Claim:
     sensitivity: float | None = None
     adaptive: bool = False
     private: str | None = None
-    support: Literal["shared", "per_client"] = "shared"
+    support: Literal["shared", "per_version", "per_client"] = "shared"
     clear: frozenset[str] = frozenset()
     metrics: frozenset[str] = frozenset()
     whole: bool = False

@@ -19,6 +19,7 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from strategies.collectors import PlainClient
+from strategies.downlink import HeldModels
 from strategies.pipeline import encode
 from strategies.protocols import ClientHalf, Maker, Stage
 from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section, Update
@@ -41,17 +42,28 @@ MEMORY: Final = "stages-memory"
 """The record of Flower's `Context.state` in which stages keep what they remember; it lasts as long as the SuperNode."""
 
 
-def pipeline_mod(stages: Sequence[Stage] = (), half: ClientHalf | None = None) -> Mod:
+def pipeline_mod(
+    stages: Sequence[Stage] = (),
+    half: ClientHalf | None = None,
+    held: HeldModels | None = None,
+) -> Mod:
     """A mod that subtracts what was sent, applies the stages' client halves, and writes the reply.
 
     Args:
         stages: the server's, in the same order.
         half: the client half of the server's collector, the plain one's by default. Where that has several phases,
             the train function is called for the one that trains.
+        held: the models that this client holds, where the server's pipeline has a `Downlink`: train and evaluate
+            functions are given requests with the whole model in them.
     """
     collector = half or PlainClient()
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if held is not None:
+            try:
+                message = held.whole(message)
+            except Refused as refused:
+                return _refusal(message, refused)
         if message.metadata.message_type.partition(".")[0] != "train":
             return call_next(message, context)
         request = message.content

@@ -131,9 +131,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Void:
-    """A sum that will not come, and why: nobody in particular is to blame."""
+    """A sum that will not come, and why: nobody in particular is to blame.
+
+    Attributes:
+        reason: why.
+        wrong: whether it came and was no honest clients': one of the f inputs that a rule bears.
+    """
 
     reason: str
+    wrong: bool = False
 
 
 Event = Request | Update | Refusal | Void

@@ -224,7 +224,7 @@ class PipelineStrategy(Strategy):
     ) -> dict[str, float]:
         if not self._federated_every or view.round % self._federated_every:
             return {}
-        record = pack_model(view.model.view())
+        record = self.pipeline.released(view.model)
         requests = [
             self._evaluation(client, view.round, record, config or ConfigRecord())
             for client in exchange.clients()
@@ -279,6 +279,10 @@ class PipelineStrategy(Strategy):
         if not isinstance(self.pipeline.scheduler, Synchronous):
             raise RuntimeError(
                 f"{name_of(self.pipeline.scheduler)} has no rounds: it runs by `start` only"
+            )
+        if self.pipeline.scheduler.over_selection or self.pipeline.scheduler.deadline:
+            raise RuntimeError(
+                "over_selection and deadline cut a round short: they run by `start` only"
             )
         if (phases := self.pipeline.collector.phases) > 1:
             raise RuntimeError(

@@ -37,10 +37,17 @@ class Adversary:
         attack: what it does.
         stages: the pipeline's; only their server halves are used.
         seed: the run's.
+        layouts: the model's own sections, where requests may come without a model; read out of each where None.
     """
 
-    def __init__(self, attack: Omniscient, stages: Sequence[Stage], seed: int) -> None:
-        self.attack = attack
+    def __init__(
+        self,
+        attack: Omniscient,
+        stages: Sequence[Stage],
+        seed: int,
+        layouts: Mapping[str, Layout] | None = None,
+    ) -> None:
+        self.attack, self._layouts = attack, layouts
         self._stages, self._seed = tuple(stages), seed
         self._memory: Memory = {}
         self._seen: dict[int, Update] = {}
@@ -91,9 +98,10 @@ class Adversary:
         if reply.has_error():
             return None
         model = record_in(request.content, ARRAYS, ArrayRecord)
-        assert model is not None
         if id(model) not in layouts:  # a cohort shares the model's record
-            layouts[id(model)] = reshaped(_layouts(model, _config(request)), self._stages)
+            config = _config(request)
+            asked = _layouts(self._layouts or _parts(model, config), config)
+            layouts[id(model)] = reshaped(asked, self._stages)
         client, round_number, version = (
             _integer(request, key) for key in ("client", "server-round", "version")
         )
@@ -210,10 +218,16 @@ def _integer(request: Message, key: str) -> int:
     return value
 
 
-def _layouts(model: ArrayRecord, config: ConfigRecord) -> dict[str, Layout]:
-    """The sections that the server asked for, by what its request says of them."""
-    buffers, sections = config["buffers"], config["sections"]
+def _parts(model: ArrayRecord | None, config: ConfigRecord) -> Mapping[str, Layout]:
+    """The model's own sections, by what a request says of them."""
+    buffers = config["buffers"]
+    assert model is not None
     assert isinstance(buffers, list)
+    return sections_of(unpack_model(model), [str(name) for name in buffers])[1]
+
+
+def _layouts(parts: Mapping[str, Layout], config: ConfigRecord) -> dict[str, Layout]:
+    """The sections that the server asked for."""
+    sections = config["sections"]
     assert isinstance(sections, list)
-    _, parts = sections_of(unpack_model(model), [str(name) for name in buffers])
     return {str(name): parts.get(str(name), parts[DELTA]) for name in sections}

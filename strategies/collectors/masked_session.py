@@ -309,7 +309,7 @@ class MaskedSession:
             sums, tail, noise = opened(self._total, self._contents, self._terms, len(members))
             update = self._contents.update(sums, tail, members, self._job.version, noise)
         except Refused as refused:
-            return [Void(str(refused))]
+            return [Void(str(refused), wrong=True)]
         self._keep(update)
         if (cut := update.metrics[SATURATED]) > 0:
             log.warning(

@@ -139,6 +139,14 @@ class NearestNeighborMixing(Wrapper):
         """2f + 1, and what the inner rule needs."""
         return max(2 * f + 1, self.rule.least(f))
 
+    def needs(self, claim: Claim, part: object) -> None:
+        """What the inner rule needs, but for shared coordinates: any two of its rows have n − 2f updates in common.
+
+        An update of few coordinates is zero elsewhere, and a rule by coordinates would trim what one client alone
+        sends. Of means over n − f of them most hold what any one sends (docs/everything_on.md has the figure).
+        """
+        super().needs(replace(claim, support="shared"), part)
+
     def mixing(self, rows: Rows, f: int, side: Side) -> Matrix:
         """See `neighbour_weights`."""
         return neighbour_weights(squared_distances(rows.gram), f)

@@ -203,6 +203,11 @@ class Buffered(Ranged):
         self._opened += 1
         return self._opened
 
+    @property
+    def resumes(self) -> bool:
+        """Whether an earlier process had clients at work that are still to be asked again."""
+        return bool(self._resumed.requests)
+
     def taken_up(self) -> Resumed:
         """What an earlier process had under way; nothing when asked again."""
         resumed, self._resumed = self._resumed, Resumed()
@@ -231,7 +236,7 @@ class _Version:
         aggregate = self._gathered()
         concluded = pipeline.concluded(aggregate, len(self.joined), self.job)
         if concluded is None:
-            tally.fell_short(pipeline, len(self.joined), self.needed)
+            tally.fell_short(pipeline, len(self.joined), self.needed * self.plan.cohort)
             model.skip()
             log.warning("version %d is void: %s", model.version, tally.void)
         else:
@@ -254,7 +259,8 @@ class _Version:
         self.needed = pipeline.claim.updates
         self.job = pipeline.job(self.model)
         self.there = exchange.wait_for_clients(pipeline.admission.quorum, self.timeout)
-        pipeline.prepare([] if self.flight else self.there, self.job, 0)
+        busy = self.flight or self.plan.resumes  # whose updates are still to come
+        pipeline.prepare([] if busy else self.there, self.job, 0)
         self.accumulator = pipeline.begin(self.job, self.needed)
         self._ask_again()
         self._fill(exchange.now() + self.timeout)

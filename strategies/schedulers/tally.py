@@ -158,14 +158,13 @@ def admitted(
                 if len(event.members) == 1:
                     return admitted(pipeline, Refusal(event.members[0], refused), tally)
                 # A sum has no author to strike, but it is one of the inputs that a rule bears f of.
-                tally.wrong += is_wrong(refused)
-                return admitted(
-                    pipeline, Void(f"a sum of {len(event.members)} clients: {refused}"), tally
-                )
+                told = f"a sum of {len(event.members)} clients: {refused}"
+                return admitted(pipeline, Void(told, wrong=is_wrong(refused)), tally)
         case Refusal(client, refused):
             pipeline.admission.record(client, refused)
             tally.refused(client, refused)
-        case Void(reason):
+        case Void(reason, wrong):
             log.warning("no sum: %s", reason)
             tally.void = reason
+            tally.wrong += wrong
     return None

@@ -7,7 +7,7 @@ a client that skips its half gains nothing by it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated
 
@@ -74,7 +74,7 @@ def clip(update: Update, norm: float, sections: Iterable[str]) -> Update:
             scaled = section.vector * np.float64(norm / length * (1 - 2.0**-22))
             section = Section(scaled.astype(np.float32), section.layout, norm)
         else:
-            section = replace(section, bound=norm)
+            section = Section(section.vector, section.layout, norm, section.packed)
         update = update.with_section(name, section)
     return update
 

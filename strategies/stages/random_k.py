@@ -75,7 +75,7 @@ class RandomK(Ranged):
             claim.visibility is Visibility.EACH or claim.sessions > 1
         )
         if mixed:
-            claim = claim.given(self, support="per_client")
+            claim = claim.given(self, support="per_version")
         return without_bound(claim, self, DELTA)
 
     def configure(self) -> Settings:

@@ -28,7 +28,7 @@ VALUES = {
     "sensitivity": st.none() | st.floats(1e-9, 1e6),
     "adaptive": st.booleans(),
     "private": st.none() | st.just("noise shares"),
-    "support": st.sampled_from(["shared", "per_client"]),
+    "support": st.sampled_from(["shared", "per_version", "per_client"]),
     "clear": st.frozensets(st.sampled_from(["num-examples", "metrics"])),
     "metrics": st.frozensets(st.sampled_from(["train_loss"])),
     "whole": st.booleans(),

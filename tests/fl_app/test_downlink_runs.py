@@ -40,9 +40,9 @@ def test_a_run_learns_as_well_in_less_than_half_of_the_bytes(tmp_path):
         ["strategy=scaffold", "evaluate.federated_every=1"],
         ["strategy=secure"],
         ["strategy=fedbuff", "runtime.devices.speed_sigma=1"],
-        ["strategy=multi_krum", "travel=[layers.1.*]", "downlink.codec=zlib"],
+        ["strategy=multi_krum", "attack=ipm", "travel=[layers.1.*]", "downlink.codec=zlib"],
     ],
-    ids=["scaffold and evaluated", "masked", "buffered", "part of the model"],
+    ids=["scaffold and evaluated", "masked", "buffered", "attacked, and part of the model"],
 )
 def test_neither_workers_nor_a_restart_change_the_model_or_the_bytes(tmp_path, chosen):
     """With clients that are asked now and then, and hold versions of all ages."""
@@ -102,3 +102,15 @@ def test_private_runs_compress_what_they_have_released(tmp_path):
     assert summary["privacy"]["epsilon"] <= 8
     # Who is asked is a matter of coins, and so are the bytes.
     assert summary["rejections"] == {}
+
+
+@pytest.mark.slow
+def test_uploads_take_the_time_that_they_take_whole(tmp_path):
+    """On the engine's clock a smaller request is no smaller reply."""
+    slow = ["runtime.devices.bandwidth_mbps=0.1", "runtime.devices.seconds_per_example=0"]
+    _, whole, _ = run(tmp_path / "whole", *slow, "num_clients=6", "rounds=2")
+    _, summary, _ = run(tmp_path / "delta", *slow, *DELTA, "rounds=2")
+    up = 8e-6 * summary["history"][0]["upload_bytes"] / 6 / 0.1
+    ends = [[row["virtual_seconds"] for row in one["history"]] for one in (whole, summary)]
+    (first, both), (_, less) = ends
+    assert up < less - first < both - first - up / 3

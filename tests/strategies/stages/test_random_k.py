@@ -102,9 +102,9 @@ def test_what_is_remembered_must_not_be_scaled():
     [
         (Claim(), "shared"),
         (Claim(visibility=Visibility.GROUP), "shared"),
-        (Claim(staleness=3), "per_client"),
+        (Claim(staleness=3), "per_version"),
         (Claim(visibility=Visibility.SUM, staleness=3), "shared"),
-        (Claim(visibility=Visibility.SUM, staleness=3, sessions=2), "per_client"),
+        (Claim(visibility=Visibility.SUM, staleness=3, sessions=2), "per_version"),
     ],
 )
 def test_coordinates_are_shared_by_a_version_and_a_session(claim, support):
