@@ -40,8 +40,9 @@ from strategies.combiners import (
 )
 from strategies.pipeline import Pipeline
 from strategies.privacy import Central, Ftrl
-from strategies.protocols import Collector, Combiner, ConfigValue, Job
+from strategies.protocols import Collector, Combiner, ConfigValue, Job, Scheduler
 from strategies.samplers import Poisson, Spaced, Uniform
+from strategies.schedulers import Buffered, Polynomial, Staleness, Synchronous
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
 from strategies.stages import Clip
 from strategies.strategy import PipelineStrategy
@@ -60,6 +61,7 @@ def _strategy(
     collector: Collector | None = None,
     combiner: Combiner | None = None,
     root: Callable[[Job], Update] | None = None,
+    scheduler: Scheduler | None = None,
     fraction: float = 1.0,
     vanilla: bool = True,
     train_config: dict[str, ConfigValue] | None = None,
@@ -68,6 +70,7 @@ def _strategy(
     pipeline = Pipeline(
         collector=collector or Plain(vanilla=vanilla),
         sampler=Uniform(fraction=fraction),
+        scheduler=scheduler or Synchronous(),
         combiner=combiner or Mean(),
         optimizer=optimizer,
         train_config=train_config or {},
@@ -107,6 +110,69 @@ def fedadam(lr: float = 0.01, tau: float = 1e-3, **keywords: Any) -> PipelineStr
 def fedyogi(lr: float = 0.01, tau: float = 1e-3, **keywords: Any) -> PipelineStrategy:
     """FedYogi (Reddi et al. 2021, Algorithm 2)."""
     return _strategy(Yogi(lr=lr, tau=tau), **keywords)
+
+
+def fedbuff(
+    buffer: int = 10,
+    concurrency: int | None = None,
+    *,
+    lr: float = 1.0,
+    staleness: Staleness | None = None,
+    max_staleness: int = 10,
+    damp: bool = False,
+    deadline: float | None = None,
+    **keywords: Any,
+) -> PipelineStrategy:
+    """FedBuff: a step for every K updates, whoever is still at work (Nguyen et al. 2022, Algorithm 1).
+
+    Args:
+        buffer: K.
+        concurrency: clients kept busy; None for five buffers' worth, where so many are known of (`population`).
+        lr: the server's step.
+        staleness: what an update's age leaves of its influence; (1 + τ)^(−1/2) by default.
+        max_staleness: versions past which an update is refused.
+        damp: whether the server's step is divided by 1 + the mean staleness.
+        deadline: seconds that a client may take; None for `timeout`.
+        keywords: `PipelineStrategy`'s.
+    """
+    scheduler = Buffered(
+        buffer=buffer,
+        concurrency=concurrency,
+        staleness=staleness or Polynomial(),
+        max_staleness=max_staleness,
+        damp=damp,
+        deadline=deadline,
+        population=keywords.get("population"),
+    )
+    return _strategy(SGD(lr=lr), scheduler=scheduler, **keywords)
+
+
+def fedasync(
+    mixing: float = 0.6,
+    concurrency: int | None = None,
+    *,
+    staleness: Staleness | None = None,
+    max_staleness: int = 10,
+    **keywords: Any,
+) -> PipelineStrategy:
+    """FedAsync: each update moves the model towards the client's (Xie, Koyejo & Gupta 2019, Algorithm 1).
+
+    Args:
+        mixing: α, how far towards it, times s(τ).
+        concurrency: clients kept busy; None for five, where so many are known of.
+        staleness: s; (1 + τ)^(−1/2) by default.
+        max_staleness: versions past which an update is refused.
+        keywords: `PipelineStrategy`'s.
+    """
+    scheduler = Buffered(
+        buffer=1,
+        concurrency=concurrency,
+        staleness=staleness or Polynomial(),
+        max_staleness=max_staleness,
+        mixing=mixing,
+        population=keywords.get("population"),
+    )
+    return _strategy(SGD(), scheduler=scheduler, **keywords)
 
 
 def scaffold(

@@ -47,6 +47,8 @@ VANILLA = {
     "fedavgm": (strategies.fedavgm, {"lr": 0.5}, SGD(lr=0.5, momentum=0.9)),
     "fedadagrad": (strategies.fedadagrad, {"lr": 0.2}, Adagrad(lr=0.2, beta1=0.0, tau=1e-3)),
     "fedadam": (strategies.fedadam, {"lr": 0.03}, Adam(lr=0.03, beta1=0.9, beta2=0.99, tau=1e-3)),
+    "fedbuff": (strategies.fedbuff, {"buffer": 2}, SGD()),
+    "fedasync": (strategies.fedasync, {"mixing": 0.5}, SGD()),
     "fedyogi": (strategies.fedyogi, {"tau": 0.1}, Yogi(lr=0.01, beta1=0.9, beta2=0.99, tau=0.1)),
 }
 
