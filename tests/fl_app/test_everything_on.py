@@ -152,3 +152,57 @@ def test_the_preset_learns_at_its_own_budget_though_two_lie(tmp_path):
     )
     assert summary["privacy"]["epsilon"] <= 24
     assert summary["final"]["accuracy"] > 0.8
+
+
+# ---- the presets of asynchronous rounds ----
+
+
+def claimed(*overrides: str, clients: int = 100):
+    return composed(Assembly(compose(overrides)), clients)
+
+
+def test_everything_at_once_keeps_what_each_part_promises():
+    claim = claimed("experiment=all").claim
+    assert (claim.visibility, claim.groups, claim.sessions) == (Visibility.GROUP, 5, 5)
+    assert claim.private == "distributed noise"
+    assert (claim.sampling, claim.rate) == ("uncontrolled", None)
+    assert claim.support == "per_version"
+    assert (claim.members, claim.honest) == (14, 8)
+    assert claim.clear == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["compression=top_k"], "few coordinates would travel as all of them"),
+        (["combiner=median"], "clients send different coordinates"),
+        (["sampler=poisson"], "no round whose coins could be thrown"),
+        (["scheduler.cohort=2"], "cannot hide"),
+        (["scheduler.buffer=8"], "there are 100 in all"),
+    ],
+    ids=["own coordinates", "by coordinate", "coins", "too few to hide", "too few clients"],
+)
+def test_what_does_not_go_with_everything_at_once_is_refused_with_its_reason(changed, said):
+    with pytest.raises(ConfigError, match=said):
+        claimed("experiment=all", *changed)
+
+
+def test_codings_of_single_updates_are_refused_under_masks():
+    with pytest.raises(ConfigError, match="bytes can't be summed under a mask"):
+        claimed("collector=masked", "compression=quantize")
+
+
+def test_the_asynchronous_robust_preset_promises_examples_and_bears_two_of_ten():
+    strategy = claimed("experiment=async_compressed_robust", clients=20)
+    claim = strategy.claim
+    assert (claim.visibility, claim.cohort, claim.staleness) == (Visibility.EACH, 10, 10)
+    assert (claim.support, claim.packed) == ("per_client", "sparse")
+    assert claim.clear == frozenset()
+    assert strategy.pipeline.combiner.promise(10) == (
+        "nearest-neighbour mixing, then the trimmed mean: 2 of 10 may lie, 5 must reply"
+    )
+
+
+def test_its_rule_needs_the_mixing_to_work_on_coordinates_of_each_clients_own():
+    with pytest.raises(ConfigError, match="clients send different coordinates"):
+        claimed("experiment=async_compressed_robust", "combiner=trimmed_mean", clients=20)
