@@ -187,8 +187,9 @@ class Assembly:
         scheduler: Scheduler = build(self.config.scheduler, population=num_clients)
         paced = getattr(scheduler, "pace", None) is not None
         if paced and not getattr(self.trainer, "paces", False):
-            told = "gives clients local steps, and this trainer takes its own: leave it out, or use client=sgd"
-            raise ConfigError([Fault("scheduler.pace", told, self.config.client.name)])
+            client = self.config.client.name
+            told = f"gives clients local steps, and client={client} takes its own: leave it out, or use client=sgd"
+            raise ConfigError([Fault("scheduler.pace", told)])
         return scheduler
 
     def stages(self, privacy: Promise | None = None) -> list[Stage]:

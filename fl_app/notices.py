@@ -85,6 +85,14 @@ def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[
         yield "the server sees the sum of each group; each has noise of its own, which ε accounts for"
     elif claim.visibility in _RISKS:
         yield _RISKS[claim.visibility]
+    if isinstance(pipeline.scheduler, Buffered):
+        plan = pipeline.scheduler
+        age = plan.busy / (plan.size * plan.cohort)
+        if age > plan.max_staleness:
+            yield (
+                f"updates are about {age:.3g} versions old and refused past {plan.max_staleness}: raise"
+                f" scheduler.max_staleness or scheduler.buffer, or lower scheduler.concurrency"
+            )
     if isinstance(pipeline.privacy, Guarantee):
         ratio = pipeline.privacy.drowning(assembly.size)
         if ratio > _DROWNED:
