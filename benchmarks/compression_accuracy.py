@@ -35,7 +35,7 @@ from fl_app.services.summary import read_summary
 CLIENTS = 10
 LAYERS = 2
 MINILM = Path(__file__).resolve().parent.parent / "models" / "minilm"
-CODINGS = {
+CODINGS: dict[str, tuple[str, ...]] = {
     "none": (),
     "top-k 1%, fp16": ("compression=top_k",),
     "top-k 1%, fp32": ("compression=top_k", "compression.values=float32"),
