@@ -41,6 +41,7 @@ def config(**changes: Any) -> Config:
         "combiner": node("combiner"),
         "server": node("server", lr=1.0),
         "sampler": node("sampler"),
+        "scheduler": node("scheduler"),
         "runtime": Runtime(devices=node("devices", speed_sigma=0.0)),
     }
     return Config(**(values | changes))
