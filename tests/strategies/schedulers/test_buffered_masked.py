@@ -11,9 +11,10 @@ from strategies.pipeline import Pipeline
 from strategies.schedulers import Buffered, Constant
 from strategies.secagg.member import MaskedClient
 from strategies.secagg.policy import Policy
+from strategies.secagg.terms import SECAGG
 from strategies.server_models import ServerModel
 from strategies.update import DELTA
-from strategies.wire import Refused
+from strategies.wire import CONFIG, Refused
 from tests.support.buffered import after, silent, watched
 from tests.support.grids import ScriptedGrid, trellis_node
 from tests.support.masked import folder
@@ -102,6 +103,37 @@ def test_a_cohort_that_does_not_fill_by_its_deadline_is_dissolved_and_its_client
     assert not views[0].void
     assert server.pipeline.admission.refusals.keys() <= {"timeout"}
     assert len(server.scheduler.flight) <= 6
+
+
+def test_a_member_that_falls_out_after_its_upload_is_in_no_other_session_before_the_sum():
+    """Client 0 uploads and then fails; its cohort takes its time, and the sum has it in it.
+
+    Versions go by meanwhile. Were it in a second sum, two could be opened in one version, which is paid for once.
+    """
+    with folder() as path:
+        asked, its = [], set()
+
+        def falls_out(message):
+            said, phase = message.content[SECAGG], message.content[CONFIG]["phase"]
+            asked.append((said["session"], phase))
+            its.add(asked[0][0])
+            if phase == 3 and said["session"] in its:
+                return [Message(Error(1, "gone"), reply_to=message)]
+            return node(0, path)(message)
+
+        def seconds(message):
+            last = message.content[CONFIG]["phase"] == 3
+            return 12.0 if last and message.content[SECAGG]["session"] in its else 1.0
+
+        others = {c + 1: node(c, path, seconds=seconds) for c in range(1, CLIENTS)}
+        server = Server(path, {1: falls_out, **others}, concurrency=12, cohort=4, buffer=1)
+        server.run(16)
+    sums = [held[0] for held in server.buffers]
+    late = next(number for number, one in enumerate(sums) if 0 in one.members)
+    assert late - sums[late].version >= 3
+    assert [session for session, _ in asked[:4]] == [asked[0][0]] * 4
+    assert all(0 not in one.members for one in sums[:late])
+    assert_exact(server.buffers)
 
 
 class KilledError(Exception):
