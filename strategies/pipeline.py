@@ -147,6 +147,13 @@ class Pipeline:
                 "it draws whole cohorts, and clients are asked one after the other",
                 "use sampler=uniform, or give the sampler methods pick and took",
             )
+        if self.privacy is not None and getattr(self.scheduler, "pace", None) is not None:
+            raise ContractError(
+                name_of(self.scheduler),
+                name_of(self.privacy),
+                "local steps by measured speed make what one client sends depend on the time that others took",
+                "leave scheduler.pace out",
+            )
         self.claim = claim
         return claim
 
@@ -244,6 +251,11 @@ class Pipeline:
     def unconditional(self) -> bool:
         """Whether an aggregate is released whatever came, since that must not show."""
         return self.privacy is not None and self.privacy.unconditional
+
+    def askable(self, clients: Sequence[int], round_number: int) -> list[int]:
+        """Those of the clients whom the sampler may ask now: what it picks it counts as asked."""
+        may = getattr(self.sampler, "may", None)
+        return [c for c in clients if may is None or may(c, round_number)]
 
     def pick(
         self, idle: Sequence[int], count: int, *, seed: int, round_number: int, number: int

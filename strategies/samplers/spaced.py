@@ -109,7 +109,7 @@ class Spaced(Ranged):
         Where clients are asked one after the other, an update may become part of a later round than it was asked for:
         `took` tells, and the next one counts from there.
         """
-        free = [client for client in clients if self._may(client, round_number)]
+        free = [client for client in clients if self.may(client, round_number)]
         generator(seed, "sampler", round_number, attempt).shuffle(free)
         free.sort(key=lambda client: self._times.get(client, 0))
         chosen = sorted(free[:count])
@@ -152,7 +152,8 @@ class Spaced(Ranged):
             self._last[client] = max(last, self._last.get(client, last))
             self._times[client] = max(times, self._times.get(client, times))
 
-    def _may(self, client: int, round_number: int) -> bool:
+    def may(self, client: int, round_number: int) -> bool:
+        """Whether a client may be asked in this round."""
         last = self._last.get(client)
         return last is None or (
             round_number - last >= self.separation and self._times[client] < self.participations

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le
+from flwr.app import ArrayRecord
 
 from strategies.contract import Claim, ContractError, name_of
 from strategies.hooks import RoundView
@@ -61,6 +62,8 @@ class Buffered(Ranged):
         population: clients in all; None where that is not known.
         busy: clients kept busy, as `check` found.
         flight: sessions under way.
+        settled: clients whose updates on the model as it is sent now are part of it already: where a step was too small
+            to show in what is sent, a sum that was opened on it is not to be taken up again.
 
     Raises:
         ValueError: `mixing` with a larger buffer, or `pace` with cohorts.
@@ -91,6 +94,8 @@ class Buffered(Ranged):
         self._opened = 0
         self._resumed = Resumed()
         self.flight = Flight()
+        self.settled: set[int] = set()
+        self._sent: ArrayRecord | None = None
 
     @property
     def size(self) -> int:
@@ -198,6 +203,12 @@ class Buffered(Ranged):
         self._opened += 1
         return self._opened
 
+    def begin(self, sent: ArrayRecord) -> None:
+        """A version of which this is sent."""
+        before, self._sent = self._sent, sent
+        if before is None or not _alike(before, sent):
+            self.settled = set()
+
     @property
     def resumes(self) -> bool:
         """Whether an earlier process had clients at work that are still to be asked again."""
@@ -207,3 +218,10 @@ class Buffered(Ranged):
         """What an earlier process had under way; nothing when asked again."""
         resumed, self._resumed = self._resumed, Resumed()
         return resumed
+
+
+def _alike(one: ArrayRecord, other: ArrayRecord) -> bool:
+    """Whether two records hold the same arrays, bit for bit."""
+    return one is other or (
+        list(one) == list(other) and all(one[name].data == other[name].data for name in one)
+    )

@@ -62,6 +62,7 @@ class Version:
             damping = 1 + sum(ages) / max(1, len(ages)) if self.plan.damp else 1.0
             model.apply(concluded, 1 / damping)
             pipeline.applied(concluded, self.joined, model.version)
+            self.plan.settled |= self.joined.keys()
         if pipeline.unconditional and isinstance(pipeline.sampler, Picker):
             # Whoever is refused stays away as if it were in: who is asked next must not tell what was sent.
             pipeline.sampler.took(self.rested, model.version)
@@ -75,6 +76,7 @@ class Version:
         self.needed = pipeline.claim.updates
         self.job = pipeline.job(self.model)
         self.there = exchange.wait_for_clients(pipeline.admission.quorum, self.timeout)
+        self.plan.begin(self.job.records[ARRAYS])
         busy = self.flight or self.plan.resumes  # whose updates are still to come
         pipeline.prepare([] if busy else self.there, self.job, 0)
         self.accumulator = pipeline.begin(self.job, self.needed)
@@ -113,7 +115,8 @@ class Version:
         room = (self.plan.busy - len(self.flight)) // self.plan.cohort * self.plan.cohort
         if room < 1:
             return
-        idle = [c for c in self.there if c not in self.flight and c not in self.rested]
+        free = [c for c in self.there if c not in self.flight and c not in self.rested]
+        idle = self.pipeline.askable(free, self.job.round)
         count = min(room, len(idle) // self.plan.cohort * self.plan.cohort)
         if count < 1:
             return
@@ -145,7 +148,7 @@ class Version:
     ) -> None:
         """Opens a session; one that asks nobody ends at once."""
         config = {**job.config, "attempt": attempt, **({LOCAL_STEPS: steps} if steps else {})}
-        taken = frozenset(self.rested)
+        taken = frozenset(self.rested | self.plan.settled)
         session = self.pipeline.collector.open(replace(job, config=config, taken=taken), clients)
         requests = list(session.start())
         now = self.exchange.now()

@@ -12,7 +12,7 @@ from strategies.schedulers import Buffered, Constant
 from strategies.secagg.member import MaskedClient
 from strategies.secagg.policy import Policy
 from strategies.secagg.terms import SECAGG
-from strategies.server_models import ServerModel
+from strategies.server_models import SGD, ServerModel
 from strategies.update import DELTA
 from strategies.wire import CONFIG, Refused
 from tests.support.buffered import after, silent, watched
@@ -134,6 +134,18 @@ def test_a_member_that_falls_out_after_its_upload_is_in_no_other_session_before_
     assert [session for session, _ in asked[:4]] == [asked[0][0]] * 4
     assert all(0 not in one.members for one in sums[:late])
     assert_exact(server.buffers)
+
+
+def test_a_sum_is_applied_once_though_the_model_that_is_sent_stays_the_same():
+    """Steps too small for float32: all versions are one model to clients, and each is in one sum on it."""
+    with folder() as path:
+        nodes = {c + 1: node(c, path) for c in range(CLIENTS)}
+        server = Server(path, nodes, concurrency=3, buffer=1)
+        server.pipeline.optimizer = SGD(lr=1e-12)
+        server.model = ServerModel(parameters(1, 1), server.pipeline.optimizer)
+        server.run(3)
+    members = [client for held in server.buffers for update in held for client in update.members]
+    assert len(members) == len(set(members)) == 9
 
 
 class KilledError(Exception):

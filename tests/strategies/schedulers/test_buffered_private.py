@@ -214,3 +214,19 @@ def test_central_noise_takes_what_the_buffer_bounds_and_no_chance():
     claim = line.check(frozenset({DELTA}))
     assert (claim.sampling, claim.rate, claim.cohort) == ("uncontrolled", None, 4)
     assert claim.sensitivity == pytest.approx(8.0 / 4)
+
+
+def test_local_steps_by_measured_speed_are_refused_under_a_promise():
+    line = private(clients=12, scheduler=Buffered(buffer=2, population=12, pace=Compass()))
+    with pytest.raises(ContractError, match="depend on the time that others took"):
+        line.check(frozenset({DELTA}))
+
+
+def test_whoever_the_sampler_may_not_ask_yet_is_not_counted_towards_a_cohort():
+    """What is picked counts as asked, so nobody is picked for a cohort that does not come about."""
+    sampler = Spaced(participations=3, separation=4, population=5)
+    line = Pipeline(sampler=sampler)
+    first = sampler.pick(range(5), 3, seed=0, round_number=1, attempt=1)
+    assert line.askable(range(5), 2) == [client for client in range(5) if client not in first]
+    assert line.askable(range(5), 5) == [0, 1, 2, 3, 4]
+    assert Pipeline(sampler=Uniform()).askable(range(5), 2) == [0, 1, 2, 3, 4]
