@@ -87,9 +87,13 @@ class CenteredClipping(Robust):
     def states(self, claim: Claim) -> Claim:
         """One step round the last aggregate moves by τ / cohort for one client more or less.
 
-        The last aggregate must be what was released: a mechanism's noise goes on before `Pipeline.applied`.
+        By twice that for one whose update is there or zeros, as where nothing is said of sampling: zeros lie as far
+        from the centre as it is long. The last aggregate must be what was released: a mechanism's noise goes on
+        before `Pipeline.applied`.
         """
         found = sensitivity(claim, self.tau, self.denominator) if self.iterations == 1 else None
+        if found is not None and claim.sampling == "uncontrolled":
+            found *= 2
         return claim.given(self, denominator=self.denominator, sensitivity=found)
 
     def combine(self, rows: Rows, f: int, side: Side) -> Vector:

@@ -109,9 +109,13 @@ class Robust(Ranged, ABC):
                 "f is a share of the cohort unless it is given, and nothing fixes the cohort's size",
                 "set f (combiner.f=1), the number of clients a round that may lie",
             )
-        return self.states(
+        stated = self.states(
             claim.given(self, weighting="uniform", denominator="replies", sensitivity=None)
         )
+        if claim.staleness is not None and stated.sensitivity is not None:
+            # One client's age is in the mean of the discounts, which scales all of what the rule makes (`Held.result`).
+            stated = stated.given(self, sensitivity=None)
+        return stated
 
     def needs(self, claim: Claim, part: object) -> None:
         """What of a claim the rule needs beside enough inputs; refusals are in the name of `part`."""

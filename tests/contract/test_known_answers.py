@@ -28,7 +28,7 @@ from strategies.contract import Claim, ContractError, Visibility, check
 from strategies.detection import Quarantine
 from strategies.pipeline import Pipeline
 from strategies.privacy import Central
-from strategies.samplers import Poisson, Uniform
+from strategies.samplers import Poisson, Spaced, Uniform
 from strategies.server_models import SGD, Scaffold
 from strategies.stages import Clip
 from strategies.update import BUFFERS, CONTROL, COUNTERS, DELTA
@@ -154,6 +154,15 @@ def test_a_mean_of_clipped_updates_has_the_sensitivity_of_its_bound(rule):
     assert fold(SAMPLER, Plain(), fixed, sections=counted).sensitivity is None
     # One client moves the whole of its group's clipped sum.
     assert fold(SAMPLER, masked(groups=5), fixed).sensitivity is None
+
+
+def test_zeros_lie_as_far_from_a_centre_as_it_is_long():
+    """Where neighbours differ in an update's being there or zeros, centred clipping is moved by two bounds."""
+    spaced = Spaced(participations=2, separation=2, population=100, fraction=0.2)
+    clipped = CenteredClipping(tau=0.5, denominator="cohort")
+    assert fold(spaced, Plain(), clipped).sensitivity == 2 * 0.5 / 20
+    bounded = NormBounding(bound=0.5, denominator="cohort")
+    assert fold(spaced, Plain(), bounded).sensitivity == 0.5 / 20
 
 
 @pytest.mark.parametrize("rule", [CenteredClipping, NormBounding])
