@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from annotated_types import Ge, Gt, Le
 from flwr.app import ArrayRecord
 
@@ -29,8 +30,10 @@ from strategies.schedulers.compass import Compass
 from strategies.schedulers.flight import Flight, Resumed
 from strategies.schedulers.staleness import Polynomial, Staleness
 from strategies.schedulers.version import Version
+from strategies.secagg.terms import ModelDigest
 from strategies.server_models import ServerModel
 from strategies.state import State, integer_in, mapping_in
+from strategies.wire import ARRAYS
 
 if TYPE_CHECKING:
     from strategies.exchange import Exchange
@@ -95,7 +98,7 @@ class Buffered(Ranged):
         self._resumed = Resumed()
         self.flight = Flight()
         self.settled: set[int] = set()
-        self._sent: ArrayRecord | None = None
+        self._sent, self._digest = "", ModelDigest()
 
     @property
     def size(self) -> int:
@@ -189,12 +192,22 @@ class Buffered(Ranged):
     def state_dict(self) -> State:
         """Who is at work on which model, and the pace of each client."""
         pace = {} if self.pace is None else {"pace": self.pace.state_dict()}
-        return {"opened": self._opened, "flight": self.flight.state_dict(), **pace}
+        return {
+            "opened": self._opened,
+            "flight": self.flight.state_dict(),
+            "sent": self._sent,
+            "settled": np.array(sorted(self.settled), np.int64),
+            **pace,
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Takes up an earlier process: who was at work is asked again, for the same; sums under way are given up."""
         self._opened = integer_in(state, "opened")
         self._resumed = Resumed.of(mapping_in(state, "flight"))
+        settled = state.get("settled")
+        if not isinstance(settled, np.ndarray) or settled.dtype != np.int64 or settled.ndim != 1:
+            raise ValueError("the state's 'settled' should be a vector of int64")
+        self.settled, self._sent = set(settled.tolist()), str(state["sent"])
         if self.pace is not None:
             self.pace.load_state_dict(mapping_in(state, "pace"))
 
@@ -205,8 +218,8 @@ class Buffered(Ranged):
 
     def begin(self, sent: ArrayRecord) -> None:
         """A version of which this is sent."""
-        before, self._sent = self._sent, sent
-        if before is None or not _alike(before, sent):
+        before, self._sent = self._sent, self._digest.of({ARRAYS: sent}).hex()
+        if before != self._sent:
             self.settled = set()
 
     @property
@@ -218,10 +231,3 @@ class Buffered(Ranged):
         """What an earlier process had under way; nothing when asked again."""
         resumed, self._resumed = self._resumed, Resumed()
         return resumed
-
-
-def _alike(one: ArrayRecord, other: ArrayRecord) -> bool:
-    """Whether two records hold the same arrays, bit for bit."""
-    return one is other or (
-        list(one) == list(other) and all(one[name].data == other[name].data for name in one)
-    )

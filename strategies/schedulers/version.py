@@ -44,6 +44,7 @@ class Version:
     rested: set[int] = field(default_factory=set)
     joined: dict[int, int] = field(default_factory=dict)
     filled: int = 0
+    ages: list[int] = field(default_factory=list)
 
     def run(self) -> RoundView:
         """Asks, waits until the buffer is full, and applies it."""
@@ -56,7 +57,7 @@ class Version:
             model.skip()
             log.warning("version %d is void: %s", model.version, tally.void)
         else:
-            ages = tally.staleness
+            ages = self.ages
             if self.plan.mixing is not None and ages:
                 concluded = self._towards(concluded, ages[0])
             damping = 1 + sum(ages) / max(1, len(ages)) if self.plan.damp else 1.0
@@ -82,7 +83,8 @@ class Version:
         self.accumulator = pipeline.begin(self.job, self.needed)
         self._ask_again()
         self._fill(exchange.now() + self.timeout)
-        return self.accumulator.result(refused=self.tally.wrong)
+        # What is refused takes a place, and so is one of the f, under an unconditional promise only.
+        return self.accumulator.result(refused=self.tally.wrong if pipeline.unconditional else 0)
 
     def _fill(self, end: float) -> None:
         """Keeps clients busy until the buffer is full, nobody is left to ask, or time is up."""
@@ -111,27 +113,30 @@ class Version:
     # ---- asking ----
 
     def _dispatch(self) -> None:
-        """Gives work to as many clients as are missing, in whole cohorts."""
-        room = (self.plan.busy - len(self.flight)) // self.plan.cohort * self.plan.cohort
-        if room < 1:
-            return
+        """Gives work to as many clients as are missing, in whole cohorts; stops where places were filled at once."""
+        before = self.filled
+        while self.filled == before and self._ask_next():
+            pass
+
+    def _ask_next(self) -> bool:
+        """Asks as many clients as there is room for, or one cohort of them; whether anybody was asked."""
+        size = self.plan.cohort
         free = [c for c in self.there if c not in self.flight and c not in self.rested]
         idle = self.pipeline.askable(free, self.job.round)
-        count = min(room, len(idle) // self.plan.cohort * self.plan.cohort)
-        if count < 1:
-            return
+        room = min(self.plan.busy - len(self.flight), len(idle))
+        count = room if size == 1 else size
+        if room < size:
+            return False
         number = self.plan.number()
         chosen = self.pipeline.pick(
             idle, count, seed=self.seed, round_number=self.job.round, number=number
         )
-        size = self.plan.cohort
         if size > 1:
-            whole = len(chosen) // size * size
-            for begin in range(0, whole, size):
-                self._open(self.job, chosen[begin : begin + size], number, 0)
-            return
-        for steps, clients in self._paced(chosen):
-            self._open(self.job, clients, number, steps)
+            return len(chosen) == size and self._open(self.job, chosen, number, 0)
+        asked = [
+            self._open(self.job, clients, number, steps) for steps, clients in self._paced(chosen)
+        ]
+        return any(asked)
 
     def _paced(self, chosen: Iterable[int]) -> Iterable[tuple[int, list[int]]]:
         """Clients by the number of local steps that they are given, 0 where nobody gives any."""
@@ -145,8 +150,8 @@ class Version:
 
     def _open(
         self, job: Job, clients: list[int], attempt: int, steps: int, sent: float | None = None
-    ) -> None:
-        """Opens a session; one that asks nobody ends at once."""
+    ) -> bool:
+        """Opens a session, and says whether it asks anybody; one that does not ends at once."""
         config = {**job.config, "attempt": attempt, **({LOCAL_STEPS: steps} if steps else {})}
         taken = frozenset(self.rested | self.plan.settled)
         session = self.pipeline.collector.open(replace(job, config=config, taken=taken), clients)
@@ -165,6 +170,7 @@ class Version:
         else:  # nobody was asked, so nobody rests for it
             self.flight.free(wave, list(wave.waiting))
             self._follow(wave, following(session, None))
+        return bool(requests)
 
     def _send(self, wave: Wave, requests: list[Request]) -> None:
         wave.requests |= {request.client: request for request in requests}
@@ -192,7 +198,8 @@ class Version:
             if update is not None:
                 self._take(wave, update)
             elif self.pipeline.unconditional and self._ends(event, late):
-                self.filled += 1
+                # Its age counts, too: neither when a step comes nor how long it is must tell of a refusal.
+                self._fills(wave, wave.job.version)
             if isinstance(event, Update):
                 over.update(event.members)
             elif isinstance(event, Refusal):
@@ -231,13 +238,18 @@ class Version:
         self.tally.taken(update, self.pipeline)
         self.tally.staleness.append(age)
         self.joined |= dict.fromkeys(update.members, update.version + 1)
-        self.filled += 1
-        if self.plan.mixing is not None:
-            sent = unpack_model(wave.job.records[ARRAYS])
-            self.start = self.model.layouts[DELTA].flatten(sent)
+        self._fills(wave, update.version)
         if self.plan.pace is not None and wave.steps:
             (client,) = update.members
             self.plan.pace.measured(client, self.exchange.now() - wave.sent, wave.steps)
+
+    def _fills(self, wave: Wave, version: int) -> None:
+        """A place of the buffer is taken, by an update of this version or by a refusal that counts as zeros."""
+        self.filled += 1
+        self.ages.append(self.model.version - version)
+        if self.plan.mixing is not None:
+            sent = unpack_model(wave.job.records[ARRAYS])
+            self.start = self.model.layouts[DELTA].flatten(sent)
 
     def _towards(self, concluded: Update, age: int) -> Update:
         """The change that leads towards the client's model, weighed as its own change is (Xie et al., Algorithm 1)."""

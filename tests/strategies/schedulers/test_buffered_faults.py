@@ -194,3 +194,13 @@ def test_an_update_that_came_twice_counts_once():
 
     run = Run({1: twice, 2: after(2.0, adds(0, 0))}, Pipeline(combiner=Mean()), buffer=2)
     np.testing.assert_array_equal(run.model.parameters, [4, 0])
+
+
+def test_a_liar_that_lets_itself_be_refused_makes_no_room_for_another():
+    """Refused replies take no place, so f stays f: of a buffer that falls short the rule makes nothing."""
+    nodes = {1: after(1.0, adds(np.inf, 0)), 2: after(1.0, adds(1, 0)), 3: after(1.0, adds(1e3, 0))}
+    nodes |= dict.fromkeys((4, 5, 6), silent)
+    line = Pipeline(combiner=TrimmedMean(f=1), admission=Admission(on_shortfall="skip"))
+    run = Run(nodes, line, buffer=5, concurrency=6, timeout=20.0)
+    assert run.views[0].void
+    np.testing.assert_array_equal(run.model.parameters, [0, 0])

@@ -148,6 +148,25 @@ def test_a_sum_is_applied_once_though_the_model_that_is_sent_stays_the_same():
     assert len(members) == len(set(members)) == 9
 
 
+def test_nor_is_it_applied_again_by_a_process_that_goes_on():
+    with folder() as path:
+        nodes = {c + 1: node(c, path) for c in range(CLIENTS)}
+
+        def server():
+            made = Server(path, nodes, concurrency=3, buffer=1)
+            made.pipeline.optimizer = SGD(lr=1e-12)
+            made.model = ServerModel(parameters(1, 1), made.pipeline.optimizer)
+            return made
+
+        first, second = server(), server()
+        first.run(1)
+        second.pipeline.load_state_dict(first.pipeline.state_dict())
+        second.model.load_state_dict(first.model.state_dict())
+        second.run(2)
+    (before,), (after_it,) = first.buffers[0], second.buffers[0]
+    assert not set(before.members) & set(after_it.members)
+
+
 class KilledError(Exception):
     """The server is gone at this moment."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from strategies.admission import Admission
 from strategies.collectors import Masked, Plain
-from strategies.combiners import Mean
+from strategies.combiners import CenteredClipping, Mean, NormBounding
 from strategies.contract import ContractError
 from strategies.pipeline import Pipeline
 from strategies.privacy import Central, Ftrl, ParticipationSpentError
@@ -230,3 +230,50 @@ def test_whoever_the_sampler_may_not_ask_yet_is_not_counted_towards_a_cohort():
     assert line.askable(range(5), 2) == [client for client in range(5) if client not in first]
     assert line.askable(range(5), 5) == [0, 1, 2, 3, 4]
     assert Pipeline(sampler=Uniform()).askable(range(5), 2) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "given", [{"buffer": 4, "damp": True, "concurrency": 8}, {"buffer": 1, "mixing": 0.5, "concurrency": 6}],
+    ids=["damped", "mixed"],
+)  # fmt: skip
+def test_how_long_a_step_is_does_not_tell_whether_a_reply_was_refused(given):
+    """Old replies of NaN are as ones of zeros: their age counts, whatever becomes of them."""
+
+    def path(vector, seed):
+        def change(client, *_):
+            return {DELTA: vector if client % 5 == 4 else [4, 0]}
+
+        nodes = {
+            n: after(2.6 if n % 5 == 0 else 1.0, trellis_node(change, stages=[Clip()]))
+            for n in range(1, 25)
+        }
+        line = private(clients=24, participations=20, separation=1)
+        return Run(nodes, line, versions=12, seed=seed, **given)
+
+    refused = 0
+    for seed in range(6):
+        wrong, zeros = path([np.nan, 0], seed), path([0, 0], seed)
+        refused += sum(view.rejected for view in wrong.views)
+        np.testing.assert_allclose(wrong.path, zeros.path, atol=1e-5)
+        assert wrong.asked() == zeros.asked()
+    assert refused
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        CenteredClipping(f=1, tau=1.0, denominator="cohort"),
+        NormBounding(f=1, bound=1.0, denominator="cohort"),
+    ],
+    ids=["centred clipping", "norm bounding"],
+)
+def test_rules_whose_whole_outcome_ages_scale_have_no_sensitivity(rule):
+    """One client's age is in the mean of the discounts: its being there moves what all the others made."""
+    line = private(clients=24, scheduler=Buffered(buffer=4, population=24), combiner=rule)
+    with pytest.raises(
+        ContractError, match="one client can move the combined vector by any amount"
+    ):
+        line.check(frozenset({DELTA}))
+    mean = Mean(weighting="uniform", denominator="cohort")
+    line = private(clients=24, scheduler=Buffered(buffer=4, population=24), combiner=mean)
+    assert line.check(frozenset({DELTA})).sensitivity == 8 / 4
