@@ -38,9 +38,10 @@ from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
 from fl_app.run import run_engine
 from strategies.combiners import Krum, Mean, NearestNeighborMixing, TrimmedMean
+from strategies.encoding import encode
 from strategies.exchange import Exchange
 from strategies.hooks import RoundView
-from strategies.pipeline import Pipeline, encode
+from strategies.pipeline import Pipeline
 from strategies.protocols import Combiner, Job, Reply, Stage
 from strategies.schedulers.tally import Meter, Tally, admitted, following
 from strategies.server_models import SGD, ServerModel

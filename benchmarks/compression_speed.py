@@ -31,7 +31,8 @@ from common import versions  # noqa: E402
 from flwr.app import ConfigRecord  # noqa: E402
 
 from fl_app.engine.allocator import keep_freed_memory  # noqa: E402
-from strategies.pipeline import Pipeline, encode, packing_of, reshaped  # noqa: E402
+from strategies.encoding import encode, packing_of, reshaped  # noqa: E402
+from strategies.pipeline import Pipeline  # noqa: E402
 from strategies.protocols import Packing, Stage  # noqa: E402
 from strategies.sizes import count_bytes  # noqa: E402
 from strategies.stages import PowerSgd, Quantize, RandomK, Sign, TopK  # noqa: E402

@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from fl_app.engine.flwr_internals import claim_identity
 from strategies.collectors import Plain
 from strategies.combiners import Mean
-from strategies.pipeline import Pipeline, encode
+from strategies.encoding import encode
+from strategies.pipeline import Pipeline
 from strategies.privacy import Central
 from strategies.samplers import Poisson
 from strategies.server_models import ServerModel

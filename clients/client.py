@@ -25,7 +25,7 @@ from clients.trainers.together import fit_together
 from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.collectors import PlainClient
 from strategies.downlink import HeldModels
-from strategies.pipeline import encode
+from strategies.encoding import encode
 from strategies.protocols import ClientHalf, Stage
 from strategies.records import record_in, records_in
 from strategies.seeds import generator, integer

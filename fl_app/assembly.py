@@ -32,7 +32,8 @@ from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
 from strategies.contract import Claim
 from strategies.downlink import Downlink, HeldModels
-from strategies.pipeline import Pipeline, reshaped
+from strategies.encoding import reshaped
+from strategies.pipeline import Pipeline
 from strategies.protocols import (
     ClientHalf,
     ClientOwn,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from strategies.collectors import PlainClient
 from strategies.downlink import HeldModels
-from strategies.pipeline import encode
+from strategies.encoding import encode
 from strategies.protocols import ClientHalf, Maker, Stage
 from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section, Update
 from strategies.wire import (

@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord
 
 from strategies.admission import Admission
 from strategies.collectors import Plain
@@ -20,19 +18,18 @@ from strategies.combiners import Mean
 from strategies.contract import Checked, Claim, ContractError, check, name_of
 from strategies.detection import Quarantine
 from strategies.downlink import Downlink
+from strategies.encoding import most_bytes, packing_of, reshaped
 from strategies.privacy import Distributed
 from strategies.privacy.budget import ParticipationSpentError
 from strategies.protocols import (
     Accumulator,
     Bounding,
-    ClientContext,
     Collector,
     Combiner,
     ConfigValue,
     Job,
     Learner,
     Maker,
-    Memory,
     Packing,
     Persistent,
     Picker,
@@ -40,9 +37,7 @@ from strategies.protocols import (
     Promise,
     Sampler,
     Scheduler,
-    Shaping,
     Stage,
-    settings_of,
 )
 from strategies.samplers import Uniform
 from strategies.schedulers import Synchronous
@@ -341,7 +336,7 @@ class Pipeline:
             config |= {f"{stage.name}.{key}": value for key, value in stage.configure().items()}
         wire, packing = reshaped(layouts, self.stages), packing_of(self.stages)
         if packing is not None or wire != layouts or self.downlink is not None:
-            config[REPLY_BYTES] = sum(_most_bytes(name, wire[name], packing) for name in wire)
+            config[REPLY_BYTES] = sum(most_bytes(name, wire[name], packing) for name in wire)
         round_number = model.version + 1
         return Job(
             round_number,
@@ -407,62 +402,3 @@ class Pipeline:
             **{f"stage {stage.name}": stage for stage in self.stages},
         }
         return [(name, part) for name, part in parts.items() if isinstance(part, Persistent)]
-
-
-def reshaped(layouts: Mapping[str, Layout], stages: Iterable[Stage]) -> Mapping[str, Layout]:
-    """The sections as they travel, given how the combiner sees them."""
-    for stage in stages:
-        if isinstance(stage, Shaping):
-            layouts = stage.reshaped(layouts)
-    return layouts
-
-
-def packing_of(stages: Sequence[Stage]) -> Packing | None:
-    """The stage that leaves sections packed; None where they travel as they are."""
-    last = stages[-1] if stages else None
-    return last if isinstance(last, Packing) else None
-
-
-def _most_bytes(name: str, layout: Layout, packing: Packing | None) -> int:
-    """The largest size of a section as it travels."""
-    if packing is not None and name in packing.sections:
-        return packing.most_bytes(layout)
-    return layout.size * np.dtype(np.float32).itemsize
-
-
-def encode(
-    update: Update,
-    stages: Iterable[Stage],
-    config: ConfigRecord,
-    client: int,
-    memory: Memory = MappingProxyType({}),
-    proposed: dict[str, NDArray[np.float32]] | None = None,
-) -> Update:
-    """The client halves, in order, each with the settings that came down for it.
-
-    Args:
-        update: as it was trained.
-        stages: the server's, in the same order.
-        config: the request's.
-        client: logical id.
-        memory: what this client's stages remember, `<stage>.<name>` to vector.
-        proposed: takes what they are to remember if the server takes the update.
-    """
-    proposed = {} if proposed is None else proposed
-    for stage in stages:
-        state = {
-            key.removeprefix(f"{stage.name}."): vector
-            for key, vector in memory.items()
-            if key.startswith(f"{stage.name}.")
-        }
-        context = ClientContext(client, _round(config), settings_of(config, stage.name), state)
-        update = stage.encode(update, context)
-        proposed |= {f"{stage.name}.{key}": vector for key, vector in context.proposed.items()}
-    return update
-
-
-def _round(config: ConfigRecord) -> int:
-    number = config["server-round"]
-    if not isinstance(number, int):
-        raise TypeError(f"server-round should be a whole number, not {number!r}")
-    return number

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from fl_app.engine.flwr_internals import copied, whole_message
 from fl_app.engine.pool import ClientPool
 from strategies.attacks import LIE, Memory, Omniscient, Sight
-from strategies.pipeline import packing_of, reshaped
+from strategies.encoding import packing_of, reshaped
 from strategies.protocols import Stage
 from strategies.records import bundle, record_in
 from strategies.server_models.model import sections_of

@@ -4,7 +4,8 @@ from flwr.app import ConfigRecord
 
 from strategies.combiners import Mean
 from strategies.contract import ContractError
-from strategies.pipeline import Pipeline, encode
+from strategies.encoding import encode
+from strategies.pipeline import Pipeline
 from strategies.protocols import ClientContext, settings_of
 from strategies.server_models import SGD, Scaffold, ServerModel
 from strategies.stages import Clip

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from flwr.app import ConfigRecord
 
-from strategies.pipeline import Pipeline, encode, packing_of, reshaped
+from strategies.encoding import encode, packing_of, reshaped
+from strategies.pipeline import Pipeline
 from strategies.protocols import Stage
 from strategies.update import DELTA, Layout, Section, Update
 from strategies.wire import Expected, read_update, write_update

@@ -13,8 +13,8 @@ from flwr.serverapp import Grid
 from fl_app.engine.clock import VirtualClock
 from fl_app.engine.flwr_internals import set_message_id
 from strategies.collectors import PlainClient
+from strategies.encoding import encode
 from strategies.mod import kinds_of, layouts_of
-from strategies.pipeline import encode
 from strategies.protocols import ClientHalf, Stage
 from strategies.update import DELTA, Layout, Section, Update
 from strategies.wire import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, TRAINS, unpack_model

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from strategies.configuration import config_digest
-from strategies.pipeline import encode
+from strategies.encoding import encode
 from strategies.protocols import Job
 from strategies.records import bundle, extended, record_in
 from strategies.stages import Clip
