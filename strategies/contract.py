@@ -76,6 +76,13 @@ class Claim:
         root: whether the server has an update of its own, from root data, to hold the others against.
         watched: whether clients are left out of later rounds for what their updates were.
         quorum: good updates without which a round is void.
+        factors: where the model is one of low-rank adapters, whether clients train `both` factors of each product, or
+            share one and train the other (`shared_a`); None where parameters are no factors.
+        parts: whether clients train different parts of the model, such as adapters of unequal ranks.
+        replaced: whether the combined update takes the model to a point, rather than a way from where it is: only a
+            server step of exactly 1 makes sense of it.
+        served: where the server itself trains a part of each update: on what the client sent alone (`each`), or on
+            what all of a round sent (`shared`); None where clients train all of it.
         set_by: the part that set each property.
     """
 
@@ -107,6 +114,10 @@ class Claim:
     root: bool = False
     watched: bool = False
     quorum: int = 1
+    factors: Literal["both", "shared_a"] | None = None
+    parts: bool = False
+    replaced: bool = False
+    served: Literal["each", "shared"] | None = None
     set_by: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

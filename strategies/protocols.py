@@ -354,6 +354,8 @@ class Plan:
         inputs: updates planned: one a client, or one a group where the server sees sums of groups.
         round: the round's number, from 1.
         root: the server's own update from root data of its own, None where it has none.
+        sent: the parameters as they were sent, (d,) float32 by the layout of `DELTA`: for rules over products of
+            factors, whose change is no function of the factors' changes; None for all others.
     """
 
     layouts: Mapping[str, Layout]
@@ -361,6 +363,7 @@ class Plan:
     inputs: int
     round: int = 1
     root: Update | None = None
+    sent: Vector | None = None
 
 
 class Accumulator(Protocol):

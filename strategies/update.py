@@ -121,12 +121,15 @@ class Section:
         bound: an upper limit on the vector's L2 norm that holds by construction (a clip), or None.
         packed: what travels in the vector's place, where a client's last stage has packed it; None where the vector
             travels as it is. A section that is made anew has none.
+        part: what of the layout is trained in it, where that is not all (`strategies.parts`); the rest is zero because
+            nobody spoke of it, not because it should stay.
     """
 
     vector: Vector
     layout: Layout
     bound: float | None = None
     packed: bytes | None = None
+    part: Layout | None = None
 
     def __post_init__(self) -> None:
         if self.vector.dtype != np.float32 or self.vector.shape != (self.layout.size,):

@@ -39,6 +39,10 @@ VALUES = {
     "root": st.booleans(),
     "watched": st.booleans(),
     "quorum": st.integers(1, 1000),
+    "factors": st.sampled_from([None, "both", "shared_a"]),
+    "parts": st.booleans(),
+    "replaced": st.booleans(),
+    "served": st.sampled_from([None, "each", "shared"]),
 }
 changes = st.fixed_dictionaries({}, optional=VALUES)
 claims = st.builds(Claim, **VALUES)
