@@ -2,19 +2,23 @@
 
 The packages are found and read, never imported. Lines of code, and the packages' own names, are left out, since they
 would give the label away; what is left is style and subject. Docstrings differ from version to version of a package.
+
+Two further questions of the same texts make task groups of one federation: what kind of definition a docstring stands
+in, which only its source tells, and whether it lists parameters. The heading of such a list may be among the words.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import numpy as np
 import torch
@@ -27,9 +31,16 @@ from clients.tasks.text import MaxLength, VocabSize, tokens, words
 
 PACKAGES = ("flwr", "matplotlib", "pandas", "scipy", "sklearn", "torch")
 
+GOALS: Final = ("package", "kind", "parameters")
+KINDS: Final = ("function", "method", "other")
+PARAMETERS: Final = ("none listed", "listed")
+
 _SEED = 20_240_229
 _LARGEST_FILE = 100_000
 _ALIASES = {"sklearn": ("scikit", "learn"), "torch": ("pytorch",), "flwr": ("flower",)}
+_LISTS_PARAMETERS = re.compile(
+    r"^[ \t]*(?:(?:Parameters|Args|Arguments)[ \t]*:?[ \t]*$|:param\b)", re.MULTILINE
+)
 _LEFT_OUT = frozenset({"tests", "test", "testing", "vendor", "_vendor", "externals", "extern"})
 
 
@@ -41,15 +52,19 @@ class Docstring:
         package: that it is from.
         module: the file's path from the folder that holds the package, with slashes.
         text: its words, in lower case and separated by spaces.
+        kind: what it stands in: a function, a method, or (other) a class or a module.
+        parameters: whether it has a list of parameters, as numpy, Google or Sphinx write one.
     """
 
     package: str
     module: str
     text: str
+    kind: str
+    parameters: bool
 
 
 class Docstrings(Task):
-    """Docstrings of installed packages as rows of tokens; the label is the package.
+    """Docstrings of installed packages as rows of tokens; the label is the package, unless other goals are named.
 
     No two texts are the same. All docstrings of a module are in the same fold, since they repeat
     one another; a module is a natural client.
@@ -61,12 +76,18 @@ class Docstrings(Task):
         max_length: tokens of an input; longer texts are cut.
         vocab_size: at most so many ids. The words are counted on the training texts.
         tokenizer: a pretrained model's in the words' place: a folder, or a hub name.
+        goals: what is asked of a text, one thing or several: its ``package``; the ``kind`` of what it stands in
+            (function, method, other); whether it lists ``parameters``. Folds are even in the first one's classes.
         fold: which part of the modules is the test set, 0 to folds - 1.
         folds: how many parts there are.
 
     Raises:
         DataError: a package is not there, or has no docstrings.
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or goals are none that there are, or repeat.
+
+    Attributes:
+        classes: names of the logits' classes, in order.
+        texts: the words of each training example, and of each test example.
     """
 
     def __init__(
@@ -78,15 +99,22 @@ class Docstrings(Task):
         max_length: MaxLength = 64,
         vocab_size: VocabSize = 5_000,
         tokenizer: Place | None = None,
+        goals: Annotated[Sequence[str], MinLen(1)] = ("package",),
         fold: Fold = 0,
         folds: Folds = 5,
     ) -> None:
         check_fold(fold, folds)
+        _check_goals(goals)
         found = read_docstrings(tuple(sorted(set(packages))), max_per_package, min_words)
-        self.classes = sorted({item.package for item in found})
-        labels = np.array([self.classes.index(item.package) for item in found], dtype=np.int64)
+        asked = [_classes_and_labels(goal, found) for goal in goals]
+        self.classes = [name for classes, _ in asked for name in classes]
+        if len(asked) > 1:
+            sizes = (len(classes) for classes, _ in asked)
+            self.goals = dict(zip(goals, sizes, strict=True))
+        first = asked[0][1]
+        labels = np.stack([column for _, column in asked], axis=1) if self.goals else first
         modules = [item.module for item in found]
-        train, test = split(labels, fold, folds, _SEED, groups=modules)
+        train, test = split(first, fold, folds, _SEED, groups=modules)
         encoding = tokens(
             (found[row].text for row in train),
             vocab_size=vocab_size,
@@ -101,7 +129,7 @@ class Docstrings(Task):
         self.texts = [found[row].text for row in train], [found[row].text for row in test]
 
     def train(self) -> Examples:
-        """Tokens, (n, max_length) long, and packages, (n,) long."""
+        """Tokens, (n, max_length) long, and classes, (n,) long, or (n, G) of G goals."""
         return self._train
 
     def test(self) -> Examples:
@@ -111,6 +139,22 @@ class Docstrings(Task):
     def natural_ids(self) -> Sequence[str]:
         """The module that each training example is from."""
         return self._modules
+
+
+def _check_goals(goals: Sequence[str]) -> None:
+    if odd := sorted(set(goals) - set(GOALS)):
+        raise ValueError(f"goals: there is no {odd[0]!r}, choose among {', '.join(GOALS)}")
+    if not goals or len(set(goals)) < len(goals):
+        raise ValueError(f"goals={list(goals)}: name at least one, and none twice")
+
+
+def _classes_and_labels(goal: str, found: Sequence[Docstring]) -> tuple[list[str], np.ndarray]:
+    """The names of a goal's classes, and the label of each docstring, (n,) int64."""
+    if goal == "parameters":
+        return list(PARAMETERS), np.array([item.parameters for item in found], dtype=np.int64)
+    of = [item.package if goal == "package" else item.kind for item in found]
+    classes = sorted(set(of)) if goal == "package" else list(KINDS)
+    return classes, np.array([classes.index(name) for name in of], dtype=np.int64)
 
 
 @lru_cache(maxsize=4)
@@ -157,8 +201,9 @@ def _docstrings(package: str, names: set[str]) -> Iterator[Docstring]:
     order = np.random.default_rng(_SEED).permutation(len(files))
     for number in order:
         module = files[number].relative_to(root.parent).as_posix()
-        for text in _texts(files[number]):
-            yield Docstring(package, module, " ".join(_prose(text, names)))
+        for text, kind in _texts(files[number]):
+            lists = _LISTS_PARAMETERS.search(text) is not None
+            yield Docstring(package, module, " ".join(_prose(text, names)), kind, lists)
 
 
 def _folder(package: str) -> Path:
@@ -182,8 +227,8 @@ def _is_wanted(path: Path, root: Path) -> bool:
     )
 
 
-def _texts(path: Path) -> Iterator[str]:
-    """The docstrings of a source file, in its order; none where it is not the Python that runs here."""
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    """The docstrings of a source file and their kinds, in its order; none where it is not the Python that runs here."""
     source = path.read_bytes()
     if b'"""' not in source and b"'''" not in source:
         return  # parsing takes nearly all of the time
@@ -192,17 +237,18 @@ def _texts(path: Path) -> Iterator[str]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
-    waiting: list[ast.AST] = [tree]
+    waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
     while waiting:
-        node = waiting.pop()
+        node, in_class = waiting.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             if text:
-                yield text
+                yield text, ("method" if in_class else "function") if is_function else "other"
+            in_class = isinstance(node, ast.ClassDef)
             # Only these hold docstrings, or what is under an if or a try does; expressions never do.
-        waiting += reversed(
-            [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
-        )
+        inside = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+        waiting += [(child, in_class) for child in reversed(inside)]
 
 
 def _prose(text: str, names: set[str]) -> list[str]:

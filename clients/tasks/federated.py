@@ -9,7 +9,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 from clients.tasks.partitions import PartitionName, PartitionSettings, cut
-from clients.tasks.task import Examples, Task, check_task
+from clients.tasks.task import UNLABELLED, Examples, Task, check_task, class_labels
 
 # Clients' parts never overlap, so however large they are, together they hold one copy of the data.
 _KEPT_PARTS = 64
@@ -22,6 +22,9 @@ class FederatedData:
     cut is a function of the task and of these arguments alone: every process that makes the object
     anew gets the same one. Only row numbers are held; a client's examples are gathered when asked
     for, and those of the last few clients are kept.
+
+    Of a task with several goals each client trains one, in turn (`Task.goal_of`): its examples, both parts, have no
+    label for the others. Partitions by class look at the first goal's classes. What the server sets aside has them all.
 
     The partitions, all but the last by the partitioners of flwr-datasets:
 
@@ -105,7 +108,7 @@ class FederatedData:
             shards_per_client=shards_per_client,
             seed=seed,
         )
-        targets = task.train().targets.numpy()
+        targets = class_labels(task)
         self._root, rest = _set_aside(targets, root_examples, seed)
         natural = task.natural_ids() if partition == "natural" else None
         if natural is not None and len(natural) == len(targets):  # `cut` refuses any other number
@@ -157,12 +160,14 @@ class FederatedData:
         return self._rows[start:middle], self._rows[middle:end]
 
     def label_counts(self) -> np.ndarray:
-        """How many examples of each class each client holds, both parts together.
+        """How many examples of each class each client holds, both parts together; with goals, of its own goal's.
 
         Returns:
             (num_clients, num_classes) int64; where the targets are not class labels, one column.
         """
         owner = np.repeat(np.arange(self.num_clients), np.diff(self._starts))
+        if self._task.goals:
+            return self._label_counts_by_goal(owner)
         targets, classes = self._task.train().targets.numpy()[self._rows], self._task.num_classes
         is_label = targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
         if not is_label or targets.min() < 0 or targets.max() >= classes:
@@ -170,6 +175,15 @@ class FederatedData:
         cells = self.num_clients * classes
         counts: np.ndarray = np.bincount(owner * classes + targets, minlength=cells)
         return counts.reshape(self.num_clients, classes)
+
+    def _label_counts_by_goal(self, owner: np.ndarray) -> np.ndarray:
+        first = np.array([logits.start for logits in self._task.logits_of().values()])
+        goal = owner % len(first)
+        targets = self._task.train().targets.numpy()[self._rows, goal]
+        counts = np.zeros((self.num_clients, self._task.num_classes), dtype=np.int64)
+        labelled = targets != UNLABELLED
+        np.add.at(counts, (owner[labelled], (first[goal] + targets)[labelled]), 1)
+        return counts
 
     def plot(self, path: Path) -> None:
         """Write a picture of the label distributions, a PNG; makes the folder where it is missing.
@@ -189,6 +203,9 @@ class FederatedData:
             return self._kept[key]
         train_rows, test_rows = self.rows(client)
         examples = self._task.train().take(train_rows if part == "train" else test_rows)
+        goal = self._task.goal_of(client)
+        if goal is not None:
+            examples = examples.only(tuple(self._task.goals).index(goal))
         self._kept[key] = examples
         if len(self._kept) > _KEPT_PARTS:
             self._kept.popitem(last=False)
