@@ -1,0 +1,29 @@
+"""Products of thin matrices, as low-rank adapters are: their sums, their distances, their best shorter ones."""
+
+from strategies.lora.decomposition import (
+    Decomposition,
+    Method,
+    balanced,
+    decomposed,
+    effective_rank,
+    truncated,
+)
+from strategies.lora.factors import Factors, cross_term, distance, frobenius, stacked
+from strategies.lora.layers import Layer, layers_of, own_factors
+
+__all__ = [
+    "Decomposition",
+    "Factors",
+    "Layer",
+    "Method",
+    "balanced",
+    "cross_term",
+    "decomposed",
+    "distance",
+    "effective_rank",
+    "frobenius",
+    "layers_of",
+    "own_factors",
+    "stacked",
+    "truncated",
+]
