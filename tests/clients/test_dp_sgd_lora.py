@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients import lora
 from clients.lora import LoraClassifier
+from clients.lora import model as lora
 from clients.resident import ResidentModel, arrays_of
 from clients.tasks import Examples
 from clients.trainers import DpSgd, FitJob
@@ -103,7 +103,7 @@ def test_only_adapters_and_head_travel_and_the_base_is_not_touched(folders, fami
     expected = len(targets[family]) * layers
     assert len(model.module.adapters) == expected
     assert all(name.endswith(targets[family]) for name in model.module.adapters)
-    base = lora._frozen(str(folders[family]))
+    base = lora._frozen(str(folders[family]), "float32")
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     ours = DpSgd(noise_multiplier=1.0, batch_size=4, lr=1.0, reproducible_noise=True)
     asked = FitJob(0, arrays_of(model.module), {}, TASK.train(), 1, {}, {})
@@ -119,7 +119,7 @@ def test_only_adapters_and_head_travel_and_the_base_is_not_touched(folders, fami
 def test_an_untrained_adapter_changes_nothing(folders, family):
     model, rows = made(folders[family], trained=False), TASK.train().inputs
     lengths = (rows != 0).sum(dim=1).clamp(min=1)
-    base = lora._frozen(str(folders[family]))
+    base = lora._frozen(str(folders[family]), "float32")
     for row, length in zip(rows, lengths, strict=True):
         with torch.no_grad():
             states = base(input_ids=row[:length].unsqueeze(0)).last_hidden_state

@@ -1,0 +1,6 @@
+"""Low-rank adapters in frozen pretrained models, and which rank each of a client's layers gets."""
+
+from clients.lora.adapters import adapted
+from clients.lora.model import LoraClassifier
+
+__all__ = ["LoraClassifier", "adapted"]
