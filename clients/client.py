@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clients.poisoning import DataPoisoning
-from clients.resident import Arrays, ResidentModel
+from clients.resident import Arrays, ModuleMaker, OneModule, ResidentModel, Shapes
+from clients.split.trainer import SplitTrainer
 from clients.store import ClientStore
 from clients.tasks import Examples, FederatedData, Task, evaluate
 from clients.trainers import SGD, DpSgd, Fit, FitJob
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 CODE_HASH = "code-hash"
 CONFIG_HASH = "config-hash"
 NUM_CLIENTS = "num-clients"
+_MOST_MODELS = 4
+"""Resident models of different parts that a process keeps."""
 _STAGES = "stages/"
 """Before the names of what stages remember, beside what the trainer does."""
 
@@ -62,14 +65,16 @@ class Client:
 
     Args:
         task: loss and metrics.
-        module: the architecture; its weights come with each request.
+        module: the architecture; its weights come with each request. Or what makes it for arrays of given names and
+            shapes and a request's settings, where clients have parts of a model.
         data: the task's data cut among so many clients.
         trainer: how a client fits.
         stages: client halves, in order.
         half: the collector's: what becomes of an encoded update; the plain collector's by default.
         held: the models that clients hold; None where requests come with the whole of theirs.
         store: what clients remember.
-        ledgers: where clients write down what their privacy has been charged; only trainers that charge look at it.
+        ledgers: where clients write down what must outlast a message: what their privacy has been charged, what they
+            are in the middle of; only trainers that do look at it.
         seed: the run's.
         hashes: of this end's code and configuration, held against those of each request.
         attack: what lying clients send, in experiments.
@@ -83,7 +88,7 @@ class Client:
     def __init__(
         self,
         task: Task,
-        module: nn.Module,
+        module: nn.Module | ModuleMaker,
         data: Callable[[int], FederatedData],
         trainer: SGD,
         *,
@@ -100,9 +105,10 @@ class Client:
         secretive: bool = False,
         silent: bool = False,
     ) -> None:
-        if ledgers is not None and isinstance(trainer, DpSgd):
+        if ledgers is not None and isinstance(trainer, DpSgd | SplitTrainer):
             trainer = trainer.keeping(ledgers)
-        self._task, self._module, self._trainer = task, module, trainer
+        self._task, self._trainer = task, trainer
+        self._make = module if isinstance(module, ModuleMaker) else OneModule(module)
         self._make_data = data
         self._data: dict[int, FederatedData] = {}
         self._stages, self._store = tuple(stages), store
@@ -113,7 +119,7 @@ class Client:
         self._liars: dict[int, frozenset[int]] = {}
         self._together = together
         self._only, self._secretive, self._silent = only, secretive, silent
-        self._model: ResidentModel | None = None
+        self._models: dict[object, ResidentModel] = {}
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
         """One reply per request, in order; each request's config says which client is meant."""
@@ -148,6 +154,8 @@ class Client:
             return self._evaluate(message)
         if config.get(TRAINS, True):
             return self._half.prepare(message.content)
+        if isinstance(self._trainer, SplitTrainer):
+            return self._trainer.turn(self._job(message, config, {}), self._resident, self._task)
         return self._half.answer(message.content)
 
     def hello(self, message: Message, client: int) -> Message:
@@ -183,9 +191,10 @@ class Client:
         client = integer_in(config, "client")
         data = self._federated(config)
         records = records_in(message.content, ArrayRecord)
-        arrays = models.get(id(records[ARRAYS]))
+        model = records.get(ARRAYS)
+        arrays = {} if model is None else models.get(id(model))
         if arrays is None:
-            arrays = models[id(records[ARRAYS])] = unpack_model(records[ARRAYS])
+            arrays = models[id(model)] = unpack_model(records[ARRAYS])
         return FitJob(
             client=client,
             arrays=arrays,
@@ -200,12 +209,14 @@ class Client:
             if self._remembers
             else {},
             settings=dict(config.items()),
+            records={name: r for name, r in records.items() if name in self._trainer.own_records},
         )
 
     @property
     def _not_broadcast(self) -> set[str]:
         """Records that hold something else than one vector for the trainer; only liars look for a lie."""
-        return {ARRAYS, LIE} if isinstance(self._attack, Omniscient) else {ARRAYS}
+        lies = {LIE} if isinstance(self._attack, Omniscient) else set[str]()
+        return {ARRAYS, *lies, *self._trainer.own_records}
 
     def _examples(self, data: FederatedData, client: int) -> Examples:
         examples = data.train(client)
@@ -260,7 +271,7 @@ class Client:
 
     def _nothing(self, job: FitJob) -> Fit:
         """What training on no examples comes to."""
-        model = self._resident(job.arrays)
+        model = self._resident(_shapes(job.arrays), job.settings)
         model.load(job.arrays)
         return Fit(model.sections(), 1, {})
 
@@ -281,7 +292,7 @@ class Client:
         arrays = unpack_model(records_in(message.content, ArrayRecord)[ARRAYS])
         metrics: dict[str, float] = {"num_examples": 0.0}
         if len(examples):
-            model = self._resident(arrays)
+            model = self._resident(_shapes(arrays), dict(config.items()))
             model.load(arrays)
             metrics = dict(
                 evaluate(model.module, self._task, examples, device=self._trainer.torch_device)
@@ -292,8 +303,14 @@ class Client:
     def _fit(self, jobs: Sequence[FitJob]) -> Sequence[Fit | Exception]:
         if not jobs:
             return []
+        if isinstance(self._make, OneModule):
+            return self._fit_alike(jobs)
+        return [self._fit_alike([job])[0] for job in jobs]
+
+    def _fit_alike(self, jobs: Sequence[FitJob]) -> Sequence[Fit | Exception]:
+        """Fits jobs that have one model in common."""
         try:
-            model = self._resident(jobs[0].arrays)
+            model = self._resident(_shapes(jobs[0].arrays), jobs[0].settings)
         except (ValueError, RuntimeError) as error:
             return [error] * len(jobs)
         alike = not any(LOCAL_STEPS in job.settings for job in jobs)
@@ -304,10 +321,23 @@ class Client:
                 log.warning("clients are trained one by one after all: %s", error)
         return self._trainer.fit(jobs, model, self._task)
 
-    def _resident(self, arrays: Mapping[str, NDArray[np.generic]]) -> ResidentModel:
-        if self._model is None:
-            self._model = ResidentModel(self._module, arrays, self._trainer.torch_device)
-        return self._model
+    def _resident(self, shapes: Shapes, settings: Mapping[str, object]) -> ResidentModel:
+        """The model that holds arrays of these names and shapes; those of the last few parts are kept."""
+        key = self._make.key(shapes, settings)
+        model = self._models.pop(key, None)
+        if model is None:
+            made = self._make(shapes, settings)
+            while len(self._models) >= _MOST_MODELS:
+                self._models.pop(next(iter(self._models)))
+            # Shapes alone are looked at: an array without memory has them.
+            empty = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+            model = ResidentModel(made, empty, self._trainer.torch_device)
+        self._models[key] = model
+        return model
+
+
+def _shapes(arrays: Arrays) -> Shapes:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def _failure(message: Message, error: Exception) -> Message:

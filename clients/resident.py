@@ -6,7 +6,9 @@ control variate is one operation each, whatever the number of layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +18,36 @@ from torch import Tensor, nn
 from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section
 
 Arrays = Mapping[str, NDArray[np.generic]]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Names of arrays in their order, and the shape of each."""
+
+
+@runtime_checkable
+class ModuleMaker(Protocol):
+    """Makes the module that holds arrays of given names and shapes, where clients have parts of a model."""
+
+    def key(self, shapes: Shapes, settings: Mapping[str, object]) -> Hashable:
+        """What tells one of its modules from another."""
+        ...
+
+    def __call__(self, shapes: Shapes, settings: Mapping[str, object]) -> nn.Module:
+        """A module with those arrays, given the settings of the request that they came with."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneModule:
+    """The same module for all requests."""
+
+    module: nn.Module
+
+    def key(self, shapes: Shapes, settings: Mapping[str, object]) -> Hashable:
+        """There is one."""
+        return None
+
+    def __call__(self, shapes: Shapes, settings: Mapping[str, object]) -> nn.Module:
+        """It."""
+        return self.module
 
 
 def arrays_of(module: nn.Module) -> dict[str, NDArray[np.generic]]:

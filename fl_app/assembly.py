@@ -15,7 +15,7 @@ from torch import nn
 
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
 from clients.poisoning import DataPoisoning
-from clients.resident import ResidentModel, arrays_of, buffers_of
+from clients.resident import ModuleMaker, ResidentModel, arrays_of, buffers_of
 from clients.root import RootTrainer
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
@@ -26,10 +26,12 @@ from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config, TargetNode
 from fl_app.config.targets import build
 from fl_app.engine import Adversary, resolve_workers
+from fl_app.halves import PartMaker, is_split, split_at, upper_server
 from fl_app.identity import code_hash
 from fl_app.node import Node
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
+from strategies.collectors.split_session import Served
 from strategies.contract import Claim
 from strategies.downlink import Downlink, HeldModels
 from strategies.encoding import reshaped
@@ -119,6 +121,10 @@ class Assembly:
 
     def module(self) -> nn.Module:
         """The network with its initial weights: the same wherever the run's seed is the same."""
+        return self._build(at=self.split_at) if self.split else self._build()
+
+    def _build(self, **known: object) -> nn.Module:
+        """The configured model, or of one that is cut the part that `known` says."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(self.config.seed, "model"))
             module: nn.Module = build(
@@ -128,8 +134,26 @@ class Assembly:
                 num_classes=self.task.num_classes,
                 vocab_size=self.task.vocab_size,
                 padding_id=self.task.padding_id,
+                goals=self.task.goals,
+                **known,
             )
         return module
+
+    @cached_property
+    def split(self) -> bool:
+        """Whether the model is cut between clients and server."""
+        return is_split(self.config)
+
+    @cached_property
+    def split_at(self) -> int:
+        """How many blocks of a model that is cut clients hold."""
+        return split_at(self.config)
+
+    def _clients_module(self) -> nn.Module | ModuleMaker:
+        """What clients make their models with."""
+        if self.split or self.config.ranks is not None:
+            return PartMaker(self._build, split=self.split)
+        return self.module()
 
     def model_sections(self) -> frozenset[str]:
         """The sections that the model's own arrays make."""
@@ -239,8 +263,15 @@ class Assembly:
             seed=self._seed_of_draws,
             journal=self.config.run_dir / JOURNAL,
             population=num_clients,
+            served=None if num_clients is None else self._served(),
         )
         return collector
+
+    def _served(self) -> Served | None:
+        """The server's half of a model that is cut."""
+        if not self.split:
+            return None
+        return upper_server(self._build, self.config, self.task, self.trainer, self.split_at)
 
     def client_half(
         self, place: Place, settings: Mapping[str, ConfigValue] | None = None
@@ -292,7 +323,7 @@ class Assembly:
         guarded = promise is not None and not promise.unconditional
         return Client(
             self.task,
-            self.module(),
+            self._clients_module(),
             self.data,
             self.trainer,
             stages=self.stages(),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -31,20 +33,22 @@ from strategies.protocols import (
     Learner,
     Maker,
     Packing,
+    Parts,
     Persistent,
     Picker,
     Plan,
     Promise,
     Sampler,
     Scheduler,
+    Shaping,
     Stage,
 )
 from strategies.samplers import Uniform
 from strategies.schedulers import Synchronous
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
 from strategies.state import State, Value, mapping_in
-from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Section, Update
-from strategies.wire import ARRAYS, REPLY_BYTES, pack, pack_model
+from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Section, Update, Vector
+from strategies.wire import ARRAYS, REPLY_BYTES, pack, pack_model, unpack_model
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Pipeline:
         downlink: sends clients what has changed of the model since they held it; None where they are sent the whole.
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
         train_config: settings that every client gets with every request.
+        parts: who trains what of the parameters; None where all clients train all of them.
+        factors: which factors of its products the model trains, where it is one of low-rank adapters.
         root: the server's own update for a job, trained on root data that no client has; None where it has none.
         included: for each client the last round whose update the model holds.
         claim: what `check` found to hold of the aggregate.
@@ -81,6 +87,8 @@ class Pipeline:
     downlink: Downlink | None = None
     client_sections: frozenset[str] = frozenset({DELTA})
     train_config: Mapping[str, ConfigValue] = field(default_factory=dict)
+    parts: Parts | None = None
+    factors: Literal["both", "shared_a"] | None = None
     root: Callable[[Job], Update] | None = None
     included: dict[int, int] = field(default_factory=dict)
     claim: Claim = field(default_factory=Claim, init=False)
@@ -115,7 +123,8 @@ class Pipeline:
             Claim(
                 sections=self.client_sections | model_sections,
                 root=self.root is not None,
-                set_by={"sections": "the clients' trainer"},
+                factors=self.factors,
+                set_by={"sections": "the clients' trainer", "factors": "the model's adapters"},
             ),
         )
         # The wire refuses a section that was not asked for: without this every reply of the run would be refused.
@@ -135,6 +144,7 @@ class Pipeline:
                 "its updates are no whole numbers, and would be rounded to such",
                 "use collector=masked, or privacy=distributed",
             )
+        self._check_halves(claim)
         if claim.staleness is not None and not isinstance(self.sampler, Picker):
             raise ContractError(
                 name_of(self.sampler),
@@ -152,14 +162,55 @@ class Pipeline:
         self.claim = claim
         return claim
 
+    def _check_halves(self, claim: Claim) -> None:
+        """What can't be where clients have a part of the model only, or the server trains a part itself.
+
+        Raises:
+            ContractError: a part works on whole updates on the client, or promises what the server's part undoes.
+        """
+        parted = "served" if claim.served else "parts" if claim.parts else None
+        if parted is None:
+            return
+        shaping = [s for s in self.stages if isinstance(s, Maker | Shaping | Packing)]
+        for part in (*shaping, *(() if self.downlink is None else (self.downlink,))):
+            raise ContractError(
+                claim.source(parted),
+                name_of(part),
+                "it changes whole models and updates on their way, and clients have a part of theirs only",
+                "leave it out; adapters are small already",
+            )
+        if claim.served is None or self.privacy is None:
+            return
+        if claim.private is not None or not self.privacy.unconditional:
+            raise ContractError(
+                claim.source("served"),
+                name_of(self.privacy),
+                "noise on the client's half leaves the server's half bare, and no noise of it covers activations",
+                "use privacy=central, which noises both halves, or privacy=none",
+            )
+        if claim.served == "shared":
+            raise ContractError(
+                claim.source("served"),
+                name_of(self.privacy),
+                "one upper part learns of all clients before anything is clipped, and its gradients tell of others",
+                "set collector.variant=v1",
+            )
+
     def begin(self, job: Job, asked: int) -> Accumulator:
         """The combiner at the start of a round. A cohort that the contract fixes counts, not who is there to ask."""
         cohort = asked if self.claim.cohort is None else self.claim.cohort
         inputs = self.claim.inputs
         wanted = self.root is not None and getattr(self.combiner, "wants_root", False)
         root = self.root(job) if self.root is not None and wanted else None
-        plan = Plan(job.layouts, cohort, cohort if inputs is None else inputs, job.round, root)
+        sent = self._sent(job) if getattr(self.combiner, "wants_sent", False) else None
+        planned = cohort if inputs is None else inputs
+        plan = Plan(job.layouts, cohort, planned, job.round, root, sent)
         return self.combiner.begin(plan)
+
+    @staticmethod
+    def _sent(job: Job) -> Vector:
+        """The parameters of a job, (d,) float32."""
+        return job.layouts[DELTA].flatten(unpack_model(job.records[ARRAYS]))
 
     def concluded(self, aggregate: Update | None, good: int, job: Job) -> Update | None:
         """What a round's aggregate becomes before the model, or any part, sees it; None where the round is void.
@@ -304,6 +355,7 @@ class Pipeline:
         return (
             self.sampler,
             self.scheduler,
+            *(() if self.parts is None else (self.parts,)),
             self.collector,
             *self.stages,
             *(() if self.downlink is None else (self.downlink,)),
@@ -351,7 +403,12 @@ class Pipeline:
             *self._carriers(),
             wire,
             packing,
+            part=None if self.parts is None else partial(self._part, layouts[DELTA]),
         )
+
+    def _part(self, whole: Layout, client: int) -> Layout:
+        assert self.parts is not None
+        return self.parts.part(client, whole)
 
     def _carriers(self) -> tuple[int, int]:
         """Honest members that a sum needs for its noise, and members that this is made for; 0 where it has none."""

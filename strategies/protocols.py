@@ -99,6 +99,8 @@ class Job:
         packing: the stage that packs some of them, None where all are sent as they are.
         taken: clients whose updates on this version the server has already; for schedulers that open several sessions
             on one version.
+        part: what of the parameters each client is sent and trains, a layout of leading blocks (`strategies.parts`);
+            None where all clients train all of them.
     """
 
     round: int
@@ -115,6 +117,7 @@ class Job:
     wire: Mapping[str, Layout] = field(default_factory=dict)
     packing: Packing | None = None
     taken: frozenset[int] = frozenset()
+    part: Callable[[int], Layout] | None = None
 
     def __post_init__(self) -> None:
         if not self.wire:
@@ -264,6 +267,14 @@ class Promise(Checked, Persistent, Protocol):
 
     def describe(self, size: int) -> str:
         """The plan in a line, for a model of so many parameters."""
+        ...
+
+
+class Parts(Checked, Protocol):
+    """Who is sent and trains what of the parameters."""
+
+    def part(self, client: int, whole: Layout) -> Layout:
+        """A client's part in the round that comes: leading blocks of some of the whole's arrays."""
         ...
 
 

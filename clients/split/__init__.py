@@ -3,12 +3,16 @@
 from clients.split.cut import cut
 from clients.split.halves import Bottom, Middle, Part, Top, seeded
 from clients.split.loading import load_bottom, load_middle, load_tail, load_top
+from clients.split.model import SplitLora
 from clients.split.surgery import blocks_of
+from clients.split.trainer import SplitTrainer
 
 __all__ = [
     "Bottom",
     "Middle",
     "Part",
+    "SplitLora",
+    "SplitTrainer",
     "Top",
     "blocks_of",
     "cut",

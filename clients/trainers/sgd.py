@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
+from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,6 +44,7 @@ class FitJob:
         seed: of shuffling and dropout.
         state: what the client remembers of earlier rounds.
         settings: the request's configuration.
+        records: what else came with the request, for the trainer that asks for it by name (`own_records`).
     """
 
     client: int
@@ -52,6 +54,7 @@ class FitJob:
     seed: int
     state: Mapping[str, NDArray[np.float32]]
     settings: Settings
+    records: Mapping[str, ArrayRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class SGD(Ranged):
     sections: ClassVar[frozenset[str]] = frozenset({DELTA})
     paces: ClassVar[bool] = True
     """Whether it takes as many local steps as a server asks for, where one does."""
+    own_records: ClassVar[frozenset[str]] = frozenset()
+    """Records of a request that it reads itself: no vectors that were broadcast."""
     stackable: ClassVar[bool] = True
     """Whether `step` and `correct` may be called with rows of several clients. A subclass says so for itself: its own
     must work on the last dimension, whatever the order of the coordinates in it, and draw no random numbers."""
@@ -143,7 +148,7 @@ class SGD(Ranged):
         model.module.train()
         start = model.flat.clone()
         with torch.random.fork_rng(devices=[]):
-            _seed(model.flat.device, job.seed)
+            seed_generators(model.flat.device, job.seed)
             losses = self._descend(job, model, task, start)
         return self.concluded(job, model.sections(), losses)
 
@@ -176,7 +181,7 @@ class SGD(Ranged):
         correction = self.correction(job, model.layout)
         if correction is not None:
             correction = correction.to(device)
-        velocity = torch.zeros_like(start) if self.momentum else None
+        velocity = self.moments(start)
         plain = self._is_plain
         losses: list[Tensor] = []
         for batch in self._batches(len(targets), job.settings):
@@ -194,6 +199,10 @@ class SGD(Ranged):
         # One transfer at the end: reading each batch's loss would wait for a GPU at every step.
         values: list[float] = torch.stack(losses).tolist()
         return values
+
+    def batches(self, count: int) -> Iterator[Tensor]:
+        """Places of each batch's examples, of all local epochs; drawn from torch's generator."""
+        return self._batches(count, {})
 
     def _batches(self, count: int, settings: Settings) -> Iterator[Tensor]:
         """Places of each batch's examples: all epochs', or as many batches as the server asks for.
@@ -217,6 +226,10 @@ class SGD(Ranged):
         extras = self.momentum or self.weight_decay or self.max_grad_norm is not None
         own = type(self).step is not SGD.step or type(self).correct is not SGD.correct
         return not (extras or own)
+
+    def moments(self, start: Tensor) -> Tensor | None:
+        """What `step` keeps between steps, at first: (…, d) like `start`, None without momentum."""
+        return torch.zeros_like(start) if self.momentum else None
 
     def step(
         self,
@@ -271,7 +284,7 @@ def _moving_mean(earlier: NDArray[np.float32] | None, delta: Section, beta: floa
     return Section(mean, delta.layout)
 
 
-def _seed(device: torch.device, seed: int) -> None:
+def seed_generators(device: torch.device, seed: int) -> None:
     """Seeds the generators that training draws from.
 
     Not by `torch.manual_seed`: without a GPU that records a stack trace for every accelerator, at each call, for good.

@@ -119,7 +119,7 @@ def _descend(
     device = stack.parameters.device
     inputs = torch.cat([job.examples.inputs for job in jobs]).to(device)
     targets = torch.cat([job.examples.targets for job in jobs]).to(device)
-    velocity = torch.zeros_like(stack.parameters) if trainer.momentum else None
+    velocity = trainer.moments(stack.parameters)
     losses = torch.zeros(plan.rows.shape[:2], device=device)
     for step, k in enumerate(plan.active):
         rows, weights = plan.rows[step, :k].to(device), plan.weights[step, :k].to(device)

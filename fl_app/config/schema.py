@@ -178,6 +178,7 @@ class Config(_Settings):
         sampler: who is asked.
         scheduler: when who is asked, and when what came becomes a step.
         quarantine: who is left out for what it sent, None where nobody is watched.
+        ranks: which ranks each client's adapters have, None where all have the model's.
         runtime: the machine and the devices.
         travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
         num_clients: auto for as many as there are nodes.
@@ -206,10 +207,13 @@ class Config(_Settings):
         TargetNode,
         Part(
             base="torch.nn.Module",
-            offered=frozenset({"input_shape", "num_classes", "vocab_size", "padding_id"}),
+            offered=frozenset(
+                {"input_shape", "num_classes", "vocab_size", "padding_id", "goals"}
+                | {"at", "half", "ranks"}
+            ),
         ),
     ]
-    client: Annotated[TargetNode, Part(needs=("fit",))]
+    client: Annotated[TargetNode, Part(needs=("fit",), offered=frozenset({"folder"}))]
     clip: Annotated[TargetNode | None, Part(needs=("check", "encode", "decode"))] = None
     compression: Annotated[
         TargetNode | None, Part(needs=("stages",), offered=frozenset({"seed"}))
@@ -217,7 +221,10 @@ class Config(_Settings):
     attack: Annotated[TargetNode | None, Part(base="strategies.attacks.Attack")] = None
     collector: Annotated[
         TargetNode,
-        Part(needs=("check", "open", "client_half"), offered=frozenset({"seed", "journal"})),
+        Part(
+            needs=("check", "open", "client_half"),
+            offered=frozenset({"seed", "journal", "served"}),
+        ),
     ]
     combiner: Annotated[TargetNode, Part(needs=("check", "begin"), offered=frozenset({"seed"}))]
     downlink: Annotated[
@@ -244,6 +251,7 @@ class Config(_Settings):
         TargetNode | None,
         Part(needs=("check", "allowed", "judge", "summary", "state_dict", "load_state_dict")),
     ] = None
+    ranks: Annotated[TargetNode | None, Part(needs=("part", "check"))] = None
     runtime: Runtime
     travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     num_clients: Count | Literal["auto"] = "auto"

@@ -3,5 +3,6 @@
 from strategies.collectors.ckks import Ckks
 from strategies.collectors.masked import Masked
 from strategies.collectors.plain import Plain, PlainClient
+from strategies.collectors.split import Split
 
-__all__ = ["Ckks", "Masked", "Plain", "PlainClient"]
+__all__ = ["Ckks", "Masked", "Plain", "PlainClient", "Split"]

@@ -11,7 +11,8 @@ from typing import ClassVar, Final
 
 from flwr.app import ConfigRecord, RecordDict
 
-from strategies.contract import Claim, Visibility
+from strategies.collectors.portions import expected_of, part_of, records_for, whole
+from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended
 from strategies.update import EPSILON, Update
@@ -51,6 +52,13 @@ class Plain:
     def check(self, claim: Claim) -> Claim:
         """The server sees each update, and its number of examples and metrics in clear unless it asks for none."""
         told = frozenset({NUM_EXAMPLES, METRICS}) if self.metrics else frozenset[str]()
+        if self.vanilla and claim.parts:
+            raise ContractError(
+                claim.source("parts"),
+                name_of(self),
+                "a plain Flower client trains whatever it is sent, and knows of no parts",
+                "use clients with the pipeline's client half",
+            )
         return claim.given(
             self,
             visibility=Visibility.EACH,
@@ -118,11 +126,13 @@ class PlainSession:
         self._waiting.discard(client)
         if reply.content is None:
             raise Refused("client_error", reply.error or "the client gave no reason")
-        expected = Expected.of(self._job, client)
+        part = part_of(self._job, client)
         if self._sent is not None:
+            expected = Expected.of(self._job, client)
             update = read_weights(reply.content, expected, self._sent, self._job.kinds)
         else:
-            update = read_update(reply.content, expected)
+            update = read_update(reply.content, expected_of(self._job, client, part))
+            update = whole(update, part, self._job)
         return [update if self._metrics else bare(update)]
 
     def expire(self) -> list[Refusal]:
@@ -136,7 +146,8 @@ class PlainSession:
 
     def _content(self, client: int) -> RecordDict:
         own = {"client": client, "included": self._job.included.get(client, 0)}
-        return bundle({**self._job.records, CONFIG: extended(self._config, own)})
+        records = records_for(self._job, part_of(self._job, client))
+        return bundle({**records, CONFIG: extended(self._config, own)})
 
 
 def bare(update: Update) -> Update:

@@ -1,0 +1,238 @@
+"""One client's half of split training: forward, the gradient that comes back, a step.
+
+With m batches in a turn all their activations and gradients are of the parameters before it, and the m steps are taken
+one after the other. U-shaped, a turn is two: activations go up and states come back; the client's own heads turn these
+into gradients, and a batch's gradient of the heads waits for that of the bottom, so that both make one step.
+
+Half-done work is written before a turn is answered; a turn that is asked for twice is computed twice and counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clients.resident import ResidentModel
+from clients.split.coding import Precision, decode, encode, relative_error
+from clients.split.defence import GaussianNoise, NoPeek
+from clients.split.half_done import HalfDone, HalfDoneFolder
+from clients.split.model import Lower, SplitLora
+from clients.split.turns import Batch, read_rows, write_batches, write_rows
+from clients.tasks import Task
+from clients.trainers.sgd import FitJob, TrainingDivergedError, seed_generators
+from strategies.collectors.split import PRECISIONS
+from strategies.collectors.split_session import SESSION, TURN
+from strategies.wire import Refused
+
+if TYPE_CHECKING:
+    from clients.split.trainer import SplitTrainer
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a request says of its turn.
+
+    Attributes:
+        turn: its number, from 0.
+        session: the server's token.
+        batches: mini-batches in a turn.
+        precision: of what crosses the cut.
+    """
+
+    turn: int
+    session: str
+    batches: int
+    precision: Precision
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> Told:
+        """Reads it; raises `Refused`."""
+        turn, batches = settings.get(TURN), settings.get("split.batches")
+        session, precision = settings.get(SESSION), settings.get("split.precision")
+        numbers = type(turn) is int and type(batches) is int and turn >= 0 and batches >= 1
+        if not numbers or not isinstance(session, str) or precision not in PRECISIONS:
+            raise Refused(
+                "malformed", f"turn {turn!r} of {batches!r} batches as {precision!r} ({session!r})"
+            )
+        return cls(turn, session, batches, precision)  # type: ignore[arg-type]
+
+
+class Local:
+    """A client in the middle of a session.
+
+    Args:
+        trainer: its settings.
+        folder: where half-done work lies.
+        job: the request.
+        told: what the request says of its turn.
+        model: the clients' half; its parameters become those of `state`.
+        task: the loss, where labels stay with the client.
+        state: changed in place.
+    """
+
+    def __init__(
+        self,
+        trainer: SplitTrainer,
+        folder: HalfDoneFolder,
+        job: FitJob,
+        told: Told,
+        model: ResidentModel,
+        task: Task,
+        state: HalfDone,
+    ) -> None:
+        assert isinstance(model.module, SplitLora)
+        self._trainer, self._folder, self._job, self._told = trainer, folder, job, told
+        self._model, self._task, self.state = model, task, state
+        self._module: SplitLora = model.module
+        self._lower: Lower = model.module.lower
+        self._device = model.flat.device
+        seed_generators(self._device, job.seed)
+        batches = list(trainer.batches(len(job.examples)))
+        self._exchanges = [
+            batches[first : first + told.batches] for first in range(0, len(batches), told.batches)
+        ]
+        self._halves = 2 if self._module.u_shaped else 1
+
+    @property
+    def last_turn(self) -> int:
+        """The number of the turn after which only an answer is wanting."""
+        return self._halves * len(self._exchanges) - 1
+
+    def turn(self, number: int, answer: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Takes the answer to the turn before, and makes this one; the work is on the disk when it returns.
+
+        Raises:
+            Refused: `phase`, where it does not follow what was done; or as the answer deserves.
+            TrainingDivergedError: a loss is not finite.
+        """
+        if number > self.last_turn:
+            raise Refused("phase", f"turn {number} of {self.last_turn + 1}")
+        told = dict(self.state.figures) if self.state.turn > number else None
+        if number % self._halves:
+            self._check_order(number)
+            made = self._gradients(number // self._halves, answer)
+        else:
+            self.take_answer(number, answer)
+            made = self._activations(number // self._halves)
+        if told is not None:
+            self.state.figures = told
+        self.state.turn = number + 1
+        self._folder.save(self._job.client, self.state)
+        return made
+
+    def take_answer(self, number: int, answer: Arrays) -> None:
+        """Makes the steps that the answer to the turn before this one is for, unless they are made."""
+        self._check_order(number)
+        if number and self.state.turn == number:
+            self._descend(number // self._halves - 1, answer)
+
+    def figures(self) -> dict[str, float]:
+        """What is reported of all turns: means of what each batch came to."""
+        count = max(1.0, self.state.figures.get("batches", 0.0))
+        return {k: v / count for k, v in self.state.figures.items() if k != "batches"}
+
+    def _check_order(self, number: int) -> None:
+        if self.state.turn not in (number, number + 1):
+            raise Refused("phase", f"turn {number} was asked for, {self.state.turn} follows")
+
+    def _rows(self, exchange: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each batch of an exchange."""
+        examples = self._job.examples
+        for batch in self._exchanges[exchange]:
+            yield examples.inputs[batch].to(self._device), examples.targets[batch]
+
+    def _load(self) -> None:
+        """The model takes up the parameters before an exchange's steps."""
+        self._model.flat.copy_(self.state.parameters)
+        self._module.eval()
+
+    def _activations(self, exchange: int) -> dict[str, NDArray[np.generic]]:
+        """Activations of an exchange's batches, as they travel."""
+        self._load()
+        batches = []
+        for inputs, targets in self._rows(exchange):
+            with torch.no_grad():
+                activation, lengths = self._lower(inputs)
+            self._finite(activation, exchange)
+            self._count("batches", 1.0)
+            rounded = decode(
+                encode(activation, self._told.precision), self._told.precision, activation.shape
+            )
+            self._count("activation_error", relative_error(activation, rounded))
+            if self._trainer.noise:
+                activation = GaussianNoise(self._trainer.noise)(activation)
+            kept = None if self._module.u_shaped else targets
+            batches.append(Batch(activation.cpu(), lengths.cpu(), kept))
+        return write_batches(batches, self._told.precision)
+
+    def _gradients(self, exchange: int, answer: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Gradients of the states that the server's half gave; those of the heads wait in the state."""
+        self._load()
+        rows = list(self._rows(exchange))
+        lengths = [self._lower.lengths(inputs) for inputs, _ in rows]
+        states = read_rows("states", answer, lengths, self._told.precision, self._module.hidden)
+        gradients, pending = [], []
+        for (_, targets), given, kept in zip(rows, states, lengths, strict=True):
+            given = given.to(self._device).requires_grad_()
+            loss = self._task.loss(self._lower.finish(given, kept), targets.to(self._device))
+            self._finite(loss, exchange)
+            self._count("train_loss", loss.item())
+            found = torch.autograd.grad(loss, [given, *self._model.travelling], allow_unused=True)
+            gradients.append(found[0].cpu())
+            pending.append(self._flat(found[1:]))
+        self.state.pending = torch.stack(pending)
+        return write_rows("gradient", gradients, lengths, self._told.precision)
+
+    def _descend(self, exchange: int, answer: Arrays) -> None:
+        """The steps of an exchange's batches, given the gradients of their activations."""
+        self._load()
+        trainer, state = self._trainer, self.state
+        rows = [inputs for inputs, _ in self._rows(exchange)]
+        lengths = [self._lower.lengths(inputs) for inputs in rows]
+        came = read_rows("gradient", answer, lengths, self._told.precision, self._module.hidden)
+        start = state.parameters
+        for number, (inputs, gradient) in enumerate(zip(rows, came, strict=True)):
+            activation, kept = self._lower(inputs)
+            outputs, weights = [activation], [gradient.to(self._device)]
+            if trainer.nopeek:
+                outputs.append(self._leak(inputs, activation, kept))
+                weights.append(torch.ones((), device=self._device))
+            found = torch.autograd.grad(outputs, self._model.travelling, weights, allow_unused=True)
+            step = self._flat(found)
+            if state.pending is not None:
+                step += state.pending[number]
+            trainer.step(state.parameters, step, start, None, state.moments)
+        state.pending = None
+
+    def _leak(self, inputs: Tensor, activation: Tensor, lengths: Tensor) -> Tensor:
+        """NoPeek's term of the loss."""
+        term = NoPeek(self._trainer.nopeek)
+        embedded = self._lower.embedded(inputs[:, : activation.shape[1]])
+        leak = term.correlation(embedded, activation, lengths)
+        self._count("distance_correlation", leak.item())
+        return term.alpha * leak
+
+    def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Gradients as one new (d,) tensor, zero where a parameter is not touched."""
+        pairs = zip(gradients, self._model.travelling, strict=True)
+        return torch.cat(
+            [torch.zeros_like(p).view(-1) if g is None else g.reshape(-1) for g, p in pairs]
+        )
+
+    def _count(self, name: str, value: float) -> None:
+        self.state.figures[name] = self.state.figures.get(name, 0.0) + value
+
+    def _finite(self, tensor: Tensor, exchange: int) -> None:
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingDivergedError(
+                f"client {self._job.client}: what its half computes is not finite at exchange {exchange + 1}:"
+                f" lower client.lr (now {self._trainer.lr:g}) or set client.max_grad_norm"
+            )

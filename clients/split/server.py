@@ -1,0 +1,239 @@
+"""The server's half of split training: what an activation is trained with, and the gradient that goes back.
+
+Thapa et al. 2022, "SplitFed: When Federated Learning Meets Split Learning", Algorithm 1 (MainServer): forward from the
+activation, loss, backward, a step of the server's own part. U-shaped (Vepakomma et al. 2018, "Split learning
+for health", figure 2b), labels stay with the client: states go back first, and their gradients come up.
+
+One module serves all clients; each learner's parameters take their place in it. What comes in is a peer's: everything is
+held against what was asked for before a number of it is used. Nothing here knows of messages or rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clients.resident import ResidentModel
+from clients.split.coding import Precision, decode, encode, relative_error
+from clients.split.model import SplitLora, Upper
+from clients.split.trainer import SplitTrainer
+from clients.split.turns import Batch, read_batches, read_rows, write_rows
+from clients.tasks import Task
+from strategies.protocols import ConfigValue
+from strategies.update import Layout, Vector
+from strategies.wire import Refused
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class UpperServer:
+    """The server's half of a split model, for sessions to begin learners on (`strategies`' `Served`).
+
+    Args:
+        module: both halves of the model, or the server's.
+        names: the arrays of the clients' half, of all heads where clients hold them.
+        task: the loss.
+        trainer: the optimiser, as the clients'; `lr` may be another.
+        precision: of what crosses the cut.
+        most_tokens: places of one batch at most, padding among them.
+    """
+
+    def __init__(
+        self,
+        module: SplitLora,
+        names: frozenset[str],
+        task: Task,
+        trainer: SplitTrainer,
+        precision: Precision,
+        *,
+        most_tokens: int = 1 << 20,
+    ) -> None:
+        self.module, self.task, self.trainer = module, task, trainer
+        self.precision, self.most_tokens = precision, most_tokens
+        self._names = names
+        self._model: ResidentModel | None = None
+
+    def clients_names(self, client: int) -> frozenset[str]:
+        """The arrays that a client holds: of several goals' heads, where clients hold them, its own goal's."""
+        goal = self.task.goal_of(client)
+        if goal is None:
+            return self._names
+        mine = f"heads.{goal}."
+        return frozenset(n for n in self._names if not n.startswith("heads.") or n.startswith(mine))
+
+    def settings(self) -> Mapping[str, ConfigValue]:
+        """Where the cut is."""
+        return {"split.at": self.module.at}
+
+    def begin(self, sent: Arrays) -> UpperLearner:
+        """A learner that starts from the whole model as it was sent."""
+        own = {name: array for name, array in sent.items() if name not in self._names}
+        if self._model is None:
+            device = self.trainer.torch_device
+            self._model = ResidentModel(self.module, own, device)
+        return UpperLearner(self, self._model, own)
+
+
+@dataclass
+class _Figures:
+    """Sums over one client's batches."""
+
+    batches: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, value: float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(1, self.batches) for name, value in self.sums.items()}
+
+
+class UpperLearner:
+    """The server's half at work from one state of the model on.
+
+    Args:
+        server: its settings.
+        model: the module that all learners share.
+        sent: the server's arrays as they were sent.
+    """
+
+    def __init__(self, server: UpperServer, model: ResidentModel, sent: Arrays) -> None:
+        self._server, self._model = server, model
+        start = torch.from_numpy(model.layout.flatten(sent))
+        self._start = start.to(model.flat.device)
+        self._parameters = self._start.clone()
+        self._moments = server.trainer.moments(self._start)
+        self._upper: Upper = server.module.upper
+        self._held: dict[int, list[Batch]] = {}
+        self._figures: dict[int, _Figures] = {}
+        self._touched: set[str] = set()
+
+    def answer(self, client: int, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Trains on one turn of a client; what goes back.
+
+        Raises:
+            Refused: `malformed`, `missing`, `dtype`, `shape`, `too_large`, `not_finite`: what no honest client sends.
+        """
+        self._model.flat.copy_(self._parameters)
+        figures = self._figures.setdefault(client, _Figures())
+        try:
+            return self._answer(client, arrays, figures)
+        except (IndexError, ValueError, RuntimeError) as error:
+            # Targets past the classes, say: the task's own code finds them.
+            raise Refused(
+                "malformed", f"nothing can be trained on this turn: {error!s:.200}"
+            ) from error
+        finally:
+            self._parameters.copy_(self._model.flat)
+
+    def change(self, client: int) -> tuple[Vector, Layout, Mapping[str, float]]:
+        """What has changed of the server's parameters, but for heads that nobody trained, and a client's figures."""
+        layout = self._model.layout
+        shapes = {
+            name: shape
+            for name, shape in zip(layout.names, layout.shapes, strict=True)
+            if not name.startswith("heads.") or name in self._touched
+        }
+        kept = Layout(tuple(shapes), tuple(shapes.values()))
+        change = (self._parameters - self._start).cpu().numpy()
+        vector = kept.flatten(layout.views(change))
+        return vector, kept, self._figures.get(client, _Figures()).means()
+
+    def _answer(
+        self, client: int, arrays: Arrays, figures: _Figures
+    ) -> dict[str, NDArray[np.generic]]:
+        held = self._held.pop(client, None)
+        if held is not None:
+            return self._descend(held, arrays, figures)
+        server = self._server
+        batches = read_batches(
+            arrays,
+            server.precision,
+            hidden=server.module.hidden,
+            longest=server.module.longest,
+            most_tokens=server.most_tokens,
+        )
+        figures.batches += len(batches)
+        if not server.module.u_shaped:
+            return self._train(batches, figures)
+        self._held[client] = batches
+        with torch.no_grad():
+            states = [self._forward(batch.activation, batch).cpu() for batch in batches]
+        return write_rows("states", states, [batch.lengths for batch in batches], server.precision)
+
+    def _forward(self, activation: Tensor, batch: Batch) -> Tensor:
+        output: Tensor = self._upper(activation, batch.lengths.to(activation.device))
+        return output
+
+    def _train(self, batches: Sequence[Batch], figures: _Figures) -> dict[str, NDArray[np.generic]]:
+        """A step on each batch, one after the other; the gradients of their activations."""
+        gradients = []
+        for batch in batches:
+            if batch.targets is None:
+                raise Refused("missing", "a batch came without its targets")
+            activation = self._given(batch.activation)
+            targets = batch.targets.to(activation.device)
+            loss = self._server.task.loss(self._forward(activation, batch), targets)
+            if not bool(torch.isfinite(loss)):
+                raise Refused("not_finite", "the loss on this client's activations is not finite")
+            figures.add("train_loss", loss.item())
+            gradients.append(self._backward(loss, activation, None, figures, step=True)[0])
+        return write_rows(
+            "gradient", gradients, [batch.lengths for batch in batches], self._server.precision
+        )
+
+    def _descend(
+        self, batches: Sequence[Batch], arrays: Arrays, figures: _Figures
+    ) -> dict[str, NDArray[np.generic]]:
+        """The steps of batches whose states went down, given these states' gradients."""
+        server, lengths = self._server, [batch.lengths for batch in batches]
+        came = read_rows("gradient", arrays, lengths, server.precision, server.module.hidden)
+        gradients, steps = [], []
+        for batch, given in zip(batches, came, strict=True):
+            activation = self._given(batch.activation)
+            states = self._forward(activation, batch)
+            back, step = self._backward(states, activation, given, figures, step=False)
+            gradients.append(back)
+            steps.append(step)
+        for step in steps:
+            server.trainer.step(self._model.flat, step, self._start, None, self._moments)
+        return write_rows("gradient", gradients, lengths, server.precision)
+
+    def _backward(
+        self,
+        output: Tensor,
+        activation: Tensor,
+        given: Tensor | None,
+        figures: _Figures,
+        *,
+        step: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the activation, on the CPU, and of the parameters, (d,), whose step is made if `step`."""
+        weight = None if given is None else given.to(activation.device)
+        found = torch.autograd.grad(
+            output, [activation, *self._model.travelling], weight, allow_unused=True
+        )
+        names = zip(self._model.layout.names, found[1:], strict=True)
+        self._touched |= {
+            n for n, g in names if g is not None and n.startswith("heads.") and g.any()
+        }
+        whole = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(self._model.travelling, found[1:], strict=True)
+        ]
+        gradient = torch.cat([part.reshape(-1) for part in whole])
+        if step:
+            self._server.trainer.step(self._model.flat, gradient, self._start, None, self._moments)
+        back = torch.zeros_like(activation) if found[0] is None else found[0]
+        precision = self._server.precision
+        sent = decode(encode(back, precision), precision, back.shape)
+        figures.add("gradient_error", relative_error(back, sent))
+        return back.cpu(), gradient
+
+    def _given(self, activation: Tensor) -> Tensor:
+        return activation.to(self._model.flat.device).requires_grad_()

@@ -1,0 +1,110 @@
+"""Which part of a model each end of a run holds: clients' own ranks, and the two halves of one that is cut.
+
+Clients make their part from the names and shapes of what they are sent, and from the cut that a request tells them, so
+that a device never loads what it has no part of. The server makes its half here and hands it to the collector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final
+
+from torch import nn
+
+from clients.resident import Shapes
+from clients.split.model import block_count, cut_at
+from clients.split.server import UpperServer
+from clients.split.trainer import SplitTrainer
+from clients.tasks import Task
+from clients.trainers import SGD
+from fl_app.config.faults import ConfigError, Fault
+from fl_app.config.schema import Config
+from fl_app.config.targets import locate
+from strategies.collectors import Split
+from strategies.wire import Refused
+
+AT: Final = "split.at"
+"""The setting of a request that says how many blocks clients hold."""
+
+Build = Callable[..., nn.Module]
+"""The configured model, given what else of its constructor's parameters are known."""
+
+
+def is_split(config: Config) -> bool:
+    """Whether a run is one of a split model.
+
+    Raises:
+        ConfigError: a part of it is for split models, and another is for whole ones.
+    """
+    found = {
+        "model": hasattr(locate(config.model.target), "clients_names"),
+        "client": _is(config.client.target, SplitTrainer),
+        "collector": _is(config.collector.target, Split),
+    }
+    if len(set(found.values())) == 1:
+        return found["model"]
+    for_split = sorted(group for group, split in found.items() if split)
+    others = sorted(group for group, split in found.items() if not split)
+    chosen = ", ".join(f"{group}={getattr(config, group).name}" for group in others)
+    told = (
+        f"{', '.join(for_split)} cut a model in two, and {chosen} knows whole ones: strategy=split_lora chooses "
+        "model, client and collector together"
+    )
+    raise ConfigError([Fault(others[0], told)])
+
+
+def _is(target: str, kind: type) -> bool:
+    found: Any = locate(target)
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+class PartMaker:
+    """Makes a client's part of the model from what it is sent.
+
+    Args:
+        build: the configured model.
+        split: whether clients have a half of it.
+    """
+
+    def __init__(self, build: Build, *, split: bool) -> None:
+        self._build, self._split = build, split
+
+    def key(self, shapes: Shapes, settings: Mapping[str, object]) -> Hashable:
+        """Names, shapes and the cut."""
+        return tuple(shapes.items()), settings.get(AT)
+
+    def __call__(self, shapes: Shapes, settings: Mapping[str, object]) -> nn.Module:
+        """The part with these arrays; raises `Refused` (`terms`) where the request does not say where the cut is."""
+        known: dict[str, Any] = {"ranks": ranks_of(shapes)}
+        if self._split:
+            at = settings.get(AT)
+            if type(at) is not int or at < 1:
+                raise Refused("terms", f"{AT}={at!r} is no number of blocks")
+            known |= {"at": at, "half": "lower"}
+        return self._build(**known)
+
+
+def ranks_of(shapes: Shapes) -> dict[str, int]:
+    """Each adapted layer's rank, by the layer's name with `_` for its dots, of arrays' names and shapes."""
+    end = ".B.weight"
+    return {
+        name.removeprefix("adapters.").removesuffix(end): shape[1]
+        for name, shape in shapes.items()
+        if name.startswith("adapters.") and name.endswith(end) and len(shape) == 2
+    }
+
+
+def split_at(config: Config) -> int:
+    """How many blocks clients hold."""
+    arguments = config.model.arguments
+    return cut_at(arguments["split_point"], block_count(arguments["pretrained"]))
+
+
+def upper_server(build: Build, config: Config, task: Task, trainer: SGD, at: int) -> UpperServer:
+    """The server's half of the configured model, with the cut at `at`."""
+    assert isinstance(trainer, SplitTrainer)
+    arguments = config.collector.arguments
+    module: Any = build(at=at, half="upper")
+    names = build(at=at).clients_names()
+    own = trainer.with_lr(arguments.get("lr"))
+    return UpperServer(module, names, task, own, arguments["precision"])
