@@ -75,7 +75,8 @@ def cut(
 def _part(model: Any, kind: Any, start: int, stop: int) -> Any:
     """A part around the model's very tensors; modules, configuration and hooks are the part's own."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    whole: Any = type(model)
     part: Any = copy.deepcopy(model, tensors)
-    part.__class__ = part_class(kind, type(model))
+    part.__class__ = part_class(kind, whole)
     part.carve(start, stop)
     return part

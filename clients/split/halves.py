@@ -31,7 +31,6 @@ class Part(nn.Module):
     """
 
     config: Any
-    dtype: torch.dtype
     main_input_name: str
     span: range
     count: int
@@ -74,7 +73,7 @@ class Top(Part):
 
     def _drop(self, start: int, stop: int) -> None:
         self._channel = Channel()
-        pad = self.config.pad_token_id
+        pad = getattr(self.config, "pad_token_id", None)
         if self._heads and (pad is None or pad < 0):
             # Ids are made from the mask here, so any will do, and a batch may have more than one text.
             self.config.pad_token_id = 0
@@ -95,7 +94,9 @@ class Top(Part):
         """
         self._check(activation, attention_mask)
         inputs = self._inputs(activation, attention_mask)
-        self._channel.activation = activation.to(self.dtype)
+        # A tail can be without weights: a base model's, behind all blocks and without a last norm.
+        first = next(self.parameters(), activation)
+        self._channel.activation = activation.to(first.dtype)
         try:
             return super().forward(**inputs, **named)
         finally:
@@ -105,7 +106,7 @@ class Top(Part):
         """What is named in place of the client's inputs: of tokens, whether they are padding."""
         if self.main_input_name != "input_ids":
             return {self.main_input_name: activation.detach()}
-        pad = self.config.pad_token_id
+        pad = getattr(self.config, "pad_token_id", None)
         real = 1 if pad == 0 else 0
         if mask is None:
             return {"input_ids": activation.new_full(activation.shape[:2], real, dtype=torch.long)}
