@@ -1,4 +1,4 @@
-"""Rules that make one update of many: the mean, and rules that bear clients which may send anything."""
+"""Rules that make one update of many: means, of adapters too, and rules that bear clients which may send anything."""
 
 from strategies.combiners.bulyan import Bulyan
 from strategies.combiners.clipping import CenteredClipping, NormBounding
@@ -6,6 +6,11 @@ from strategies.combiners.coordinates import Median, TrimmedMean
 from strategies.combiners.fltrust import FLTrust
 from strategies.combiners.geometric_median import GeometricMedian
 from strategies.combiners.krum import Krum, MultiKrum
+from strategies.combiners.lora_mean import LoraMean
+from strategies.combiners.lora_partitioned import LoraPartitioned
+from strategies.combiners.lora_residual import LoraFedEx, LoraStack
+from strategies.combiners.lora_svd import LoraSvd
+from strategies.combiners.lora_zero_pad import LoraZeroPad
 from strategies.combiners.majority_vote import MajorityVote
 from strategies.combiners.mean import Mean
 from strategies.combiners.mixing import Bucketing, NearestNeighborMixing
@@ -18,6 +23,12 @@ __all__ = [
     "FLTrust",
     "GeometricMedian",
     "Krum",
+    "LoraFedEx",
+    "LoraMean",
+    "LoraPartitioned",
+    "LoraStack",
+    "LoraSvd",
+    "LoraZeroPad",
     "MajorityVote",
     "Mean",
     "Median",

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import fsum
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from strategies.combiners.summation import CompensatedSum
 from strategies.contract import Claim, ContractError, name_of
-from strategies.protocols import Plan
+from strategies.protocols import Accumulator, Plan
 from strategies.ranges import Ranged
 from strategies.update import MAXIMUM_SECTIONS, Layout, Section, Update
 
@@ -26,6 +26,18 @@ _MEND = {
     "collector.max_weight=1000, the largest weight that counts",
     "examples": "use combiner=mean, or collector.max_weight=null (under privacy with collector.metrics=[])",
 }
+
+
+def check_weighting(part: object, weighting: Literal["examples", "uniform"], claim: Claim) -> None:
+    """Refuses where what the server sees weights its members otherwise than `part` is to weight them."""
+    if claim.summed not in (None, weighting):
+        raise ContractError(
+            claim.source("summed"),
+            name_of(part),
+            f"what the server sees weights its members {_WEIGHTED[claim.summed]}, the mean is to weight them "
+            f"{_WEIGHTED[weighting]}",
+            _MEND[claim.summed],
+        )
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,9 @@ class Mean(Ranged):
     weighting: Literal["examples", "uniform"] = "examples"
     denominator: Literal["replies", "cohort"] = "replies"
 
+    by_coverage: ClassVar[bool] = False
+    """Whether an element is divided by the weight of those who trained it, where clients train different parts."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.denominator == "cohort" and self.weighting != "uniform":
@@ -58,15 +73,15 @@ class Mean(Ranged):
         one. Sections reduced by their maximum have none.
 
         Raises:
-            ContractError: what the server sees is weighted otherwise.
+            ContractError: what the server sees is weighted otherwise, or clients train different parts.
         """
-        if claim.summed not in (None, self.weighting):
+        check_weighting(self, self.weighting, claim)
+        if claim.parts and not self.by_coverage:
             raise ContractError(
-                claim.source("summed"),
+                claim.source("parts"),
                 name_of(self),
-                f"what the server sees weights its members {_WEIGHTED[claim.summed]}, the mean is to weight them "
-                f"{_WEIGHTED[self.weighting]}",
-                _MEND[claim.summed],
+                "clients train different parts of the model, and a mean over all dilutes what few of them trained",
+                "use combiner=lora_mean, which averages each element over those who have it",
             )
         bound = claim.l2_bound()
         bounded = self.denominator == "cohort" and bound is not None and claim.cohort is not None
@@ -81,7 +96,7 @@ class Mean(Ranged):
             sensitivity=sensitivity,
         )
 
-    def begin(self, plan: Plan) -> MeanAccumulator:
+    def begin(self, plan: Plan) -> Accumulator:
         """A fresh accumulator; the planned cohort matters only where it is the denominator."""
         return MeanAccumulator(
             plan.layouts, self.weighting, plan.cohort if self.denominator == "cohort" else None

@@ -91,13 +91,17 @@ class Robust(Ranged, ABC):
         return f
 
     def check(self, claim: Claim) -> Claim:
-        """Refuses sums, too few inputs for f, and what the rule itself can't work with; leaves no sensitivity."""
+        """Refuses sums, updates that can't be compared, too few inputs for f, and what the rule itself can't work with.
+
+        Leaves no sensitivity.
+        """
         claim.need_visibility(
             self,
             Visibility.GROUP,
             why="it compares updates with one another, and the server sees their sum only",
             instead="use combiner=mean, or collector=masked_groups",
         )
+        self._need_comparable(claim)
         self.needs(claim, self)
         if claim.inputs is not None:
             f = self.tolerance(claim.inputs)
@@ -116,6 +120,27 @@ class Robust(Ranged, ABC):
             # One client's age is in the mean of the discounts, which scales all of what the rule makes (`Held.result`).
             stated = stated.given(self, sensitivity=None)
         return stated
+
+    def _need_comparable(self, claim: Claim) -> None:
+        """Refuses updates of which each speaks of another part, and distances between factors in bases of their own.
+
+        Raises:
+            ContractError: two honest updates differ for what they speak of, or how they put it.
+        """
+        if claim.parts:
+            raise ContractError(
+                claim.source("parts"),
+                name_of(self),
+                "clients train different parts of the model, and where one has nothing its zeros would be judged",
+                "use combiner=lora_mean, or give all clients one rank and one head",
+            )
+        if claim.factors == "both" and not self.by_coordinate:
+            raise ContractError(
+                claim.source("factors"),
+                name_of(self),
+                "it compares whole updates, and many B and A have one product B·A: factors of equal models lie apart",
+                "set model.share_a=true, with which distances of B are those of the adapters; or combiner=median",
+            )
 
     def needs(self, claim: Claim, part: object) -> None:
         """What of a claim the rule needs beside enough inputs; refusals are in the name of `part`."""

@@ -34,7 +34,7 @@ class Factors(NamedTuple):
     @property
     def rank(self) -> int:
         """k, the most that the product's rank can be."""
-        return self.left.shape[1]
+        return int(self.left.shape[1])
 
     def scaled(self, scale: float) -> Factors:
         """`scale` times the product."""
@@ -83,9 +83,9 @@ def frobenius(product: Factors) -> float:
     """‖L·R‖_F, as accurate as float64 is for the factors, not for their squares."""
     left, right = product
     if left.shape[1] < left.shape[0]:
-        left = np.linalg.qr(left, mode="r")
+        left = _triangle(left)
     if right.shape[0] < right.shape[1]:
-        right = np.linalg.qr(right.T, mode="r").T
+        right = _triangle(right.T).T
     return float(np.linalg.norm(left @ right))
 
 
@@ -117,3 +117,8 @@ def relative(error: float, size: float) -> float:
     if size > 0:
         return error / size
     return 0.0 if error == 0 else float("inf")
+
+
+def _triangle(matrix: Matrix) -> Matrix:
+    """R of a tall matrix Q·R: the same norms and inner products of columns."""
+    return np.asarray(np.linalg.qr(matrix, mode="r"), np.float64)

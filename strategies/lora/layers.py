@@ -86,6 +86,11 @@ def layers_of(layout: Layout) -> tuple[Layer, ...]:
     return tuple(found)
 
 
+def is_factor(name: str) -> bool:
+    """Whether an array is a factor of an adapter or of a residual; all others are heads, biases and the like."""
+    return bool(_FACTOR.fullmatch(name) or _RESIDUAL.fullmatch(name))
+
+
 def own_factors(
     layer: Layer,
     sent: Mapping[str, NDArray[np.floating]],

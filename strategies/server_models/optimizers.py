@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
-from strategies.contract import Claim, name_of
+from strategies.contract import Claim, ContractError, name_of
 from strategies.ranges import Ranged
 from strategies.state import State, array_in
 from strategies.update import Update, Vector
@@ -73,8 +73,24 @@ class OptimizerBase(Ranged):
         return ()
 
     def check(self, claim: Claim) -> Claim:
-        """Post-processing of the aggregate: promises nothing new and asks for nothing."""
+        """Post-processing of the aggregate: promises nothing new, and refuses one that takes the model to a point.
+
+        Raises:
+            ContractError: the combiner's aggregate makes sense as a step of exactly 1 alone.
+        """
+        if claim.replaced and not self.exact:
+            raise ContractError(
+                claim.source("replaced"),
+                name_of(self),
+                "the aggregate is the way to new factors, and any other step along it leads to a product of neither",
+                "use server=sgd with server.lr=1 and server.momentum=0",
+            )
         return claim
+
+    @property
+    def exact(self) -> bool:
+        """Whether a step adds the aggregate as it is."""
+        return False
 
     def begin(self, size: int) -> None:
         """Zero state for (size,) parameters."""
@@ -116,6 +132,11 @@ class SGD(OptimizerBase):
     momentum: Decay = 0.0
 
     label = "server SGD"
+
+    @property
+    def exact(self) -> bool:
+        """With a rate of 1 and no momentum."""
+        return self.lr == 1 and self.momentum == 0
 
     def begin(self, size: int) -> None:
         """Zero velocity, where there is momentum."""
