@@ -1,0 +1,92 @@
+"""Split training is the training of the whole model: step by step, whatever the cut, the family and the shape."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clients.split import SplitTrainer
+from clients.trainers.sgd import seed_generators
+from strategies.collectors import Split
+from strategies.seeds import integer
+from strategies.update import Update
+from tests.support.split import Sentences, SplitRun, save_tiny
+
+TRAINER = SplitTrainer(batch_size=7, local_epochs=2, lr=0.01)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    return {kind: save_tiny(root / kind, kind) for kind in ("bert", "gpt2", "llama")}
+
+
+def unsplit(run: SplitRun, client: int = 0) -> dict[str, np.ndarray]:
+    """What torch's own optimiser makes of the whole model on the same batches: the change of each array."""
+    model, task, examples = run.build(), run.task, run.data().train(client)
+    before = {name: torch.from_numpy(array.copy()) for name, array in run.arrays.items()}
+    model.load_state_dict(before)
+    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    settings = {"momentum": run.trainer.momentum} if run.trainer.optimizer == "sgd" else {}
+    settings["weight_decay"] = run.trainer.weight_decay
+    optimizer = kinds[run.trainer.optimizer](model.parameters(), lr=run.trainer.lr, **settings)
+    with torch.random.fork_rng(devices=[]):
+        seed_generators(torch.device("cpu"), integer(5, "train", 1, client))
+        for batch in run.trainer.batches(len(examples)):
+            optimizer.zero_grad()
+            task.loss(model(examples.inputs[batch]), examples.targets[batch]).backward()
+            optimizer.step()
+    return {n: (p.detach() - before[n]).numpy() for n, p in model.named_parameters()}
+
+
+def agrees(update: Update, expected: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
+    found = update.delta.layout.views(update.delta.vector)
+    assert set(found) == set(expected)
+    for name, change in expected.items():
+        assert np.abs(change).max() > 1e-5, name  # something was trained
+        np.testing.assert_allclose(found[name], change, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("u_shaped", [False, True], ids=["", "u_shaped"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("at", [1, 3])
+def test_one_batch_an_exchange_is_unsplit_training(tmp_path, folders, kind, at, u_shaped):
+    model = {"split_point": at, "u_shaped": u_shaped}
+    run = SplitRun(tmp_path, folders[kind], Sentences(), TRAINER, model=model)
+    agrees(run.run()[0], unsplit(run))
+    exchanges = 2 * -(-len(run.data().train(0)) // 7)
+    assert run.sent == exchanges * (1 + u_shaped) + 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "sgd", "lr": 0.5},
+        {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9},
+        {"weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_so_it_is_with_every_optimiser(tmp_path, folders, settings):
+    run = SplitRun(tmp_path, folders["bert"], Sentences(), replace(TRAINER, **settings))
+    agrees(run.run()[0], unsplit(run))
+
+
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_clients_of_v1_share_nothing_and_those_of_v2_one_upper_part(tmp_path, folders, variant):
+    run = SplitRun(
+        tmp_path, folders["bert"], Sentences(), TRAINER, Split(variant=variant), num_clients=3
+    )
+    came = run.run()
+    names = run.whole.clients_names()
+    changes = {
+        c: u.delta.layout.views(u.delta.vector) for c, u in came.items() if isinstance(u, Update)
+    }
+    assert sorted(changes) == [0, 1, 2]
+    for client in range(3):
+        if variant == "v1":
+            agrees(came[client], unsplit(run, client))
+        for name, change in changes[client].items():
+            same = np.array_equal(change, changes[0][name])
+            assert same == (client == 0 or (variant == "v2" and name not in names)), name
