@@ -74,9 +74,12 @@ def cut(
 
 def _part(model: Any, kind: Any, start: int, stop: int) -> Any:
     """A part around the model's very tensors; modules, configuration and hooks are the part's own."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    blocks = model.get_submodule(blocks_of(model)[0])
+    # Blocks that the part drops are not worth a copy.
+    dropped = (*blocks[:start], *blocks[stop:])
+    shared = (*model.parameters(), *model.buffers(), *dropped)
     whole: Any = type(model)
-    part: Any = copy.deepcopy(model, tensors)
+    part: Any = copy.deepcopy(model, {id(kept): kept for kept in shared})
     part.__class__ = part_class(kind, whole)
     part.carve(start, stop)
     return part

@@ -44,12 +44,12 @@ class Part(nn.Module):
         self.count = blocks_of(self)[1]
         self.span = range(start, stop)
         self.config.use_cache = False
+        self._drop(start, stop)
         module: Any
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
                 # It would run blocks again in the backward pass, when the part's forward pass is long over.
                 module.gradient_checkpointing = False
-        self._drop(start, stop)
 
     def _drop(self, start: int, stop: int) -> None:
         raise NotImplementedError

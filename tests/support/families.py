@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 
 WORDS = 53
-BLOCKS = 4
+BLOCKS = 3
 LENGTHS = (9, 6, 4, 1)
 CLASSES = 3
 
@@ -86,7 +86,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
         **_DECODER,
         head_dim=8,
         sliding_window=4,
-        layer_types=["sliding_attention", "full_attention"] * (BLOCKS // 2),
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "gpt2": _gpt2,
     "gpt_neox": lambda: hf.GPTNeoXConfig(**_ENCODER, pad_token_id=0),
@@ -97,7 +97,7 @@ CONFIGS: Mapping[str, Callable[[], Any]] = {
     "opt": _opt,
     "phi3": lambda: hf.Phi3Config(**_DECODER),
     "qwen2": lambda: hf.Qwen2Config(
-        **_DECODER, use_sliding_window=True, sliding_window=4, max_window_layers=2
+        **_DECODER, use_sliding_window=True, sliding_window=4, max_window_layers=1
     ),
     "qwen3": lambda: hf.Qwen3Config(**_DECODER, head_dim=8),
     "roberta": lambda: hf.RobertaConfig(**_ENCODER, pad_token_id=1),
