@@ -140,7 +140,7 @@ def encoded_bytes(shape: Sequence[int], precision: Precision) -> int:
 def relative_error(before: Tensor, after: Tensor) -> float:
     """‖after − before‖₂ / ‖before‖₂ over all elements; where `before` is zero, 0 for the same and ∞ for another."""
     first, second = before.detach().double(), after.detach().double()
-    length, off = first.norm().item(), (second - first).norm().item()
+    length, off = float(first.norm()), float((second - first).norm())
     if length:
         return off / length
     return math.inf if off else 0.0
