@@ -5,11 +5,13 @@ zeros that count would draw what few clients train towards where it was. So the 
 those whose part has it (Diao et al. 2021, "HeteroFL: Computation and Communication Efficient Federated Learning for
 Heterogeneous Clients": each parameter over the clients that have it); an element that nobody has stays.
 
-This file knows vectors and parts, and nothing of adapters.
+What nobody trains has no business in an update: it stays whatever a client says. This file knows vectors and parts,
+and nothing of adapters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import fsum
 
 import numpy as np
@@ -30,11 +32,14 @@ class CoverageMean:
 
     Args:
         layout: of the vectors.
+        frozen: names of arrays that nobody trains; their mean is 0.
         by_group: each group weighs as much as any other, and clients share their group's weight by their own.
     """
 
-    def __init__(self, layout: Layout, *, by_group: bool = False) -> None:
-        self._layout, self._by_group = layout, by_group
+    def __init__(
+        self, layout: Layout, *, frozen: Collection[str] = (), by_group: bool = False
+    ) -> None:
+        self._layout, self._frozen, self._by_group = layout, frozenset(frozen), by_group
         self._sums: dict[Group, CompensatedSum] = {}
         self._weights: dict[Group, dict[Layout, list[float]]] = {}
 
@@ -68,5 +73,9 @@ class CoverageMean:
                     * (1.0 if part == self._layout else covered(part, self._layout))
                 )
         if divisor is not None:
-            return total / divisor
-        return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+            weight[...] = divisor
+        mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+        for name, view in self._layout.views(mean).items():
+            if name in self._frozen:
+                view[...] = 0
+        return mean

@@ -20,7 +20,7 @@ from strategies.combiners.lora_coverage import CoverageMean
 from strategies.combiners.lora_rule import check_adapters, clients_of, head_group, shares
 from strategies.combiners.mean import Mean, MeanAccumulator
 from strategies.contract import Claim, ContractError, Visibility, name_of
-from strategies.lora import Factors, distance, frobenius, layers_of, stacked
+from strategies.lora import Factors, distance, frobenius, is_residual, layers_of, stacked
 from strategies.lora.factors import relative
 from strategies.protocols import Plan
 from strategies.update import CONTROL, DELTA, Section, Update
@@ -112,7 +112,9 @@ class LoraMeanAccumulator:
         self._cohort = cohort
         beside = {name: layout for name, layout in plan.layouts.items() if name != DELTA}
         self._beside = MeanAccumulator(beside, rule.weighting, cohort)
-        self._mean = CoverageMean(plan.layouts[DELTA], by_group=rule.by_head)
+        whole = plan.layouts[DELTA]
+        frozen = filter(is_residual, whole.names)
+        self._mean = CoverageMean(whole, frozen=[*frozen], by_group=rule.by_head)
         self._sent = plan.sent if rule.report else None
         self._held: list[Update] = []
         self._figures: dict[str, float] = {}

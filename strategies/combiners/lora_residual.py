@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from strategies.combiners.lora_partitioned import rank_weights
-from strategies.combiners.lora_rule import LoraRule, Renewed, Views
+from strategies.combiners.lora_rule import HeldFactors, LoraRule, Renewed, Views
 from strategies.combiners.lora_svd import fresh_rows
+from strategies.contract import name_of
 from strategies.lora import (
     Factors,
     Layer,
@@ -31,8 +32,11 @@ from strategies.lora import (
     decomposed,
     effective_rank,
     frobenius,
+    layers_of,
     stacked,
 )
+from strategies.protocols import Plan
+from strategies.update import DELTA
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,18 @@ class LoraStack(LoraRule):
 
     Attributes:
         alpha: α of the model's adapters.
+        rank: of the model, the largest that a layer has: B·A counts α / rank times in all layers.
     """
 
     alpha: Annotated[float, Gt(0)] = 16.0
+    rank: Annotated[int, Ge(1)] = 8
 
     needs_residual: ClassVar[bool] = True
+
+    def begin(self, plan: Plan) -> HeldFactors:
+        """See `LoraRule.begin`; refuses a rank that can't be the model's, too."""
+        _check_rank(self, self.rank, plan)
+        return super().begin(plan)
 
     def renew(
         self,
@@ -57,7 +68,7 @@ class LoraStack(LoraRule):
     ) -> Renewed:
         """See `LoraRule.renew`."""
         adapter = Factors(np.zeros((layer.m, layer.rank)), fresh_rows(layer, rng))
-        return _settled(self, layer, products, weights, sent, adapter, self.alpha, rng)
+        return _settled(self, layer, products, weights, sent, adapter, self.alpha / self.rank, rng)
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,18 @@ class LoraFedEx(LoraRule):
 
     Attributes:
         alpha: α of the model's adapters.
+        rank: of the model, the largest that a layer has: B·A counts α / rank times in all layers.
     """
 
     alpha: Annotated[float, Gt(0)] = 16.0
+    rank: Annotated[int, Ge(1)] = 8
 
     needs_residual: ClassVar[bool] = True
+
+    def begin(self, plan: Plan) -> HeldFactors:
+        """See `LoraRule.begin`; refuses a rank that can't be the model's, too."""
+        _check_rank(self, self.rank, plan)
+        return super().begin(plan)
 
     def renew(
         self,
@@ -82,7 +100,15 @@ class LoraFedEx(LoraRule):
     ) -> Renewed:
         """See `LoraRule.renew`; ranks that nobody has stay as they were sent."""
         adapter = _averaged(layer, products, weights, sent)
-        return _settled(self, layer, products, weights, sent, adapter, self.alpha, rng)
+        return _settled(self, layer, products, weights, sent, adapter, self.alpha / self.rank, rng)
+
+
+def _check_rank(rule: LoraRule, rank: int, plan: Plan) -> None:
+    largest = max((layer.rank for layer in layers_of(plan.layouts[DELTA])), default=0)
+    if rank < largest:
+        raise ValueError(
+            f"{name_of(rule)}.rank = {rank}, and the model has a layer of rank {largest}: set combiner.rank"
+        )
 
 
 def _averaged(
@@ -106,13 +132,12 @@ def _settled(
     weights: Sequence[float],
     sent: Views,
     adapter: Factors,
-    alpha: float,
+    scale: float,
     rng: np.random.Generator,
 ) -> Renewed:
     """The residual that makes up for what the new adapter lacks of the mean model."""
     assert layer.left is not None  # `LoraRule.begin` has seen to it
     assert layer.right is not None
-    scale = alpha / layer.rank
     before = Factors(sent[layer.left].astype(np.float64), sent[layer.right].astype(np.float64))
     whole = stacked([before, *products], [1.0, *(scale * weight for weight in weights)])
     rest = stacked([whole, adapter], [1.0, -scale])

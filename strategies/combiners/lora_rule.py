@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from strategies.combiners.lora_coverage import CoverageMean, Group
 from strategies.combiners.mean import MeanAccumulator, check_weighting
 from strategies.contract import Claim, ContractError, Visibility, name_of
-from strategies.lora import Factors, Layer, Method, is_factor, layers_of, own_factors
+from strategies.lora import Factors, Layer, Method, is_factor, is_residual, layers_of, own_factors
 from strategies.lora.factors import relative
 from strategies.protocols import Plan
 from strategies.ranges import Ranged
@@ -160,7 +160,9 @@ class HeldFactors:
         self._rule, self._plan, self._layers, self._sent = rule, plan, layers, sent
         beside = {name: layout for name, layout in plan.layouts.items() if name != DELTA}
         self._beside = MeanAccumulator(beside, rule.weighting)
-        self._mean = CoverageMean(plan.layouts[DELTA], by_group=rule.by_head)
+        whole = plan.layouts[DELTA]
+        frozen = filter(is_residual, whole.names)
+        self._mean = CoverageMean(whole, frozen=[*frozen], by_group=rule.by_head)
         self._updates: list[Update] = []
         self._figures: dict[str, float] = {}
 
@@ -198,12 +200,8 @@ class HeldFactors:
         error = exact = 0.0
         ranks = []
         for index, layer in enumerate(self._layers):
-            for name in (
-                layer.names
-            ):  # a residual is nobody's to change, and a layer that nobody trains stays
-                change[name][...] = 0
             products, own = clients_of(layer, updates, weights, sent)
-            if not products:
+            if not products:  # the mean of nothing: it stays
                 continue
             rng = generator(rule.seed, "lora", self._plan.round, index)
             new = rule.renew(layer, products, own, sent, rng)

@@ -9,7 +9,7 @@ from strategies.lora.decomposition import (
     truncated,
 )
 from strategies.lora.factors import Factors, cross_term, distance, frobenius, stacked
-from strategies.lora.layers import Layer, is_factor, layers_of, own_factors
+from strategies.lora.layers import Layer, is_factor, is_residual, layers_of, own_factors
 
 __all__ = [
     "Decomposition",
@@ -23,6 +23,7 @@ __all__ = [
     "effective_rank",
     "frobenius",
     "is_factor",
+    "is_residual",
     "layers_of",
     "own_factors",
     "stacked",

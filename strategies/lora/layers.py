@@ -64,11 +64,11 @@ class Layer:
 
 
 def layers_of(layout: Layout) -> tuple[Layer, ...]:
-    """The adapted layers of a layout, in the order of their A.
+    """The adapted layers of a layout, in the order of their A; a residual without an adapter is of none.
 
     Raises:
-        ValueError: the two factors of a layer do not fit together, or a residual does not fit its layer or has no
-            layer, or only one of its factors.
+        ValueError: the two factors of a layer do not fit together, or its residual does not fit it, or has only one of
+            its own.
     """
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     residuals = _residuals(shapes)
@@ -80,15 +80,18 @@ def layers_of(layout: Layout) -> tuple[Layer, ...]:
         other = f"{match['stem']}B.weight"
         if other in shapes:
             key = _ADAPTERS.sub("", match["stem"].removesuffix("."))
-            found.append(_layer(key, name, other, shapes, residuals.pop(key, None)))
-    if residuals:
-        raise ValueError(f"residuals without an adapter: {', '.join(sorted(residuals))}")
+            found.append(_layer(key, name, other, shapes, residuals.get(key)))
     return tuple(found)
 
 
 def is_factor(name: str) -> bool:
     """Whether an array is a factor of an adapter or of a residual; all others are heads, biases and the like."""
     return bool(_FACTOR.fullmatch(name) or _RESIDUAL.fullmatch(name))
+
+
+def is_residual(name: str) -> bool:
+    """Whether an array is a factor of a residual, which nobody trains."""
+    return bool(_RESIDUAL.fullmatch(name))
 
 
 def own_factors(

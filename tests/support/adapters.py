@@ -15,6 +15,8 @@ from strategies.update import DELTA, Layout, Update
 M, N, RANK = 7, 9, 4
 """Outputs, inputs and the model's rank of each layer."""
 
+ALPHA = 6.0
+
 
 def layout_of(
     layers: Sequence[str] = ("h_0_q", "h_1_v"),
@@ -125,3 +127,15 @@ def federation(
         weight = float(rng.integers(1, 50)) if weights is None else float(weights[index])
         updates.append(Update({DELTA: section}, weight, (index,), 3))
     return Federation(layout, sent, updates)
+
+
+def unequal(ranks: Sequence[int], *, residual: int = 3, seed: int = 0) -> Federation:
+    """Clients of these ranks in both layers."""
+    layout = layout_of(residual=residual)
+    return federation([part_of(layout, rank) for rank in ranks], layout, seed=seed)
+
+
+def model_product(views: Mapping[str, np.ndarray], layer: Layer) -> np.ndarray:
+    """s·B·A + left·right, dense."""
+    product = ALPHA / RANK * views[layer.b] @ views[layer.a]
+    return product + views[layer.left] @ views[layer.right]

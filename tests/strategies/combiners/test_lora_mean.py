@@ -63,6 +63,16 @@ def test_what_nobody_trains_stays():
     assert views["adapters.h_0_q.A.weight"][:2].all()
 
 
+def test_a_residual_stays_whatever_a_client_says():
+    layout = layout_of(residual=2)
+    one = federation([layout, layout], layout)
+    found, _ = one.combined(LoraMean())
+    changes = layout.views(found.delta.vector)
+    assert {name for name, view in changes.items() if not view.any()} == {
+        name for name in layout.names if name.startswith("residual")
+    }
+
+
 def test_by_head_tasks_weigh_alike_whatever_their_number_of_clients():
     layout = layout_of(heads=("heads.topic", "heads.kind"))
     topic, kind = (part_of(layout, RANK, heads=[f"heads.{task}"]) for task in ("topic", "kind"))

@@ -50,6 +50,10 @@ def test_bare_names_are_a_layer_without_a_name():
     )
 
 
+def test_a_residual_without_an_adapter_is_of_no_layer():
+    assert layers_of(of(("residual.q.left", (4, 1)), ("residual.q.right", (1, 3)))) == ()
+
+
 def test_one_factor_alone_is_an_array_like_any_other():
     assert layers_of(of(("adapters.q.B.weight", (4, 2)), ("QA.weight", (1, 1)))) == ()
 
@@ -59,7 +63,6 @@ def test_one_factor_alone_is_an_array_like_any_other():
     [
         ([("q.A.weight", (2, 3)), ("q.B.weight", (4, 1))], "no factors of one product"),
         ([("q.A.weight", (2,)), ("q.B.weight", (4, 2))], "no factors of one product"),
-        ([("residual.q.left", (4, 1)), ("residual.q.right", (1, 3))], "without an adapter: q"),
         (
             [("q.A.weight", (2, 3)), ("q.B.weight", (4, 2)), ("residual.q.left", (4, 1))],
             "has only residual.q.left",
