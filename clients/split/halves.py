@@ -106,7 +106,7 @@ class Top(Part):
         """What is named in place of the client's inputs: of tokens, whether they are padding."""
         if self.main_input_name != "input_ids":
             return {self.main_input_name: activation.detach()}
-        pad = getattr(self.config, "pad_token_id", None)
+        pad = int(self.config.pad_token_id or 0)
         real = 1 if pad == 0 else 0
         if mask is None:
             return {"input_ids": activation.new_full(activation.shape[:2], real, dtype=torch.long)}
