@@ -29,6 +29,7 @@ from fl_app.engine import Adversary, resolve_workers
 from fl_app.halves import PartMaker, is_split, split_at, upper_server
 from fl_app.identity import code_hash
 from fl_app.node import Node
+from fl_app.portions import ClientParts
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
 from strategies.collectors.split_session import Served
@@ -135,9 +136,28 @@ class Assembly:
                 vocab_size=self.task.vocab_size,
                 padding_id=self.task.padding_id,
                 goals=self.task.goals,
+                auxiliary=getattr(self.trainer, "auxiliary_steps", 0) > 0,
                 **known,
             )
         return module
+
+    @property
+    def _have_parts(self) -> bool:
+        """Whether clients train different parts of the model."""
+        return len(self.task.goals) > 1 or self.config.ranks is not None
+
+    def _parts(self) -> ClientParts | None:
+        """Who is sent and trains what of the model; None where it is the same for all."""
+        if not self._have_parts:
+            return None
+        node = self.config.ranks
+        ranks = None if node is None else build(node)
+        return ClientParts(self.task.goal_of, len(self.task.goals) > 1, ranks)
+
+    @cached_property
+    def factors(self) -> Literal["both", "shared_a"] | None:
+        """Which factors of its products the model trains, where it has low-rank adapters."""
+        return getattr(self.module(), "factors", None)
 
     @cached_property
     def split(self) -> bool:
@@ -151,7 +171,7 @@ class Assembly:
 
     def _clients_module(self) -> nn.Module | ModuleMaker:
         """What clients make their models with."""
-        if self.split or self.config.ranks is not None:
+        if self.split or self._have_parts:
             return PartMaker(self._build, split=self.split)
         return self.module()
 
@@ -376,6 +396,8 @@ class Assembly:
             client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),
             train_config={**self.hashes, NUM_CLIENTS: num_clients},
             root=self._root_trainer(num_clients),
+            parts=self._parts(),
+            factors=self.factors,
         )
         return PipelineStrategy(
             pipeline,

@@ -253,7 +253,18 @@ class Claim:
             )
 
     def need_no_figures_asked(self, every: int) -> None:
-        """Refuses to evaluate on the clients' own test parts, every so many rounds, where nothing may go in clear."""
+        """Refuses to evaluate on the clients' own test parts, every so many rounds, where that can't be.
+
+        Raises:
+            ContractError: nothing may go in clear, or clients have a half of the model.
+        """
+        if every and self.served is not None:
+            raise ContractError(
+                self.source("served"),
+                "evaluate.federated_every",
+                "clients hold a half of the model, and can't say how the whole does on their examples",
+                "set evaluate.federated_every=0, and evaluate on the server",
+            )
         guarded = "visibility" if self.visibility < Visibility.EACH else "private"
         if every and (self.visibility < Visibility.EACH or self.private is not None):
             raise ContractError(

@@ -32,7 +32,7 @@ class HalfDone:
         parameters: as they are now, (d,) float32.
         moments: of the optimiser, as the trainer has them; None where it has none.
         pending: gradients of a turn whose step waits for the server's answer, (k, d) float32; None where none does.
-        figures: sums of what is reported at the end, and how many they are of.
+        figures: sums of what is reported at the end, and as `…/count` how many values each is of.
     """
 
     session: str

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from clients.resident import ResidentModel
+from clients.split.auxiliary import Seen, auxiliary_loss, misalignment
 from clients.split.coding import Precision, decode, encode, relative_error
 from clients.split.defence import GaussianNoise, NoPeek
 from clients.split.half_done import HalfDone, HalfDoneFolder
@@ -96,9 +97,8 @@ class Local:
         self._device = model.flat.device
         seed_generators(self._device, job.seed)
         batches = list(trainer.batches(len(job.examples)))
-        self._exchanges = [
-            batches[first : first + told.batches] for first in range(0, len(batches), told.batches)
-        ]
+        stride = told.batches + trainer.auxiliary_steps
+        self._exchanges = [batches[at : at + stride] for at in range(0, len(batches), stride)]
         self._halves = 2 if self._module.u_shaped else 1
 
     @property
@@ -121,6 +121,8 @@ class Local:
             made = self._gradients(number // self._halves, answer)
         else:
             self.take_answer(number, answer)
+            if self._trainer.auxiliary_steps and self.state.turn == number:
+                self._go_alone(number)
             made = self._activations(number // self._halves)
         if told is not None:
             self.state.figures = told
@@ -132,21 +134,28 @@ class Local:
         """Makes the steps that the answer to the turn before this one is for, unless they are made."""
         self._check_order(number)
         if number and self.state.turn == number:
-            self._descend(number // self._halves - 1, answer)
+            take = self._align if self._trainer.auxiliary_steps else self._descend
+            take(number // self._halves - 1, answer)
 
     def figures(self) -> dict[str, float]:
         """What is reported of all turns: means of what each batch came to."""
-        count = max(1.0, self.state.figures.get("batches", 0.0))
-        return {k: v / count for k, v in self.state.figures.items() if k != "batches"}
+        sums, counts = {}, {}
+        for key, value in self.state.figures.items():
+            name, _, of = key.partition("/")
+            (counts if of == "count" else sums)[name] = value
+        return {name: value / counts[name] for name, value in sums.items()}
 
     def _check_order(self, number: int) -> None:
         if self.state.turn not in (number, number + 1):
             raise Refused("phase", f"turn {number} was asked for, {self.state.turn} follows")
 
     def _rows(self, exchange: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of each batch of an exchange."""
+        """Inputs and targets of each batch that an exchange sends."""
+        yield from self._examples(self._exchanges[exchange][: self._told.batches])
+
+    def _examples(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         examples = self._job.examples
-        for batch in self._exchanges[exchange]:
+        for batch in batches:
             yield examples.inputs[batch].to(self._device), examples.targets[batch]
 
     def _load(self) -> None:
@@ -162,7 +171,6 @@ class Local:
             with torch.no_grad():
                 activation, lengths = self._lower(inputs)
             self._finite(activation, exchange)
-            self._count("batches", 1.0)
             rounded = decode(
                 encode(activation, self._told.precision), self._told.precision, activation.shape
             )
@@ -212,6 +220,47 @@ class Local:
             trainer.step(state.parameters, step, start, None, state.moments)
         state.pending = None
 
+    def _go_alone(self, exchange: int) -> None:
+        """A step on each batch of an exchange, by the auxiliary head's gradient (`clients.split.auxiliary`)."""
+        self._load()
+        trainer, state = self._trainer, self.state
+        for inputs, targets in self._examples(self._exchanges[exchange]):
+            activation, lengths = self._lower(inputs)
+            loss = auxiliary_loss(
+                self._auxiliary, self._task, activation, lengths, targets.to(self._device)
+            )
+            self._finite(loss, exchange)
+            self._count("auxiliary_loss", loss.item())
+            found = torch.autograd.grad(loss, self._model.travelling, allow_unused=True)
+            trainer.step(state.parameters, self._flat(found), state.parameters, None, state.moments)
+            self._model.flat.copy_(state.parameters)
+
+    def _align(self, exchange: int, answer: Arrays) -> None:
+        """The auxiliary head learns the gradients that came back; the rest of the clients' half stays."""
+        self._load()
+        rows = list(self._rows(exchange))
+        lengths = [self._lower.lengths(inputs) for inputs, _ in rows]
+        came = read_rows("gradient", answer, lengths, self._told.precision, self._module.hidden)
+        seen = []
+        for (inputs, targets), gradient in zip(rows, came, strict=True):
+            with torch.no_grad():
+                activation, kept = self._lower(inputs)
+            seen.append(Seen(activation, kept, targets.to(self._device), gradient.to(self._device)))
+        for number in range(self._trainer.alignments):
+            apart = misalignment(self._auxiliary, self._task, seen)
+            if not number:
+                self._count("auxiliary_error", apart.item() ** 0.5)
+            found = torch.autograd.grad(apart, self._model.travelling, allow_unused=True)
+            self._model.flat.sub_(self._flat(found), alpha=self._trainer.auxiliary_lr)
+        self.state.parameters.copy_(self._model.flat)
+
+    @property
+    def _auxiliary(self) -> nn.ModuleDict:
+        heads = self._lower.auxiliary
+        if heads is None:
+            raise ValueError("client.auxiliary_steps needs a model with an auxiliary head")
+        return heads
+
     def _leak(self, inputs: Tensor, activation: Tensor, lengths: Tensor) -> Tensor:
         """NoPeek's term of the loss."""
         term = NoPeek(self._trainer.nopeek)
@@ -228,7 +277,10 @@ class Local:
         )
 
     def _count(self, name: str, value: float) -> None:
-        self.state.figures[name] = self.state.figures.get(name, 0.0) + value
+        """One more value of a figure, of which the mean is reported."""
+        figures = self.state.figures
+        figures[name] = figures.get(name, 0.0) + value
+        figures[f"{name}/count"] = figures.get(f"{name}/count", 0.0) + 1
 
     def _finite(self, tensor: Tensor, exchange: int) -> None:
         if not bool(torch.isfinite(tensor).all()):

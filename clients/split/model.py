@@ -55,6 +55,7 @@ class SplitLora(nn.Module):
         share_a: A is frozen and the same everywhere, and B alone is trained (FFA-LoRA).
         residual_rank: of the frozen product beside each layer, which exact aggregation needs; 0 for none.
         base_dtype: of the frozen weights; adapters are float32.
+        auxiliary: whether clients have a head of their own at the cut, to train on without the server.
         at: blocks that clients hold, where that has been found out already.
         ranks: of a client's adapters, by layer, where they are not `rank`; 0 for none.
 
@@ -81,6 +82,7 @@ class SplitLora(nn.Module):
         share_a: bool = False,
         residual_rank: Annotated[int, Ge(0)] = 0,
         base_dtype: Literal["float32", "bfloat16"] = "float32",
+        auxiliary: bool = False,
         at: int | None = None,
         half: Half = "whole",
         ranks: Mapping[str, int] | None = None,
@@ -94,14 +96,17 @@ class SplitLora(nn.Module):
         blocks = block_count(pretrained)
         if at is None and split_point == "auto":
             raise ValueError("split_point=auto is measured before a half is made: give `at`")
-        self.at = at if at is not None else cut_at(split_point, blocks)
+        self.at = cut_at(split_point, blocks) if at is None else at  # type: ignore[arg-type]
         source = _Source(pretrained, self.at, blocks, u_shaped, head, base_dtype)
         self._lay = _Lay(rank, alpha, targets, ranks, share_a, residual_rank)
         classes = goals if goals and len(goals) > 1 else {"": num_classes}
         heads = _heads(source.hidden, classes) if head == "classes" else None
+        if auxiliary and (u_shaped or heads is None):
+            raise ValueError("an auxiliary head has classes, and goes with labels that travel")
+        own = _heads(source.hidden, classes) if auxiliary else None
         lower = upper = None
         if half != "upper":
-            lower = Lower(source, self._lay, heads if u_shaped else None, padding_id)
+            lower = Lower(source, self._lay, heads if u_shaped else None, padding_id, own)
             check_tokens(lower.bottom, pretrained, vocab_size, input_shape[0])
         if half != "lower":
             upper = Upper(source, self._lay, None if u_shaped else heads)
@@ -120,11 +125,12 @@ class SplitLora(nn.Module):
             if merged or kind == "adapters":
                 setattr(self, kind, nn.ModuleDict(merged))
         heads = next((half.heads for half in halves if half.heads is not None), None)
-        if heads is not None:
-            if "" in heads:
-                self.head = heads[""]
-            else:
-                self.heads = nn.ModuleDict(dict(heads))
+        auxiliary = None if lower is None else lower.auxiliary
+        for name, found in (("head", heads), ("auxiliary", auxiliary)):
+            if found is not None and "" in found:
+                setattr(self, name, found[""])
+            elif found is not None:
+                setattr(self, "heads" if name == "head" else name, found)
 
     lower: Lower
     upper: Upper
@@ -234,10 +240,15 @@ class Lower(_Hull):
     """The clients' half: the bottom, and U-shaped what comes last."""
 
     def __init__(
-        self, source: _Source, lay: _Lay, heads: nn.ModuleDict | None, padding_id: int
+        self,
+        source: _Source,
+        lay: _Lay,
+        heads: nn.ModuleDict | None,
+        padding_id: int,
+        auxiliary: nn.ModuleDict | None,
     ) -> None:
         super().__init__(source.part("bottom"), lay)
-        self.heads, self.padding_id = heads, padding_id
+        self.heads, self.padding_id, self.auxiliary = heads, padding_id, auxiliary
         tail = source.part("tail") if source.u_shaped else None
         object.__setattr__(self, "tail", tail)
 

@@ -4,14 +4,15 @@ Thapa et al. 2022, "SplitFed: When Federated Learning Meets Split Learning", Alg
 activation, loss, backward, a step of the server's own part. U-shaped (Vepakomma et al. 2018, "Split learning
 for health", figure 2b), labels stay with the client: states go back first, and their gradients come up.
 
-One module serves all clients; each learner's parameters take their place in it. What comes in is a peer's: everything is
-held against what was asked for before a number of it is used. Nothing here knows of messages or rounds.
+One module serves all clients; each learner's parameters take their place in it. What comes in is a peer's: everything
+is held against what was asked for before a number of it is used. Nothing here knows of messages or rounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from clients.tasks import Task
 from strategies.protocols import ConfigValue
 from strategies.update import Layout, Vector
 from strategies.wire import Refused
+
+OF_GOALS: Final = ("heads", "auxiliary")
+"""What names of arrays begin with that belong to one goal, whose name follows."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -58,13 +62,20 @@ class UpperServer:
         self._names = names
         self._model: ResidentModel | None = None
 
+    @property
+    def partial(self) -> bool:
+        """Whether clients train heads of their own."""
+        return len(self.task.goals) > 1
+
     def clients_names(self, client: int) -> frozenset[str]:
         """The arrays that a client holds: of several goals' heads, where clients hold them, its own goal's."""
         goal = self.task.goal_of(client)
         if goal is None:
             return self._names
-        mine = f"heads.{goal}."
-        return frozenset(n for n in self._names if not n.startswith("heads.") or n.startswith(mine))
+        others = tuple(
+            f"{kind}.{name}." for kind in OF_GOALS for name in self.task.goals if name != goal
+        )
+        return frozenset(name for name in self._names if not name.startswith(others))
 
     def settings(self) -> Mapping[str, ConfigValue]:
         """Where the cut is."""

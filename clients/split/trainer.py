@@ -3,8 +3,7 @@
 Thapa et al. 2022, "SplitFed: When Federated Learning Meets Split Learning", Algorithm 2 (ClientUpdate and
 ClientBackprop). A deployed client is a process a message, so nothing waits for the server's gradient in memory: it
 comes with the request for the next turn, the forward pass of the turn before is computed again with the same
-parameters, and its gradient is what the whole model's would be. With m batches in a turn all m gradients are of the parameters before
-it, and the steps are taken one after the other.
+parameters, and its gradient is what the whole model's would be.
 
 This file is what a request becomes; `local` is the arithmetic of it. What the server does with an activation is not
 known in either.
@@ -19,7 +18,7 @@ from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
@@ -57,12 +56,19 @@ class SplitTrainer(AdamW):
             hinders who looks at activations, and promises no ε.
         nopeek: weight of the distance correlation between tokens and activations in the clients' loss (Vepakomma et
             al. 2020, "NoPeek"); 0 for none.
+        auxiliary_steps: q, mini-batches between two exchanges that clients train on alone, by a head of their own that
+            learns to give the server's gradients (`clients.split.auxiliary`); 0 waits for the server at every step.
+        auxiliary_lr: learning rate of that head's alignment.
+        alignments: its steps at each exchange.
         folder: where half-done trainings lie; given by the application.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     noise: Annotated[float, Ge(0)] = 0.0
     nopeek: Annotated[float, Ge(0)] = 0.0
+    auxiliary_steps: Annotated[int, Ge(0)] = 0
+    auxiliary_lr: Annotated[float, Gt(0)] = 0.1
+    alignments: Annotated[int, Ge(1)] = 5
     folder: Path | None = field(default=None, repr=False, compare=False)
 
     own_records: ClassVar[frozenset[str]] = frozenset({SPLIT})
@@ -82,7 +88,7 @@ class SplitTrainer(AdamW):
         """The same trainer with another learning rate; None for the same one."""
         return self if lr is None else replace(self, lr=lr)
 
-    def moments(self, start: Tensor) -> Tensor | None:
+    def moments(self, start: Tensor) -> Tensor | None:  # type: ignore[override]  # none, where it is SGD
         """As the optimiser's."""
         return super().moments(start) if self.optimizer == "adamw" else SGD.moments(self, start)
 

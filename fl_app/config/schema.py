@@ -209,7 +209,7 @@ class Config(_Settings):
             base="torch.nn.Module",
             offered=frozenset(
                 {"input_shape", "num_classes", "vocab_size", "padding_id", "goals"}
-                | {"at", "half", "ranks"}
+                | {"at", "half", "ranks", "auxiliary"}
             ),
         ),
     ]

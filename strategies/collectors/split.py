@@ -75,6 +75,7 @@ class Split(Ranged):
             visibility=Visibility.EACH,
             clear=claim.clear | {NUM_EXAMPLES, METRICS, ACTIVATIONS},
             served="each" if self.variant == "v1" else "shared",
+            parts=claim.parts or (self.served is not None and self.served.partial),
         )
 
     def open(self, job: Job, cohort: Sequence[int]) -> SplitSession:

@@ -51,6 +51,11 @@ class Learner(Protocol):
 class Served(Protocol):
     """The server's half of a model."""
 
+    @property
+    def partial(self) -> bool:
+        """Whether clients train different parts of it."""
+        ...
+
     def clients_names(self, client: int) -> frozenset[str]:
         """The parameters that a client holds."""
         ...

@@ -217,7 +217,7 @@ class _Round:
             tally.taken(update, self.pipeline)
             good += len(update.members)
         self.exchange.forget()
-        return accumulator.result(refused=tally.wrong - before), good
+        return tally.combined(accumulator, self.pipeline, tally.wrong - before), good
 
     def _collect(self, session: Session) -> Iterator[Update]:
         """Runs a session to its end: admitted and decoded updates as they come, refusals counted."""

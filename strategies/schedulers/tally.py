@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from strategies.admission import FAILURES, is_wrong
 from strategies.hooks import RoundView
 from strategies.metrics import add_metrics, mean_metrics
-from strategies.protocols import Event, Refusal, Reply, Session, Void
+from strategies.protocols import Accumulator, Event, Refusal, Reply, Session, Void
 from strategies.server_models import ServerModel
 from strategies.update import Update
 from strategies.wire import Refused
@@ -37,6 +37,7 @@ class Tally:
         updates: those of the last attempt, held where clients are watched.
         void: why the last attempt gave no aggregate, or fewer sums than were planned.
         staleness: of each update that was taken, where they have one.
+        figures: what the combiner says of the last attempt.
     """
 
     sampled: int = 0
@@ -48,6 +49,16 @@ class Tally:
     updates: list[Update] = field(default_factory=list)
     void: str = ""
     staleness: list[int] = field(default_factory=list)
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def combined(
+        self, accumulator: Accumulator, pipeline: Pipeline, refused: int = 0
+    ) -> Update | None:
+        """What the combiner makes of its updates; what it says of them is kept unless a promise forbids it."""
+        aggregate = accumulator.result(refused=refused)
+        if pipeline.privacy is None:
+            self.figures = getattr(accumulator, "figures", dict)()
+        return aggregate
 
     def fell_short(self, pipeline: Pipeline, good: int, asked: int) -> None:
         """Says why so many good updates, of so many asked for, came to no aggregate."""
@@ -120,7 +131,7 @@ class Meter:
             flagged=flagged,
             epsilon=None if pipeline.privacy is None else pipeline.privacy.epsilon,
             staleness=tuple(tally.staleness),
-            train_metrics=mean_metrics(tally.metrics),
+            train_metrics={**mean_metrics(tally.metrics), **tally.figures},
         )
 
 

@@ -84,7 +84,8 @@ class Version:
         self._ask_again()
         self._fill(exchange.now() + self.timeout)
         # What is refused takes a place, and so is one of the f, under an unconditional promise only.
-        return self.accumulator.result(refused=self.tally.wrong if pipeline.unconditional else 0)
+        wrong = self.tally.wrong if pipeline.unconditional else 0
+        return self.tally.combined(self.accumulator, pipeline, wrong)
 
     def _fill(self, end: float) -> None:
         """Keeps clients busy until the buffer is full, nobody is left to ask, or time is up."""

@@ -90,3 +90,19 @@ def test_clients_of_v1_share_nothing_and_those_of_v2_one_upper_part(tmp_path, fo
         for name, change in changes[client].items():
             same = np.array_equal(change, changes[0][name])
             assert same == (client == 0 or (variant == "v2" and name not in names)), name
+
+
+def test_the_auxiliary_head_learns_the_servers_gradients_and_saves_trips(tmp_path, folders):
+    def run(name: str, **settings) -> SplitRun:
+        trainer = replace(TRAINER, local_epochs=8, **settings)
+        model = {"auxiliary": bool(settings)}
+        return SplitRun(tmp_path / name, folders["bert"], Sentences(), trainer, model=model)
+
+    waiting, alone = run("waiting"), run("alone", auxiliary_steps=3, alignments=20)
+    figures = alone.run()[0].metrics
+    waiting.run()
+    batches = 8 * -(-len(waiting.data().train(0)) // 7)
+    assert (waiting.sent, alone.sent) == (batches + 1, batches // 4 + 1)
+    never = run("never", auxiliary_steps=3, alignments=1, auxiliary_lr=1e-9).run()[0].metrics
+    assert figures["auxiliary_error"] < 0.6 * never["auxiliary_error"]
+    assert figures["auxiliary_loss"] < 1.2
