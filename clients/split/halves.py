@@ -67,7 +67,7 @@ class Bottom(Part):
 
 
 class Top(Part):
-    """The blocks behind a cut, and the heads."""
+    """The blocks behind a cut, and the heads. It runs one pass at a time: threads need a copy each."""
 
     _heads = True
 

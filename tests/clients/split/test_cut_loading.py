@@ -44,9 +44,21 @@ def output_of(parts: tuple[Any, ...], inputs: dict[str, torch.Tensor], **labels:
     return parts[-1](state, attention_mask=mask, **labels)
 
 
+def gradients(loss: torch.Tensor, *parts: Any) -> dict[str, torch.Tensor]:
+    """Of every weight; of a matrix that is in two parts the sum, as it is in the whole."""
+    loss.backward()
+    found: dict[str, torch.Tensor] = {}
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            if parameter.grad is not None:
+                found[name] = found[name] + parameter.grad if name in found else parameter.grad
+    return found
+
+
 def assert_whole(case: Case, folder: Path, cuts: list[tuple[int, int | None]]) -> None:
     model, inputs = saved(case, folder), case.inputs()
     expected, names = model(**inputs, **case.labels(inputs)), tensors(model)
+    slopes = gradients(expected.loss, model)
     for at, tail in cuts:
         parts = loaded(folder, case, at, tail)
         held = [set(tensors(part)) for part in parts]
@@ -56,6 +68,9 @@ def assert_whole(case: Case, folder: Path, cuts: list[tuple[int, int | None]]) -
         output = output_of(parts, inputs, **case.labels(inputs))
         assert torch.equal(output.logits, expected.logits)
         assert torch.equal(output.loss, expected.loss)
+        found = gradients(output.loss, *parts)
+        assert found.keys() == slopes.keys()
+        assert all(torch.equal(found[name], slopes[name]) for name in slopes)
 
 
 @pytest.mark.parametrize("index", range(0, len(FAMILIES), 3), ids=lambda i: str(FAMILIES[i]))

@@ -230,6 +230,17 @@ class TestWithoutTokens:
             top(torch.zeros(4, 9, 16), attention_mask=mask, labels=torch.tensor([0]))
         assert top._channel.activation is None
 
+    def test_a_part_is_not_run_past_its_ends(self):
+        bottom, top = cut(BERT.build(), 1)
+        inputs = BERT.inputs()
+        with pytest.raises(RuntimeError, match="past its own forward"):
+            hf.BertForSequenceClassification.forward(top, **inputs)
+        with pytest.raises(RuntimeError, match="ends before what was called"):
+            bottom.classifier(torch.zeros(4, 16))
+        bottom.bert.encoder.layer[0]._forward_hooks.clear()
+        with pytest.raises(RuntimeError, match="ends before what was called"):
+            bottom(**inputs)
+
 
 class TestSeeds:
     def gradients(self, part: Any, inputs: Any, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -299,7 +310,7 @@ class TestHalfPrecision:
         "case", [BERT, LLAMA, GPT2_LM, Case("gemma3", hf.Gemma3ForCausalLM, "words")], ids=str
     )
     def test_a_bfloat16_base_with_float32_adapters(self, case, tmp_path):
-        """The same bits as the whole in bfloat16; logits within 5% (in norm) of float32, and finite gradients."""
+        """The same bits as the whole in bfloat16; logits within 2% (in norm) of float32, and finite gradients."""
         model, inputs = case.build(), case.inputs()
         model.save_pretrained(tmp_path)
         exact = model(**inputs).logits
@@ -309,7 +320,7 @@ class TestHalfPrecision:
         adapters = [adapted(part.requires_grad_(False), rank=4, alpha=8.0) for part in parts]
         output = run(*parts, inputs, **case.labels(inputs))
         assert torch.equal(output.logits, whole(**inputs).logits)
-        assert (output.logits.float() - exact).norm() <= 0.05 * exact.norm()
+        assert (output.logits.float() - exact).norm() <= 0.02 * exact.norm()
 
         output.loss.backward()
         for half in adapters:
