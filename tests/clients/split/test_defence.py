@@ -37,6 +37,14 @@ class TestGaussianNoise:
         once = GaussianNoise(1.0)(activation, Seeded(1, "test"))
         assert torch.allclose(GaussianNoise(1.0)(1000 * activation, Seeded(1, "test")), 1000 * once)
 
+    def test_padding_has_no_say_in_its_size(self):
+        tokens = drawn(1, 6, 8)
+        padded = torch.nn.functional.pad(tokens, (0, 0, 0, 20))
+        alone, beside = (
+            GaussianNoise(1.0)(one, Seeded(1, "test")) - one for one in (tokens, padded)
+        )
+        assert beside[:, 6:].std() > 0.5 * alone.std()
+
     def test_it_does_not_follow_a_seed(self):
         activation = drawn(2, 5, 8)
         torch.manual_seed(0)
