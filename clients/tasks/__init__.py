@@ -8,6 +8,7 @@ from clients.tasks.idx import Idx
 from clients.tasks.mnist import Mnist
 from clients.tasks.partitions import PartitionError
 from clients.tasks.pictures import ImageFolder
+from clients.tasks.prose import Prose
 from clients.tasks.tables import Csv, Jsonl
 from clients.tasks.task import Examples, Task, evaluate
 
@@ -23,6 +24,7 @@ __all__ = [
     "Jsonl",
     "Mnist",
     "PartitionError",
+    "Prose",
     "Task",
     "evaluate",
 ]

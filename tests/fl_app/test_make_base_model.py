@@ -96,7 +96,7 @@ def test_help_has_examples_and_needs_nothing_heavy() -> None:
 def test_ctrl_c_leaves_nothing_and_says_so(notes: Path, tmp_path: Path) -> None:
     output = tmp_path / "model"
     process = subprocess.Popen(
-        [sys.executable, "-m", "fl_app.cli", *command(notes, output, "--tokens", "200000")],
+        [sys.executable, "-m", "fl_app.cli", *command(notes, output, "--tokens", "100000")],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 _NOUNS = ("clients", "servers", "rounds", "models", "adapters", "tokens", "layers", "sums")
@@ -10,14 +11,21 @@ _VERBS = ("send", "hold", "train", "see", "add", "keep")
 _RULES = ("never", "always", "often", "seldom")
 
 
-def write_notes(folder: Path, *, files: int = 6, paragraphs: int = 30, seed: int = 0) -> Path:
-    """Writes note-N.md files of different paragraphs; the same seed writes the same."""
+def write_notes(
+    folder: Path,
+    *,
+    files: int = 6,
+    paragraphs: int = 30,
+    seed: int = 0,
+    nouns: Sequence[str] = _NOUNS,
+) -> Path:
+    """Writes note-N.md files of different paragraphs about these things; the same seed writes the same."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     for number in range(files):
         text = [
             " ".join(
-                f"{draw.choice(_NOUNS).title()} {draw.choice(_RULES)} {draw.choice(_VERBS)} {draw.choice(_NOUNS)}."
+                f"{draw.choice(nouns).title()} {draw.choice(_RULES)} {draw.choice(_VERBS)} {draw.choice(nouns)}."
                 for _ in range(4)
             )
             for _ in range(paragraphs)
