@@ -23,10 +23,10 @@ from clients.tasks.task import fingerprint
 from clients.trainers import SGD, DpSgd
 from fl_app.batching import Batching, plan_batching
 from fl_app.config.faults import ConfigError, Fault
-from fl_app.config.schema import Config, TargetNode
+from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config, TargetNode
 from fl_app.config.targets import build
 from fl_app.engine import Adversary, resolve_workers
-from fl_app.halves import PartMaker, is_split, split_at, upper_server
+from fl_app.halves import PartMaker, is_split, planned_cut, upper_server
 from fl_app.identity import code_hash
 from fl_app.node import Node
 from fl_app.portions import ClientParts
@@ -122,7 +122,7 @@ class Assembly:
 
     def module(self) -> nn.Module:
         """The network with its initial weights: the same wherever the run's seed is the same."""
-        return self._build(at=self.split_at) if self.split else self._build()
+        return self._build(**self._at)
 
     def _build(self, **known: object) -> nn.Module:
         """The configured model, or of one that is cut the part that `known` says."""
@@ -165,9 +165,14 @@ class Assembly:
         return is_split(self.config)
 
     @cached_property
-    def split_at(self) -> int:
-        """How many blocks of a model that is cut clients hold."""
-        return split_at(self.config)
+    def _at(self) -> dict[str, int]:
+        """How many blocks of a model that is cut clients hold, where that has to be measured."""
+        if not self.split:
+            return {}
+        count = self.config.num_clients
+        clients = DEFAULT_NUM_CLIENTS if count == "auto" else count
+        at = planned_cut(self._build, self.config, self.task, self.trainer, clients)
+        return {} if at is None else {"at": at}
 
     def _clients_module(self) -> nn.Module | ModuleMaker:
         """What clients make their models with."""
@@ -291,7 +296,7 @@ class Assembly:
         """The server's half of a model that is cut."""
         if not self.split:
             return None
-        return upper_server(self._build, self.config, self.task, self.trainer, self.split_at)
+        return upper_server(self._build, self.config, self.task, self.trainer, self._at)
 
     def client_half(
         self, place: Place, settings: Mapping[str, ConfigValue] | None = None

@@ -6,13 +6,14 @@ that a device never loads what it has no part of. The server makes its half here
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
 from torch import nn
 
 from clients.resident import Shapes
-from clients.split.model import block_count, cut_at
+from clients.split.planner import NoCutFitsError
 from clients.split.server import UpperServer
 from clients.split.trainer import SplitTrainer
 from clients.tasks import Task
@@ -22,6 +23,8 @@ from fl_app.config.schema import Config
 from fl_app.config.targets import locate
 from strategies.collectors import Split
 from strategies.wire import Refused
+
+log = logging.getLogger(__name__)
 
 AT: Final = "split.at"
 """The setting of a request that says how many blocks clients hold."""
@@ -94,17 +97,45 @@ def ranks_of(shapes: Shapes) -> dict[str, int]:
     }
 
 
-def split_at(config: Config) -> int:
-    """How many blocks clients hold."""
-    arguments = config.model.arguments
-    return cut_at(arguments["split_point"], block_count(arguments["pretrained"]))
+def planned_cut(build: Build, config: Config, task: Task, trainer: SGD, clients: int) -> int | None:
+    """How many blocks clients hold, where that is to be measured; the log explains it. None where it is set.
+
+    Args:
+        build: the configured model.
+        config: of the run.
+        task: a batch of whose examples is measured.
+        trainer: of the clients.
+        clients: that the server serves in turn.
+
+    Raises:
+        ConfigError: no cut is within the limits.
+    """
+    if config.model.arguments["split_point"] != "auto":
+        return None
+    arguments = config.collector.arguments
+    model: Any = build(at=1, half="lower")
+    try:
+        plan = model.planned(
+            task.train().inputs[: trainer.batch_size],
+            arguments["precision"],
+            batches=arguments["batches_per_exchange"],
+            clients=clients,
+            copies=clients if arguments["variant"] == "v1" else 1,
+        )
+    except NoCutFitsError as error:
+        raise ConfigError([Fault("model.limits", str(error))]) from error
+    bound = f" ({', '.join(plan.bound_by)} forbids a faster cut)" if plan.bound_by else ""
+    log.info("split_point=auto: clients hold %d blocks%s\n%s", plan.at, bound, plan.table)
+    return int(plan.at)
 
 
-def upper_server(build: Build, config: Config, task: Task, trainer: SGD, at: int) -> UpperServer:
+def upper_server(
+    build: Build, config: Config, task: Task, trainer: SGD, at: Mapping[str, int]
+) -> UpperServer:
     """The server's half of the configured model, with the cut at `at`."""
     assert isinstance(trainer, SplitTrainer)
     arguments = config.collector.arguments
-    module: Any = build(at=at, half="upper")
-    names = build(at=at).clients_names()
+    module: Any = build(half="upper", **at)
+    whole: Any = build(**at)
     own = trainer.with_lr(arguments.get("lr"))
-    return UpperServer(module, names, task, own, arguments["precision"])
+    return UpperServer(module, whole.clients_names(), task, own, arguments["precision"])

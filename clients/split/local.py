@@ -139,7 +139,8 @@ class Local:
 
     def figures(self) -> dict[str, float]:
         """What is reported of all turns: means of what each batch came to."""
-        sums, counts = {}, {}
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
         for key, value in self.state.figures.items():
             name, _, of = key.partition("/")
             (counts if of == "count" else sums)[name] = value

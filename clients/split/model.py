@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from clients.lora.adapters import Adapted, adapted
 from clients.places import DataError, Place, require_folder
-from clients.pretrained import check_tokens
-from clients.split.coding import mask_of
+from clients.pretrained import check_tokens, load_encoder
+from clients.split.coding import Precision, mask_of
 from clients.split.loading import load_bottom, load_middle, load_tail, load_top
+from clients.split.planner import Limits, Plan, plan
+from clients.split.profile import measure
 from clients.tasks.text import MEND
 
 SplitPoint = Annotated[int, Ge(1)] | Annotated[float, Gt(0)] | Literal["auto"]
@@ -47,6 +49,7 @@ class SplitLora(nn.Module):
         pretrained: a folder with config.json, model.safetensors and the tokenizer's files, or a hub name.
         split_point: blocks that clients hold: a number of them, or a share of all below 1; `auto` measures what each
             cut costs.
+        limits: what clients and the server have; `split_point=auto` looks at it, and nothing else does.
         u_shaped: labels stay with the clients, who hold what comes last.
         head: `classes`: a linear layer on the mean of the last states. `tokens`: the language model's own, frozen.
         rank: r, of A and B.
@@ -74,6 +77,7 @@ class SplitLora(nn.Module):
         *,
         pretrained: Place,
         split_point: SplitPoint = 0.5,
+        limits: Limits | None = None,
         u_shaped: bool = False,
         head: Literal["classes", "tokens"] = "classes",
         rank: Annotated[int, Ge(1)] = 8,
@@ -113,6 +117,7 @@ class SplitLora(nn.Module):
         self.factors: Literal["both", "shared_a"] = "shared_a" if share_a else "both"
         self.padding_id, self.blocks, self.hidden = padding_id, blocks, source.hidden
         self.u_shaped, self.longest = u_shaped, input_shape[0]
+        self._source, self._limits = source, limits or Limits()
         self._register(lower, upper)
 
     def _register(self, lower: Lower | None, upper: Upper | None) -> None:
@@ -147,6 +152,30 @@ class SplitLora(nn.Module):
         """The arrays of the clients' half."""
         own = {id(tensor) for tensor in self.lower.parameters()}
         return frozenset(name for name, tensor in self.named_parameters() if id(tensor) in own)
+
+    def planned(
+        self, inputs: Tensor, precision: Precision, *, batches: int, clients: int, copies: int
+    ) -> Plan:
+        """The cut that costs least within the limits, measured on the whole model here and now.
+
+        Args:
+            inputs: a batch of tokens, (batch, length) long.
+            precision: of what crosses the cut.
+            batches: mini-batches in one turn.
+            clients: that the server serves in turn.
+            copies: of its half, one for each client at work where each has its own.
+
+        Raises:
+            NoCutFitsError: none is within the limits.
+        """
+        encoder = load_encoder(self._source.place).eval().requires_grad_(False)
+        self._lay.into(encoder)
+        lengths = self.lower.lengths(inputs)
+        longest = int(lengths.max())
+        mask = mask_of(lengths, longest).long()
+        batch = {"input_ids": inputs[:, :longest], "attention_mask": mask}
+        costs = measure(encoder, batch).cuts(precision, batches=batches, copies=copies)
+        return plan(costs, replace(self._limits, cohort=clients))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for half in (self.lower, self.upper):
@@ -272,8 +301,9 @@ class Lower(_Hull):
         return activation.float(), lengths
 
     def lengths(self, inputs: Tensor) -> Tensor:
-        """Tokens of each text, (b,) long, at least 1."""
-        return (inputs != self.padding_id).sum(dim=1).clamp(min=1)
+        """Tokens of each text up to the last that is no padding, (b,) long, at least 1."""
+        places = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)
+        return ((inputs != self.padding_id) * places).amax(dim=1).clamp(min=1)
 
     def embedded(self, inputs: Tensor) -> Tensor:
         """What the tokens are before the first block, (batch, length, embedding) float32, without gradients."""

@@ -52,8 +52,8 @@ class SplitTrainer(AdamW):
 
     Attributes:
         optimizer: `adamw`, or `sgd` with `momentum`; of both halves, each with its own moments.
-        noise: standard deviation of Gaussian noise on activations, in units of their root mean square; 0 for none. It
-            hinders who looks at activations, and promises no ε.
+        noise: standard deviation of Gaussian noise on activations, in units of the median token's root mean square; 0
+            for none. It hinders who looks at activations, and promises no ε.
         nopeek: weight of the distance correlation between tokens and activations in the clients' loss (Vepakomma et
             al. 2020, "NoPeek"); 0 for none.
         auxiliary_steps: q, mini-batches between two exchanges that clients train on alone, by a head of their own that
