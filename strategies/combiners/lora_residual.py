@@ -107,7 +107,8 @@ def _check_rank(rule: LoraRule, rank: int, plan: Plan) -> None:
     largest = max((layer.rank for layer in layers_of(plan.layouts[DELTA])), default=0)
     if rank < largest:
         raise ValueError(
-            f"{name_of(rule)}.rank = {rank}, and the model has a layer of rank {largest}: set combiner.rank"
+            f"{name_of(rule)}.rank = {rank}, and the model has a layer of rank {largest}: "
+            "set combiner.rank to the rank of the model"
         )
 
 
