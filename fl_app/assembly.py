@@ -161,8 +161,16 @@ class Assembly:
 
     @cached_property
     def split(self) -> bool:
-        """Whether the model is cut between clients and server."""
-        return is_split(self.config)
+        """Whether the model is cut between clients and server.
+
+        Raises:
+            ConfigError: some parts are for models that are cut and others are not.
+        """
+        cut = is_split(self.config)
+        if cut and isinstance(self.attack, Omniscient):
+            told = "makes lies of whole updates, and clients send a half: use another, such as attack=sign_flip"
+            raise ConfigError([Fault("attack", told, self.config.attack.name)])  # type: ignore[union-attr]
+        return cut
 
     @cached_property
     def _at(self) -> dict[str, int]:

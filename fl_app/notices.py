@@ -85,6 +85,16 @@ def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[
         yield "the server sees the sum of each group; each has noise of its own, which ε accounts for"
     elif claim.visibility in _RISKS:
         yield _RISKS[claim.visibility]
+    if claim.served is not None:
+        yield (
+            "activations tell of the texts that they are of, and no ε covers them: `trellis privacy-audit` says by how"
+            " much (docs/split_privacy.md)"
+        )
+    if claim.factors == "both" and claim.visibility < Visibility.EACH:
+        yield (
+            "clients train both factors of each product, and the product of mean factors is not the mean product; the"
+            " server, which sees sums, can't say by how much: model.share_a=true is exact"
+        )
     if isinstance(pipeline.scheduler, Buffered):
         plan = pipeline.scheduler
         age = plan.busy / (plan.size * plan.cohort)

@@ -67,6 +67,13 @@ class UpperServer:
         """Whether clients train heads of their own."""
         return len(self.task.goals) > 1
 
+    def describe(self) -> str:
+        """Who holds what of the model, and what the server is sent."""
+        model = self.module
+        ends = " and what comes last" if model.u_shaped else ""
+        sees = "activations" if model.u_shaped else "activations and labels"
+        return f"clients hold {model.at} of {model.blocks} blocks{ends}, the server sees {sees}"
+
     def clients_names(self, client: int) -> frozenset[str]:
         """The arrays that a client holds: of several goals' heads, where clients hold them, its own goal's."""
         goal = self.task.goal_of(client)

@@ -101,6 +101,14 @@ class Split(Ranged):
             token=secrets.token_hex(8),
         )
 
+    def describe(self, clients: int) -> str:
+        """Who holds what, and how they speak."""
+        upper = (
+            "a copy of the upper part each" if self.variant == "v1" else "one upper part for all"
+        )
+        told = "" if self.served is None else f"{self.served.describe()}; "
+        return f"{told}{upper}, {self.batches_per_exchange} batches a turn, {self.precision}"
+
     def client_half(self, own: ClientOwn) -> PlainClient:
         """What a client's last turn comes to goes in clear; the turns before are its trainer's."""
         return PlainClient()

@@ -56,6 +56,10 @@ class Served(Protocol):
         """Whether clients train different parts of it."""
         ...
 
+    def describe(self) -> str:
+        """Who holds what of the model."""
+        ...
+
     def clients_names(self, client: int) -> frozenset[str]:
         """The parameters that a client holds."""
         ...
