@@ -34,6 +34,7 @@ class Score:
     Attributes:
         attack: what was tried.
         measure: what is counted: `accuracy`, `precision`, `recall` or `AUC`.
+        cut: blocks below the cut that it was tried at; None where it is tried elsewhere.
         setting: what protects, or what is varied.
         value: within 0 … 1.
         interval: of the value, at the audit's confidence.
@@ -45,6 +46,7 @@ class Score:
 
     attack: str
     measure: str
+    cut: int | None
     setting: str
     value: float
     interval: Interval
@@ -58,6 +60,7 @@ class Score:
         return {
             "attack": self.attack,
             "measure": self.measure,
+            "cut": self.cut,
             "setting": self.setting,
             "value": round(self.value, 6),
             "interval": [round(end, 6) for end in self.interval],

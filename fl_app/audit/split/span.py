@@ -49,17 +49,17 @@ def row_space(gradients: Sequence[Tensor], tolerance: float = _RANK) -> Tensor:
 
 
 def distances(
-    basis: Tensor,
+    bases: Sequence[Tensor],
     inputs: Inputs,
     vocabulary: Tensor,
     *,
     batch: int = 256,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """How far each token lies from the span, (V,) in 0 … 1: of its places the nearest, relative to its input's length.
+    """How far each token lies from each span, (k, V) in 0 … 1: of its places the nearest, over its input's length.
 
     Args:
-        basis: orthonormal rows, (rank, n).
+        bases: k of them, orthonormal rows, (rank, n).
         inputs: what the first layer is given for a token.
         vocabulary: (V,) long.
         batch: tokens at once.
@@ -69,10 +69,11 @@ def distances(
     with torch.no_grad():
         for part in vocabulary.split(batch):
             x = inputs(part)
-            within = (x @ basis.T).square().sum(dim=2) / x.square().sum(dim=2).clamp(min=1e-30)
-            found.append((1 - within).clamp(min=0).sqrt().amin(dim=1))
-            progress(sum(map(len, found)), len(vocabulary))
-    return torch.cat(found)
+            squares = x.square().sum(dim=2).clamp(min=1e-30)
+            within = torch.stack([(x @ basis.T).square().sum(dim=2) for basis in bases]) / squares
+            found.append((1 - within).clamp(min=0).sqrt().amin(dim=2))
+            progress(sum(part.shape[1] for part in found), len(vocabulary))
+    return torch.cat(found, dim=1)
 
 
 def in_span(apart: Tensor, vocabulary: Tensor, member: float = MEMBER) -> Tensor:

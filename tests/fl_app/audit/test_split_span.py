@@ -55,14 +55,14 @@ class TestMiniLM:
         for row in words(("matplotlib", "sklearn"), 15).ids[:4, :length]:
             basis = row_space(gradients(model, row.unsqueeze(0)))
             assert len(basis) == length
-            apart = distances(basis, inputs(model[0]), vocabulary)
+            (apart,) = distances([basis], inputs(model[0]), vocabulary)
             assert in_span(apart, vocabulary).tolist() == row.unique().tolist()
 
     def test_of_a_longer_one_a_part_of_the_span_is_left(self, model, vocabulary):
         row = words(("matplotlib", "sklearn"), 15).ids[0, :LENGTH]
         basis = row_space(gradients(model, row.unsqueeze(0)))
         assert len(basis) == 2 * RANK
-        apart = distances(basis, inputs(model[0]), vocabulary)
+        (apart,) = distances([basis], inputs(model[0]), vocabulary)
         assert not len(in_span(apart, vocabulary))
         guessed = closest(apart, vocabulary, len(row.unique()))
         right = torch.isin(guessed, row).float().mean()
@@ -71,14 +71,14 @@ class TestMiniLM:
     def test_noise_on_the_update_takes_the_tokens_out_of_the_span(self, model, vocabulary):
         row = words(("matplotlib", "sklearn"), 15).ids[0, :6]
         basis = row_space(gradients(model, row.unsqueeze(0), noise=0.1))
-        assert not len(in_span(distances(basis, inputs(model[0]), vocabulary), vocabulary))
+        assert not len(in_span(distances([basis], inputs(model[0]), vocabulary)[0], vocabulary))
 
     def test_before_the_first_step_a_has_no_gradient_and_nothing_is_told(self, vocabulary):
         whole = copy.deepcopy(encoder())
         fresh = whole, adapted(whole, rank=RANK, alpha=8.0).adapters
         basis = row_space(gradients(fresh, words(("matplotlib", "sklearn"), 15).ids[:1, :6]))
         assert basis.shape == (0, 384)
-        assert (distances(basis, inputs(whole), vocabulary) == 1).all()
+        assert (distances([basis], inputs(whole), vocabulary) == 1).all()
 
 
 def test_a_gradient_s_rows_are_in_the_span_of_the_inputs():
@@ -87,9 +87,9 @@ def test_a_gradient_s_rows_are_in_the_span_of_the_inputs():
     held = torch.tensor([7, 7, 20, 41])
     x = torch.stack([table[token, place] for place, token in zip((0, 2, 1, 1), held, strict=True)])
     rows = torch.randn(5, 4, generator=random) @ x
-    apart = distances(
-        row_space([rows[:2], rows[2:]]), lambda ids: table[ids], torch.arange(60), batch=7
-    )
+    bases = [row_space([rows[:2], rows[2:]]), row_space([rows])]
+    apart, same = distances(bases, lambda ids: table[ids], torch.arange(60), batch=7)
+    torch.testing.assert_close(apart, same, atol=2e-3, rtol=0)
     assert in_span(apart, torch.arange(60)).tolist() == [7, 20, 41]
     assert sorted(closest(apart, torch.arange(60), 3).tolist()) == [7, 20, 41]
     others = torch.tensor([i for i in range(60) if i not in (7, 20, 41)])
@@ -99,7 +99,7 @@ def test_a_gradient_s_rows_are_in_the_span_of_the_inputs():
 def test_a_distance_is_the_residual_of_least_squares():
     random = torch.Generator().manual_seed(1)
     rows, table = torch.randn(3, 10, generator=random), torch.randn(8, 1, 10, generator=random)
-    apart = distances(row_space([rows]), lambda ids: table[ids], torch.arange(8))
+    apart = distances([row_space([rows])], lambda ids: table[ids], torch.arange(8))[0]
     for token in range(8):
         x = table[token, 0]
         solved = torch.linalg.lstsq(rows.T, x.unsqueeze(1)).solution
