@@ -104,16 +104,21 @@ class SplitLora(nn.Module):
         source = _Source(pretrained, self.at, blocks, u_shaped, head, base_dtype)
         self._lay = _Lay(rank, alpha, targets, ranks, share_a, residual_rank)
         classes = goals if goals and len(goals) > 1 else {"": num_classes}
-        heads = _heads(source.hidden, classes) if head == "classes" else None
-        if auxiliary and (u_shaped or heads is None):
+        if auxiliary and (u_shaped or head == "tokens"):
             raise ValueError("an auxiliary head has classes, and goes with labels that travel")
-        own = _heads(source.hidden, classes) if auxiliary else None
         lower = upper = None
         if half != "upper":
-            lower = Lower(source, self._lay, heads if u_shaped else None, padding_id, own)
+            lower = Lower(source, self._lay, padding_id)
             check_tokens(lower.bottom, pretrained, vocab_size, input_shape[0])
         if half != "lower":
-            upper = Upper(source, self._lay, None if u_shaped else heads)
+            upper = Upper(source, self._lay)
+        # Drawn after the adapters, so that the whole begins as it would if it were not cut.
+        heads = _heads(source.hidden, classes) if head == "classes" else None
+        last = lower if u_shaped else upper
+        if last is not None:
+            last.heads = heads
+        if lower is not None and auxiliary:
+            lower.auxiliary = _heads(source.hidden, classes)
         self.factors: Literal["both", "shared_a"] = "shared_a" if share_a else "both"
         self.padding_id, self.blocks, self.hidden = padding_id, blocks, source.hidden
         self.u_shaped, self.longest = u_shaped, input_shape[0]
@@ -213,14 +218,17 @@ def _loaded(source: _Source, kind: str) -> Any:
 
     cls = transformers.AutoModelForCausalLM if source.head == "tokens" else transformers.AutoModel
     common: dict[str, Any] = {"cls": cls, "dtype": _DTYPES[source.dtype]}
-    if kind == "bottom":
-        part = load_bottom(source.place, at=source.at, **common)
-    elif kind == "middle":
-        part = load_middle(source.place, at=source.at, tail=source.blocks, **common)
-    elif kind == "tail":
-        part = load_tail(source.place, at=source.blocks, **common)
-    else:
-        part = load_top(source.place, at=source.at, **common)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # what is loaded once must not move the draws of a model made twice
+        if kind == "bottom":
+            part = load_bottom(source.place, at=source.at, **common)
+        elif kind == "middle":
+            part = load_middle(source.place, at=source.at, tail=source.blocks, **common)
+        elif kind == "tail":
+            part = load_tail(source.place, at=source.blocks, **common)
+        else:
+            part = load_top(source.place, at=source.at, **common)
     return part.eval().requires_grad_(False)
 
 
@@ -268,16 +276,10 @@ class _Hull(nn.Module):
 class Lower(_Hull):
     """The clients' half: the bottom, and U-shaped what comes last."""
 
-    def __init__(
-        self,
-        source: _Source,
-        lay: _Lay,
-        heads: nn.ModuleDict | None,
-        padding_id: int,
-        auxiliary: nn.ModuleDict | None,
-    ) -> None:
+    def __init__(self, source: _Source, lay: _Lay, padding_id: int) -> None:
         super().__init__(source.part("bottom"), lay)
-        self.heads, self.padding_id, self.auxiliary = heads, padding_id, auxiliary
+        self.padding_id = padding_id
+        self.auxiliary: nn.ModuleDict | None = None
         tail = source.part("tail") if source.u_shaped else None
         object.__setattr__(self, "tail", tail)
 
@@ -325,9 +327,9 @@ class Lower(_Hull):
 class Upper(_Hull):
     """The server's half: the top, or U-shaped the middle."""
 
-    def __init__(self, source: _Source, lay: _Lay, heads: nn.ModuleDict | None) -> None:
+    def __init__(self, source: _Source, lay: _Lay) -> None:
         super().__init__(source.part("middle" if source.u_shaped else "top"), lay)
-        self.heads, self.u_shaped = heads, source.u_shaped
+        self.u_shaped = source.u_shaped
 
     def forward(self, activation: Tensor, lengths: Tensor) -> Tensor:
         """Logits, or U-shaped the states before what comes last, of (batch, longest, hidden) float32."""
