@@ -4,9 +4,10 @@
     python docs/contract_table.py --write README.md            puts the first between the file's markers
     python docs/contract_table.py --write docs/privacy.md      likewise the second, of privacy
     python docs/contract_table.py --write docs/compression.md  likewise the third, of compression
+    python docs/contract_table.py --write docs/lora_aggregation.md  likewise the fourth, of adapters
 
 A new part is one more entry in CLIENTS, STAGES, COMBINERS or SERVERS; of privacy, in PROMISES, COLLECTORS or RULES; of
-compression, in COMPRESSIONS.
+compression, in COMPRESSIONS; of adapters, in ADAPTED or BESIDE.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +31,12 @@ from strategies.combiners import (
     FLTrust,
     GeometricMedian,
     Krum,
+    LoraFedEx,
+    LoraMean,
+    LoraPartitioned,
+    LoraStack,
+    LoraSvd,
+    LoraZeroPad,
     MajorityVote,
     Mean,
     Median,
@@ -37,11 +45,12 @@ from strategies.combiners import (
     NormBounding,
     TrimmedMean,
 )
-from strategies.contract import Claim, ContractError
+from strategies.contract import Checked, Claim, ContractError, check
 from strategies.pipeline import Pipeline
 from strategies.privacy import Central, Distributed, Ftrl, Local, OwnAccounts
 from strategies.protocols import Collector, Combiner, Job, Promise, Sampler, Stage
 from strategies.samplers import Poisson, Spaced, Uniform
+from strategies.schedulers import Buffered
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
 from strategies.stages import AdaptiveClip, Clip, PowerSgd, Quantize, RandomK, Sign, TopK
 from strategies.update import CONTROL, DELTA, Section, Update
@@ -49,6 +58,7 @@ from strategies.update import CONTROL, DELTA, Section, Update
 BEGIN, END = "<!-- contract:begin -->", "<!-- contract:end -->"
 PRIVACY_BEGIN, PRIVACY_END = "<!-- privacy:begin -->", "<!-- privacy:end -->"
 COMPRESSION_BEGIN, COMPRESSION_END = "<!-- compression:begin -->", "<!-- compression:end -->"
+ADAPTERS_BEGIN, ADAPTERS_END = "<!-- adapters:begin -->", "<!-- adapters:end -->"
 
 COHORT = 9
 """Clients planned a round: three for each of three groups."""
@@ -92,6 +102,12 @@ COMBINERS: dict[str, Combiner] = {
     "`fltrust`": FLTrust(f=0),
     "`nnm`": NearestNeighborMixing(f=0),
     "`bucketing`": Bucketing(f=0),
+    "`lora_mean`": LoraMean(),
+    "`lora_zero_pad`": LoraZeroPad(),
+    "`lora_svd`": LoraSvd(),
+    "`lora_partitioned`": LoraPartitioned(),
+    "`lora_stack`": LoraStack(),
+    "`lora_fedex`": LoraFedEx(),
 }
 SERVERS: dict[str, type[ServerOptimizer]] = {
     "`sgd`": SGD,
@@ -176,6 +192,38 @@ COMPRESSED: dict[str, tuple[Callable[[], Promise | None], Combiner]] = {
     ),
 }
 """What is done with compressed updates: a promise of privacy, where there is one, and a rule."""
+
+
+ADAPTERS: dict[str, Claim] = {
+    "both factors": Claim(factors="both"),
+    "both, unequal": Claim(factors="both", parts=True),
+    "`share_a`": Claim(factors="shared_a"),
+    "`share_a`, unequal": Claim(factors="shared_a", parts=True),
+}
+"""Models of adapters: which factors are trained, and whether all clients train the same ranks and heads."""
+ADAPTED: dict[str, Combiner] = {
+    "`mean`": Mean(),
+    "`lora_mean`": LoraMean(),
+    "`lora_mean` by task": LoraMean(by_head=True),
+    "`lora_mean` over the cohort": LoraMean(weighting="uniform", denominator="cohort"),
+    "`lora_zero_pad`": LoraZeroPad(),
+    "`lora_svd`": LoraSvd(),
+    "`lora_partitioned`": LoraPartitioned(),
+    "`lora_stack`": LoraStack(),
+    "`lora_fedex`": LoraFedEx(),
+    "`krum`": Krum(f=0),
+    "`median`": Median(f=0),
+}
+BESIDE: dict[str, Callable[[], tuple[Promise | None, ServerOptimizer]]] = {
+    "`server=sgd`": lambda: (None, SGD()),
+    "`server=adam`": lambda: (None, Adam()),
+    "`server.momentum=0.9`": lambda: (None, SGD(momentum=0.9)),
+    "`scheduler=buffered`": lambda: (None, SGD()),
+    "`privacy=central`": lambda: (Central(**_settings()), SGD()),
+}
+"""What is done with what comes of adapters."""
+WAYS: tuple[Literal["seen", "masked"], ...] = ("seen", "masked")
+"""Whether the server sees each update, or their sum."""
 
 
 def root_update(job: Job) -> Update:
@@ -275,6 +323,44 @@ class CompressedCombination:
             return error
 
 
+@dataclass(frozen=True)
+class AdaptedCombination:
+    """One choice of each part that adapters have to do with, by name."""
+
+    adapters: str
+    way: Literal["seen", "masked"]
+    beside: str
+    combiner: str
+
+    def parts(self) -> Sequence[Checked]:
+        """The parts in the order of a pipeline, each made anew."""
+        promise, optimizer = BESIDE[self.beside]()
+        combiner = ADAPTED[self.combiner]
+        examples = getattr(combiner, "weighting", "uniform") == "examples"
+        sampler: Sampler = Uniform(population=COHORT) if promise is None else _everyone()
+        cohort = 3 if self.way == "masked" else 1
+        buffered = self.beside == "`scheduler=buffered`"
+        scheduler = (Buffered(buffer=COHORT // cohort, cohort=cohort),) if buffered else ()
+        collector: Collector = (
+            Masked(max_weight=1000 if examples else None, metrics=() if promise else ("loss",))
+            if self.way == "masked"
+            else Plain(metrics=promise is None)
+        )
+        promised = () if promise is None else (promise,)
+        return (sampler, *scheduler, collector, Clip(), combiner, *promised, optimizer)
+
+    def answer(self) -> Claim | ContractError:
+        """What the contract says of it."""
+        begun = replace(
+            ADAPTERS[self.adapters],
+            set_by={"factors": "the model's adapters", "parts": "the clients' ranks and heads"},
+        )
+        try:
+            return check(self.parts(), begun)
+        except ContractError as error:
+            return error
+
+
 def combinations() -> Iterator[Combination]:
     """Every choice of one of each."""
     for names in product(CLIENTS, STAGES, COMBINERS, SERVERS):
@@ -291,6 +377,12 @@ def compressed_combinations() -> Iterator[CompressedCombination]:
     """Likewise, of the parts that compression has to do with."""
     for names in product(COMPRESSIONS, COMPRESSED, COLLECTORS):
         yield CompressedCombination(*names)
+
+
+def adapted_combinations() -> Iterator[AdaptedCombination]:
+    """Likewise, of the parts that adapters have to do with."""
+    for adapters, way, beside, combiner in product(ADAPTERS, WAYS, BESIDE, ADAPTED):
+        yield AdaptedCombination(adapters, way, beside, combiner)
 
 
 def table() -> str:
@@ -328,6 +420,19 @@ def compression_table() -> str:
         rows.setdefault(cells, {}).setdefault(compression, []).append(use)
     head = ["`compression=`", "with", *COLLECTORS]
     return _written(head, rows, COMPRESSED, notes)
+
+
+def adapted_table() -> str:
+    """The table of adapters, likewise."""
+    notes: list[str] = []
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    columns = list(product(ADAPTERS, WAYS))
+    for beside, combiner in product(BESIDE, ADAPTED):
+        answers = [AdaptedCombination(*column, beside, combiner).answer() for column in columns]
+        cells = tuple(_cell(answer, notes) for answer in answers)
+        rows.setdefault(cells, {}).setdefault(beside, []).append(combiner)
+    head = ["with", "`combiner=`", *(f"{adapters}; {way}" for adapters, way in columns)]
+    return _written(head, rows, ADAPTED, notes)
 
 
 def _written(
@@ -374,6 +479,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     (BEGIN, END): table,
     (PRIVACY_BEGIN, PRIVACY_END): private_table,
     (COMPRESSION_BEGIN, COMPRESSION_END): compression_table,
+    (ADAPTERS_BEGIN, ADAPTERS_END): adapted_table,
 }
 """What stands between each pair of markers."""
 

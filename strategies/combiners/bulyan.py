@@ -43,6 +43,7 @@ class Bulyan(Robust):
 
     label: ClassVar[str] = "Bulyan"
     by_coordinate: ClassVar[bool] = True
+    by_distance: ClassVar[bool] = True
 
     def least(self, f: int) -> int:
         """4f + 3 (El Mhamdi et al., §4)."""

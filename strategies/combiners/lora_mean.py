@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.combiners.lora_coverage import CoverageMean
-from strategies.combiners.lora_rule import check_adapters, clients_of, head_group, shares
+from strategies.combiners.lora_rule import MEND, check_adapters, clients_of, head_group, shares
 from strategies.combiners.mean import Mean, MeanAccumulator
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.lora import Factors, distance, frobenius, is_residual, layers_of, stacked
@@ -47,6 +47,7 @@ class LoraMean(Mean):
     report: bool = True
 
     by_coverage: ClassVar[bool] = True
+    mend: ClassVar[Mapping[str, str]] = MEND
     wants_sent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum, hypot
 from statistics import fmean
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
@@ -34,6 +34,13 @@ from strategies.seeds import generator
 from strategies.update import CONTROL, DELTA, Section, Update, Vector
 
 Weighting = Literal["examples", "uniform"]
+
+MEND: Final = {
+    "uniform": "set combiner.weighting=uniform",
+    "examples": "set combiner.weighting=examples",
+}
+"""Where what the server sees is weighted otherwise, by how it is."""
+
 Views = Mapping[str, NDArray[np.floating]]
 
 
@@ -120,7 +127,7 @@ class LoraRule(Ranged, ABC):
             why="it takes the model to a point made of factors that started from the present one",
             instead="use scheduler=synchronous, or combiner=lora_mean",
         )
-        check_weighting(self, self.weighting, claim)
+        check_weighting(self, self.weighting, claim, MEND)
         if CONTROL in claim.sections:
             raise ContractError(
                 claim.source("sections"),

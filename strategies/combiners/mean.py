@@ -28,15 +28,30 @@ _MEND = {
 }
 
 
-def check_weighting(part: object, weighting: Literal["examples", "uniform"], claim: Claim) -> None:
-    """Refuses where what the server sees weights its members otherwise than `part` is to weight them."""
+def check_weighting(
+    part: object,
+    weighting: Literal["examples", "uniform"],
+    claim: Claim,
+    instead: Mapping[str, str] = _MEND,
+) -> None:
+    """Refuses where what the server sees weights its members otherwise than `part` is to weight them.
+
+    Args:
+        part: in whose name it refuses.
+        weighting: of the part.
+        claim: what holds of the updates.
+        instead: the mend, by what the server sees.
+
+    Raises:
+        ContractError: it sees members weighted otherwise.
+    """
     if claim.summed not in (None, weighting):
         raise ContractError(
             claim.source("summed"),
             name_of(part),
             f"what the server sees weights its members {_WEIGHTED[claim.summed]}, the mean is to weight them "
             f"{_WEIGHTED[weighting]}",
-            _MEND[claim.summed],
+            instead[claim.summed],
         )
 
 
@@ -58,6 +73,8 @@ class Mean(Ranged):
 
     by_coverage: ClassVar[bool] = False
     """Whether an element is divided by the weight of those who trained it, where clients train different parts."""
+    mend: ClassVar[Mapping[str, str]] = _MEND
+    """What to use where what the server sees is weighted otherwise, by how it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +92,7 @@ class Mean(Ranged):
         Raises:
             ContractError: what the server sees is weighted otherwise, or clients train different parts.
         """
-        check_weighting(self, self.weighting, claim)
+        check_weighting(self, self.weighting, claim, self.mend)
         if claim.parts and not self.by_coverage:
             raise ContractError(
                 claim.source("parts"),

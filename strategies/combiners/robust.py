@@ -62,6 +62,8 @@ class Robust(Ranged, ABC):
     label: ClassVar[str] = "robust rule"
     by_coordinate: ClassVar[bool] = False
     """Whether the rule compares clients coordinate by coordinate."""
+    by_distance: ClassVar[bool] = False
+    """Whether a rule by coordinate goes by distances of whole updates, too; all others do."""
     wants_root: ClassVar[bool] = False
     """Whether the rule holds updates against one of the server's own."""
     discounts: ClassVar[bool] = False
@@ -134,7 +136,7 @@ class Robust(Ranged, ABC):
                 "clients train different parts of the model, and where one has nothing its zeros would be judged",
                 "use combiner=lora_mean, or give all clients one rank and one head",
             )
-        if claim.factors == "both" and not self.by_coordinate:
+        if claim.factors == "both" and (self.by_distance or not self.by_coordinate):
             raise ContractError(
                 claim.source("factors"),
                 name_of(self),

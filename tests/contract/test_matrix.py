@@ -39,6 +39,8 @@ script = load_script()
 ALL = list(script.combinations())
 PRIVATE = list(script.private_combinations())
 COMPRESSED = list(script.compressed_combinations())
+ADAPTED = list(script.adapted_combinations())
+ADAPTED_IDS = [f"{c.adapters}|{c.way}|{c.beside}|{c.combiner}".replace("`", "") for c in ADAPTED]
 COMPRESSED_IDS = [f"{c.compression}|{c.use}|{c.collector}".replace("`", "") for c in COMPRESSED]
 PRIVATE_IDS = [f"{c.privacy}|{c.collector}|{c.rule}".replace("`", "") for c in PRIVATE]
 IDS = [f"{c.client} {c.stage}|{c.combiner}|{c.server}" for c in ALL]
@@ -50,6 +52,8 @@ def expected(combination) -> str | None:
     sends_control = "client=scaffold" in combination.client
     if vanilla and combination.stage:
         return "Clip"
+    if "lora" in combination.combiner:  # the model of the table has no adapters
+        return type(script.COMBINERS[combination.combiner]).__name__
     if refuses_sums(combination):
         combiner = script.COMBINERS[combination.combiner]
         return getattr(combiner, "label", type(combiner).__name__)
@@ -270,6 +274,47 @@ def test_what_composes_compressed_runs_and_moves_the_model(combination, tmp_path
     assert one.model.parameters[1] == pytest.approx(0.8, abs=0.4)
 
 
+def refuses_adapters(combination) -> str | None:
+    """As `expected`, of the parts that adapters have to do with."""
+    combiner, name = script.ADAPTED[combination.combiner], combination.combiner
+    masked, unequal = combination.way == "masked", "unequal" in combination.adapters
+    shared, buffered = "share_a" in combination.adapters, "buffered" in combination.beside
+    central, cohort = "central" in combination.beside, "cohort" in name
+    alone = (
+        masked and not buffered
+    )  # a buffer holds sums of several sessions, which can be compared
+    product = "lora" in name and "mean" not in name
+    refused = {
+        "`mean`": unequal,
+        "`lora_mean`": masked and unequal,
+        "`lora_mean` by task": masked,
+        "`lora_mean` over the cohort": unequal and not shared,
+        "`krum`": alone or unequal or not shared,
+        "`median`": alone or unequal,
+    }.get(name, shared or masked or buffered)
+    if refused or (central and not masked and getattr(combiner, "weighting", "") == "examples"):
+        return getattr(combiner, "label", type(combiner).__name__)
+    if product:
+        return {"`server=adam`": "server Adam", "`server.momentum=0.9`": "server SGD"}.get(
+            combination.beside
+        )
+    return "privacy=central" if central and not cohort else None
+
+
+@pytest.mark.parametrize("combination", ADAPTED, ids=ADAPTED_IDS)
+def test_adapters_compose_or_are_refused_by_the_part_that_cannot_work(combination):
+    answer, refuses = combination.answer(), refuses_adapters(combination)
+    if refuses is not None:
+        assert isinstance(answer, ContractError)
+        assert answer.second == refuses
+        assert all((answer.first, answer.why, answer.instead))
+        return
+    assert isinstance(answer, Claim)
+    assert answer.replaced == (
+        "lora" in combination.combiner and "mean" not in combination.combiner
+    )
+
+
 @pytest.mark.parametrize(
     ("package", "table", "besides"),
     [
@@ -333,6 +378,15 @@ def test_a_row_of_the_table_of_compression_stands_for_every_combination():
             assert sum(use in line.split("|")[2].strip().split("; ") for line in mine) == 1
 
 
+def test_a_row_of_the_table_of_adapters_stands_for_every_combination():
+    lines = [line for line in script.adapted_table().splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {1 + 2 + len(script.ADAPTERS) * len(script.WAYS)}
+    for beside in script.BESIDE:
+        mine = [line for line in lines if beside in line.split("|")[1].strip().split(", ")]
+        for combiner in script.ADAPTED:
+            assert sum(combiner in line.split("|")[2].strip().split("; ") for line in mine) == 1
+
+
 @pytest.mark.parametrize("make", script.TABLES.values())
 def test_every_note_is_used_and_every_used_note_is_there(make):
     table = make()
@@ -342,14 +396,18 @@ def test_every_note_is_used_and_every_used_note_is_there(make):
     assert f"– ({len(notes) + 1})" not in table
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/privacy.md", "docs/compression.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/privacy.md", "docs/compression.md", "docs/lora_aggregation.md"]
+)
 def test_the_pages_tables_are_current(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert script.insert(text) == text, f"run: python docs/contract_table.py --write {page}"
 
 
 @pytest.mark.parametrize(
-    ("markers", "make"), script.TABLES.items(), ids=["contract", "privacy", "compression"]
+    ("markers", "make"),
+    script.TABLES.items(),
+    ids=["contract", "privacy", "compression", "adapters"],
 )
 def test_the_script_prints_the_tables_and_writes_one_between_its_markers(
     markers, make, tmp_path, capsys
