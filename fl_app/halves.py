@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from clients.lora.profile import Profile, measure
 from clients.resident import Shapes
 from clients.split.planner import NoCutFitsError
 from clients.split.server import UpperServer
@@ -129,6 +130,15 @@ def planned_cut(build: Build, config: Config, task: Task, trainer: SGD, clients:
     return int(plan.at)
 
 
+def clients_profile(model: Any, task: Task, batch_size: int) -> Profile:
+    """What a step of the clients' model, or of its lower half, takes: measured on a batch of the task's."""
+    inputs = task.train().inputs[:batch_size]
+    lower = getattr(model, "lower", None)
+    if lower is not None:
+        return measure(lower, inputs, lambda given: given[0].square().mean())
+    return measure(model, inputs)
+
+
 def upper_server(
     build: Build, config: Config, task: Task, trainer: SGD, at: Mapping[str, int]
 ) -> UpperServer:
@@ -138,4 +148,11 @@ def upper_server(
     module: Any = build(half="upper", **at)
     whole: Any = build(**at)
     own = trainer.with_lr(arguments.get("lr"))
-    return UpperServer(module, whole.clients_names(), task, own, arguments["precision"])
+    return UpperServer(
+        module,
+        whole.clients_names(),
+        task,
+        own,
+        arguments["precision"],
+        most_batches=arguments["batches_per_exchange"],
+    )

@@ -25,6 +25,7 @@ from clients.split.model import SplitLora, Upper
 from clients.split.trainer import SplitTrainer
 from clients.split.turns import Batch, read_batches, read_rows, write_rows
 from clients.tasks import Task
+from clients.tasks.task import UNLABELLED
 from strategies.protocols import ConfigValue
 from strategies.update import Layout, Vector
 from strategies.wire import Refused
@@ -44,7 +45,7 @@ class UpperServer:
         task: the loss.
         trainer: the optimiser, as the clients'; `lr` may be another.
         precision: of what crosses the cut.
-        most_tokens: places of one batch at most, padding among them.
+        most_batches: of one turn.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class UpperServer:
         trainer: SplitTrainer,
         precision: Precision,
         *,
-        most_tokens: int = 1 << 20,
+        most_batches: int = 1_000,
     ) -> None:
         self.module, self.task, self.trainer = module, task, trainer
-        self.precision, self.most_tokens = precision, most_tokens
+        self.precision, self.most_batches = precision, most_batches
+        # Places, padding among them: what is unpacked is no larger than an honest batch, however little was sent.
+        self.most_tokens = trainer.batch_size * module.longest
         self._names = names
         self._model: ResidentModel | None = None
 
@@ -134,20 +137,29 @@ class UpperLearner:
     def answer(self, client: int, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         """Trains on one turn of a client; what goes back.
 
+        A turn that is refused leaves nothing in parameters or moments, which may be those of other clients too.
+
         Raises:
-            Refused: `malformed`, `missing`, `dtype`, `shape`, `too_large`, `not_finite`: what no honest client sends.
+            Refused: `malformed`, `missing`, `dtype`, `shape`, `range`, `too_large`, `not_finite`: what no honest client
+                sends.
         """
         self._model.flat.copy_(self._parameters)
+        moments, touched = self._moments, set(self._touched)
+        self._moments = None if moments is None else moments.clone()
         figures = self._figures.setdefault(client, _Figures())
         try:
-            return self._answer(client, arrays, figures)
-        except (IndexError, ValueError, RuntimeError) as error:
-            # Targets past the classes, say: the task's own code finds them.
-            raise Refused(
-                "malformed", f"nothing can be trained on this turn: {error!s:.200}"
-            ) from error
-        finally:
-            self._parameters.copy_(self._model.flat)
+            answer = self._answer(client, arrays, figures)
+            self._check_finite()
+        except BaseException as error:
+            self._moments, self._touched = moments, touched
+            if isinstance(error, IndexError | ValueError | RuntimeError):
+                # Targets past the classes, say: the task's own code finds them.
+                raise Refused(
+                    "malformed", f"nothing can be trained on this turn: {error!s:.200}"
+                ) from error
+            raise
+        self._parameters.copy_(self._model.flat)
+        return answer
 
     def change(self, client: int) -> tuple[Vector, Layout, Mapping[str, float]]:
         """What has changed of the server's parameters, but for heads that nobody trained, and a client's figures."""
@@ -162,6 +174,24 @@ class UpperLearner:
         vector = kept.flatten(layout.views(change))
         return vector, kept, self._figures.get(client, _Figures()).means()
 
+    def _check_finite(self) -> None:
+        """An activation may be finite, and what is made of it not."""
+        for state in (self._model.flat, self._moments):
+            if state is not None and not bool(torch.isfinite(state).all()):
+                raise Refused("not_finite", "a step on this client's activations is not finite")
+
+    def _check_goal(self, client: int, targets: Tensor) -> None:
+        """Labels of other goals than a client's own would train heads that are not its to train."""
+        task = self._server.task
+        goal = task.goal_of(client)
+        if goal is None:
+            return
+        if targets.shape[1:] != (len(task.goals),):
+            raise Refused("shape", f"targets {tuple(targets.shape)} of {len(task.goals)} goals")
+        others = [number for number, name in enumerate(task.goals) if name != goal]
+        if bool((targets[:, others] != UNLABELLED).any()):
+            raise Refused("range", "labels of goals that are other clients'")
+
     def _answer(
         self, client: int, arrays: Arrays, figures: _Figures
     ) -> dict[str, NDArray[np.generic]]:
@@ -175,10 +205,11 @@ class UpperLearner:
             hidden=server.module.hidden,
             longest=server.module.longest,
             most_tokens=server.most_tokens,
+            most_batches=server.most_batches,
         )
         figures.batches += len(batches)
         if not server.module.u_shaped:
-            return self._train(batches, figures)
+            return self._train(client, batches, figures)
         self._held[client] = batches
         with torch.no_grad():
             states = [self._forward(batch.activation, batch).cpu() for batch in batches]
@@ -188,12 +219,15 @@ class UpperLearner:
         output: Tensor = self._upper(activation, batch.lengths.to(activation.device))
         return output
 
-    def _train(self, batches: Sequence[Batch], figures: _Figures) -> dict[str, NDArray[np.generic]]:
+    def _train(
+        self, client: int, batches: Sequence[Batch], figures: _Figures
+    ) -> dict[str, NDArray[np.generic]]:
         """A step on each batch, one after the other; the gradients of their activations."""
         gradients = []
         for batch in batches:
             if batch.targets is None:
                 raise Refused("missing", "a batch came without its targets")
+            self._check_goal(client, batch.targets)
             activation = self._given(batch.activation)
             targets = batch.targets.to(activation.device)
             loss = self._server.task.loss(self._forward(activation, batch), targets)

@@ -53,7 +53,13 @@ def write_batches(batches: Sequence[Batch], precision: Precision) -> dict[str, N
 
 
 def read_batches(
-    arrays: Arrays, precision: Precision, *, hidden: int, longest: int, most_tokens: int
+    arrays: Arrays,
+    precision: Precision,
+    *,
+    hidden: int,
+    longest: int,
+    most_tokens: int,
+    most_batches: int,
 ) -> list[Batch]:
     """The batches of a turn that a client sent.
 
@@ -63,11 +69,14 @@ def read_batches(
         hidden: h, of the model.
         longest: tokens of a row at most.
         most_tokens: places, padding among them, of one batch at most.
+        most_batches: of the turn.
 
     Raises:
         Refused: `malformed`, `missing`, `dtype`, `shape`, `too_large` or `not_finite`.
     """
     parts = _by_batch(arrays)
+    if len(parts) > most_batches:
+        raise Refused("too_large", f"{len(parts)} batches in a turn of {most_batches}")
     return [_read(part, precision, hidden, longest, most_tokens) for part in parts]
 
 
