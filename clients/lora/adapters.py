@@ -64,8 +64,8 @@ def adapted(
         rank: r of the model, the largest.
         alpha: α; B·A counts α/r times in all layers.
         targets: endings of the names of the layers that get adapters; None for those that peft names for the family.
-        ranks: a layer's own rank, by its name (dots may stand for underscores), 0 for no adapter; `rank` where none is
-            given. What is not in this half of a model is left to the other.
+        ranks: each layer's own rank, by its name (dots may stand for underscores); one with 0, or that is not named,
+            has no adapter, and names of another half's layers are left to it. None: `rank` for all.
         share_a: A is frozen, and the same wherever a layer of this name has as many inputs.
         residual_rank: q of the frozen product beside each layer, also where a layer has no adapter; 0 for none.
 
@@ -73,7 +73,7 @@ def adapted(
         ValueError: there are no such layers, or a rank is not in 0..`rank`, or two layers' names are one without dots.
     """
     found = _injected(model, rank, alpha, targets)
-    own = _own_ranks(ranks or {}, found, rank)
+    own = dict.fromkeys(found, rank) if ranks is None else _own_ranks(ranks, found, rank)
     adapters, residual = nn.ModuleDict(), nn.ModuleDict()
     for name, (path, layer) in found.items():
         kept = own[name]
@@ -114,7 +114,7 @@ def _injected(
 
 
 def _own_ranks(ranks: Mapping[str, int], layers: Iterable[str], most: int) -> dict[str, int]:
-    """The rank of each of these layers, `most` where none is given.
+    """The rank of each of these layers, 0 where none is given.
 
     Raises:
         ValueError: a rank is not in 0..`most`.
@@ -123,7 +123,7 @@ def _own_ranks(ranks: Mapping[str, int], layers: Iterable[str], most: int) -> di
     wrong = {name: rank for name, rank in given.items() if not 0 <= rank <= most}
     if wrong:
         raise ValueError(f"ranks {wrong} are not in 0..{most}, the model's rank")
-    return {name: given.get(name, most) for name in layers}
+    return {name: given.get(name, 0) for name in layers}
 
 
 def _cut(layer: Any, rank: int) -> None:

@@ -44,7 +44,8 @@ class LoraClassifier(nn.Module):
         rank: r of the model, the largest that a layer has.
         alpha: α; B·A counts α/r times.
         targets: endings of the names of the layers that get adapters; None for those that peft names for the family.
-        ranks: a layer's own rank, by its name as arrays have it, at most `rank`; `rank` where none is given.
+        ranks: each layer's own rank, at most `rank`, by its name as arrays have it; a layer that is not named has no
+            adapter. None: `rank` for all.
         share_a: train B alone; A is frozen, the same in all processes, and does not travel.
         residual_rank: q of a frozen product that travels down, for rules that leave something over; 0 for none.
         base_dtype: of the pretrained weights and states; adapters, heads and all that travels are float32 always.

@@ -230,7 +230,7 @@ def _cross_entropy(output: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own is not typed
     """Counts the bytes of storages that operations make, while they are alive; those that are saved, apart.
 
     Attributes:
@@ -238,7 +238,7 @@ class _Live(TorchDispatchMode):
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sizes = {_key(tensor): 0 for tensor in weights}
         self._saved: set[int] = set()
         self._now = self.peak = 0
@@ -274,7 +274,7 @@ class _Live(TorchDispatchMode):
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @dataclass

@@ -150,7 +150,9 @@ class TestResidual:
 
 class TestRanks:
     def test_they_are_those_of_the_arrays(self, folder):
-        shapes = {n: a.shape for n, a in arrays_of(made(folder, ranks={VALUE: 2})).items()}
+        shapes = {
+            n: a.shape for n, a in arrays_of(made(folder, ranks={QUERY: 4, VALUE: 2})).items()
+        }
         assert shapes[f"adapters.{QUERY}.A.weight"] == (4, 16)
         assert shapes[f"adapters.{VALUE}.A.weight"] == (2, 16)
         assert shapes[f"adapters.{VALUE}.B.weight"] == (16, 2)
