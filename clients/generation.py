@@ -42,7 +42,7 @@ def load_language_model(place: Place, dtype: torch.dtype = torch.float32) -> Any
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(f"no language model can be loaded from {place}: {first}") from error
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model.requires_grad_(False)
 
 

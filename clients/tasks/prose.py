@@ -54,6 +54,9 @@ class Prose(Task):
     Raises:
         DataError: there is no such text, or no such tokenizer, or it has no token for the end of a text.
         ValueError: an argument is out of its range, or no tokenizer is named.
+
+    Attributes:
+        sources: the package that each training row is from, and that of each test row; of files, the folder.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Prose(Task):
         train, test = split(labels, fold, folds, _SEED, groups=modules)
         self._train, self._test = every.take(train), every.take(test)
         self._modules = [modules[row] for row in train]
+        self.sources = [sources[row] for row in train], [sources[row] for row in test]
 
     def train(self) -> Examples:
         """Tokens, (n, max_length) long, and the tokens behind them, (n, max_length) long; -100 where there is none."""

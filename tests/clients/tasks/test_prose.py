@@ -145,6 +145,12 @@ def test_modules_are_natural_clients_and_neighbours_share_one(task):
     assert data.label_counts().shape == (4, 1)
 
 
+def test_every_row_has_its_package(task):
+    assert task.sources[0] == [module.partition("/")[0] for module in task.natural_ids()]
+    assert len(task.sources[1]) == len(task.test())
+    assert set(task.sources[1]) == {"rich", "click"}
+
+
 def test_a_folder_of_ones_own_text(folder, tmp_path):
     notes = write_notes(tmp_path / "notes", seed=7)
     made = Prose(folder=notes, tokenizer=folder, max_length=32, fold=1)
