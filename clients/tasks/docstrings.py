@@ -31,14 +31,14 @@ from clients.tasks.text import MaxLength, VocabSize, tokens, words
 
 PACKAGES = ("flwr", "matplotlib", "pandas", "scipy", "sklearn", "torch")
 
-GOALS: Final = ("package", "kind", "parameters")
+GOALS: Final = ("package", "kind", "arguments")
 KINDS: Final = ("function", "method", "other")
-PARAMETERS: Final = ("none listed", "listed")
+ARGUMENTS: Final = ("none listed", "listed")
 
 _SEED = 20_240_229
 _LARGEST_FILE = 100_000
 _ALIASES = {"sklearn": ("scikit", "learn"), "torch": ("pytorch",), "flwr": ("flower",)}
-_LISTS_PARAMETERS = re.compile(
+_LISTS_ARGUMENTS = re.compile(
     r"^[ \t]*(?:(?:Parameters|Args|Arguments)[ \t]*:?[ \t]*$|:param\b)", re.MULTILINE
 )
 _LEFT_OUT = frozenset({"tests", "test", "testing", "vendor", "_vendor", "externals", "extern"})
@@ -53,14 +53,14 @@ class Docstring:
         module: the file's path from the folder that holds the package, with slashes.
         text: its words, in lower case and separated by spaces.
         kind: what it stands in: a function, a method, or (other) a class or a module.
-        parameters: whether it has a list of parameters, as numpy, Google or Sphinx write one.
+        arguments: whether it has a list of parameters, as numpy, Google or Sphinx write one.
     """
 
     package: str
     module: str
     text: str
     kind: str
-    parameters: bool
+    arguments: bool
 
 
 class Docstrings(Task):
@@ -77,7 +77,7 @@ class Docstrings(Task):
         vocab_size: at most so many ids. The words are counted on the training texts.
         tokenizer: a pretrained model's in the words' place: a folder, or a hub name.
         goals: what is asked of a text, one thing or several: its ``package``; the ``kind`` of what it stands in
-            (function, method, other); whether it lists ``parameters``. Folds are even in the first one's classes.
+            (function, method, other); whether it lists ``arguments``. Folds are even in the first one's classes.
         fold: which part of the modules is the test set, 0 to folds - 1.
         folds: how many parts there are.
 
@@ -150,8 +150,8 @@ def _check_goals(goals: Sequence[str]) -> None:
 
 def _classes_and_labels(goal: str, found: Sequence[Docstring]) -> tuple[list[str], np.ndarray]:
     """The names of a goal's classes, and the label of each docstring, (n,) int64."""
-    if goal == "parameters":
-        return list(PARAMETERS), np.array([item.parameters for item in found], dtype=np.int64)
+    if goal == "arguments":
+        return list(ARGUMENTS), np.array([item.arguments for item in found], dtype=np.int64)
     of = [item.package if goal == "package" else item.kind for item in found]
     classes = sorted(set(of)) if goal == "package" else list(KINDS)
     return classes, np.array([classes.index(name) for name in of], dtype=np.int64)
@@ -202,7 +202,7 @@ def _docstrings(package: str, names: set[str]) -> Iterator[Docstring]:
     for number in order:
         module = files[number].relative_to(root.parent).as_posix()
         for text, kind in _texts(files[number]):
-            lists = _LISTS_PARAMETERS.search(text) is not None
+            lists = _LISTS_ARGUMENTS.search(text) is not None
             yield Docstring(package, module, " ".join(_prose(text, names)), kind, lists)
 
 

@@ -205,6 +205,10 @@ def check_task(task: Task) -> None:
 def _check_goals(name: str, task: Task, targets: Tensor) -> None:
     if odd := [goal for goal in task.goals if not goal.isidentifier()]:
         raise ValueError(f"{name}.goals has {odd[0]!r}: a goal's name is letters, digits and _")
+    if odd := [goal for goal in task.goals if hasattr(nn.ModuleDict, goal)]:
+        raise ValueError(
+            f"{name}.goals has {odd[0]!r}, which a torch module has already: rename it"
+        )
     if sum(task.goals.values()) != task.num_classes:
         raise ValueError(
             f"{name}.num_classes is {task.num_classes}, but its goals have "

@@ -15,7 +15,7 @@ from clients.tasks.docstrings import KINDS, read_docstrings
 from clients.tasks.task import UNLABELLED, check_task, class_labels, fingerprint
 
 FEW = {"packages": ("flwr", "sklearn", "matplotlib"), "max_per_package": 60}
-ALL = ("package", "kind", "parameters")
+ALL = ("package", "kind", "arguments")
 
 
 class Several(Task):
@@ -189,6 +189,7 @@ def test_label_counts_are_of_each_clients_own_goal():
         ([[0.0, 1.0]], None, "targets of torch.float32"),
         ([[0, 1]], {"odd": 2, "rest": 2}, "num_classes is 5, but its goals have 4"),
         ([[0, 1]], {"odd.one": 2, "rest": 3}, "'odd.one': a goal's name"),
+        ([[0, 1]], {"parameters": 2, "rest": 3}, "'parameters', which a torch module has already"),
     ],
 )
 def test_untrue_goals_are_refused(targets, goals, message):
@@ -211,9 +212,9 @@ def test_one_goal_of_docstrings_is_a_task_without_goals():
 
 def test_goals_of_docstrings_stand_side_by_side(docstrings):
     check_task(docstrings)
-    assert docstrings.goals == {"package": 3, "kind": 3, "parameters": 2}
+    assert docstrings.goals == {"package": 3, "kind": 3, "arguments": 2}
     assert docstrings.num_classes == len(docstrings.classes) == 8
-    assert docstrings.logits_of()["parameters"] == slice(6, 8)
+    assert docstrings.logits_of()["arguments"] == slice(6, 8)
     plain = Docstrings(**FEW)
     assert torch.equal(docstrings.train().inputs, plain.train().inputs)
     assert torch.equal(docstrings.train().targets[:, 0], plain.train().targets)
@@ -271,7 +272,7 @@ def test_what_a_docstring_stands_in_and_whether_it_lists_parameters(tmp_path, mo
     )
     (tmp_path / "twoness" / "__init__.py").write_text('"""of another package"""\n')
     found = read_docstrings(("oneness", "twoness"), 100, 3)
-    assert [(item.text.split()[2], item.kind, item.parameters) for item in found] == [
+    assert [(item.text.split()[2], item.kind, item.arguments) for item in found] == [
         ("module", "other", False),
         ("class", "other", True),
         ("method", "method", True),
@@ -284,7 +285,7 @@ def test_what_a_docstring_stands_in_and_whether_it_lists_parameters(tmp_path, mo
 @pytest.mark.parametrize(
     ("goals", "message"),
     [
-        (("package", "author"), "there is no 'author', choose among package, kind, parameters"),
+        (("package", "author"), "there is no 'author', choose among package, kind, arguments"),
         ((), "name at least one"),
         (("kind", "kind"), "none twice"),
     ],
