@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -14,6 +15,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
+from clients.lora import RankPlan
 from clients.poisoning import DataPoisoning
 from clients.resident import ModuleMaker, ResidentModel, arrays_of, buffers_of
 from clients.root import RootTrainer
@@ -26,7 +28,7 @@ from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config, TargetNode
 from fl_app.config.targets import build
 from fl_app.engine import Adversary, resolve_workers
-from fl_app.halves import PartMaker, is_split, planned_cut, upper_server
+from fl_app.halves import PartMaker, clients_profile, is_split, planned_cut, upper_server
 from fl_app.identity import code_hash
 from fl_app.node import Node
 from fl_app.portions import ClientParts
@@ -52,6 +54,8 @@ from strategies.server_models.model import sections_of
 from strategies.strategy import PipelineStrategy
 from strategies.update import DELTA, Layout
 from strategies.wire import pack_model, unpack_model
+
+log = logging.getLogger(__name__)
 
 LEDGER = Path("privacy", "ledger.jsonl")
 """In a run's folder: what has been spent of its privacy budget."""
@@ -150,9 +154,22 @@ class Assembly:
         """Who is sent and trains what of the model; None where it is the same for all."""
         if not self._have_parts:
             return None
-        node = self.config.ranks
-        ranks = None if node is None else build(node)
+        ranks = None if self.config.ranks is None else self._ranks(self.config.ranks)
         return ClientParts(self.task.goal_of, len(self.task.goals) > 1, ranks)
+
+    def _ranks(self, node: TargetNode) -> RankPlan:
+        """The ranks of each client's adapters, by what a step of its model was measured to take."""
+        plan: RankPlan = build(node, batch_size=self.trainer.batch_size)
+        model = self._build(**self._at, **({"half": "lower"} if self.split else {}))
+        try:
+            plan.measured(
+                clients_profile(model, self.task, self.trainer.batch_size),
+                self.config.model.arguments["rank"],
+            )
+        except (ValueError, KeyError) as error:
+            raise ConfigError([Fault("ranks", str(error), node.name)]) from error
+        log.info("%s", plan.table())
+        return plan
 
     @cached_property
     def factors(self) -> Literal["both", "shared_a"] | None:
@@ -405,6 +422,7 @@ class Assembly:
             privacy=privacy,
             admission=Admission(**config.admission.model_dump()),
             quarantine=None if config.quarantine is None else build(config.quarantine),
+            clusters=None if config.clusters is None else build(config.clusters),
             downlink=self._downlink(),
             client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),
             train_config={**self.hashes, NUM_CLIENTS: num_clients},

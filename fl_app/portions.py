@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clients.lora import RankPlan
 from clients.split.server import OF_GOALS
 from strategies.contract import Claim
-from strategies.protocols import Parts
-from strategies.update import Layout
+from strategies.state import State
+from strategies.update import Layout, Update, Vector
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ClientParts:
 
     goal_of: Callable[[int], str | None]
     several: bool
-    ranks: Parts | None
+    ranks: RankPlan | None
 
     label = "the clients' parts of the model"
 
@@ -38,6 +39,20 @@ class ClientParts:
         part = whole if self.ranks is None else self.ranks.part(client, whole)
         goal = self.goal_of(client) if self.several else None
         return part if goal is None else with_head(part, goal)
+
+    def observe(self, change: Update, sent: Vector) -> None:
+        """Ranks follow what layers turn out to be worth."""
+        if self.ranks is not None:
+            self.ranks.observe(change, sent)
+
+    def state_dict(self) -> State:
+        """The ranks' state."""
+        return {} if self.ranks is None else self.ranks.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up that state; raises `ValueError` for another plan's."""
+        if self.ranks is not None:
+            self.ranks.load_state_dict(state)
 
 
 def with_head(part: Layout, goal: str) -> Layout:

@@ -217,6 +217,7 @@ class _Run:
             memory.sample,
             virtual,
             quarantine=pipeline.quarantine,
+            clusters=pipeline.clusters,
             privacy=pipeline.privacy,
             on_row=self._show,
         )

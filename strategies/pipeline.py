@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 
 from strategies.admission import Admission
+from strategies.clustering import TaskClusters
 from strategies.collectors import Plain
 from strategies.combiners import Mean
 from strategies.contract import Checked, Claim, ContractError, check, name_of
@@ -65,6 +66,7 @@ class Pipeline:
         scheduler: when who is asked, and when what came becomes a step.
         admission: the server's door.
         quarantine: who is left out of later rounds for what it sent; None where nobody is watched.
+        clusters: says which clients seem to learn one task; None where nobody looks.
         downlink: sends clients what has changed of the model since they held it; None where they are sent the whole.
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
         train_config: settings that every client gets with every request.
@@ -84,6 +86,7 @@ class Pipeline:
     scheduler: Scheduler = field(default_factory=Synchronous)
     admission: Admission = field(default_factory=Admission)
     quarantine: Quarantine | None = None
+    clusters: TaskClusters | None = None
     downlink: Downlink | None = None
     client_sections: frozenset[str] = frozenset({DELTA})
     train_config: Mapping[str, ConfigValue] = field(default_factory=dict)
@@ -226,7 +229,11 @@ class Pipeline:
                 aggregate = Update(self._of_nobody(job.layouts), 0.0, (), job.version)
         elif aggregate is None or good < self.admission.quorum:
             return None
-        return aggregate if promise is None else promise.privatise(aggregate, job.bounds)
+        if promise is not None:
+            aggregate = promise.privatise(aggregate, job.bounds)
+        if self.parts is not None:
+            self.parts.observe(aggregate, self._sent(job))
+        return aggregate
 
     def _of_nobody(self, layouts: Mapping[str, Layout]) -> dict[str, Section]:
         """What the combiner makes of a cohort of which nothing came: where it starts from, or 0."""
@@ -324,9 +331,16 @@ class Pipeline:
         self, round_number: int, updates: Sequence[Update], refused: Mapping[int, str]
     ) -> tuple[int, ...] | None:
         """Who is flagged in a round that is over, as `Quarantine.judge`; None where nobody is watched."""
+        if self.clusters is not None:
+            self.clusters.observe(round_number, updates)
         if self.quarantine is None:
             return None
         return self.quarantine.judge(round_number, updates, refused)
+
+    @property
+    def watches(self) -> bool:
+        """Whether a round's updates are looked at when it is over."""
+        return self.quarantine is not None or self.clusters is not None
 
     def least_clients(self, most: int) -> int:
         """How many clients must be there for the quorum and the rule to have their inputs; `most` if none suffice."""
@@ -361,6 +375,7 @@ class Pipeline:
             *(() if self.downlink is None else (self.downlink,)),
             self.admission,
             *(() if self.quarantine is None else (self.quarantine,)),
+            *(() if self.clusters is None else (self.clusters,)),
             self.combiner,
             *(() if self.privacy is None else (self.privacy,)),
             self.optimizer,
@@ -456,6 +471,8 @@ class Pipeline:
             "downlink": self.downlink,
             "scheduler": self.scheduler,
             "privacy": self.privacy,
+            "clusters": self.clusters,
+            "parts": self.parts,
             **{f"stage {stage.name}": stage for stage in self.stages},
         }
         return [(name, part) for name, part in parts.items() if isinstance(part, Persistent)]

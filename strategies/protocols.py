@@ -277,6 +277,10 @@ class Parts(Checked, Protocol):
         """A client's part in the round that comes: leading blocks of some of the whole's arrays."""
         ...
 
+    def observe(self, change: Update, sent: Vector) -> None:
+        """Sees what becomes of a round, and the parameters as they were sent, (d,) float32."""
+        ...
+
 
 class Session(Protocol):
     """One cohort's exchange as a state machine: no I/O, no clock.

@@ -327,7 +327,7 @@ class PipelineStrategy(Strategy):
                         add_metrics(sums, event.metrics, event.weight)
                     else:
                         self.pipeline.privacy.told(update)
-                    if self.pipeline.quarantine is not None:
+                    if self.pipeline.watches:
                         taken.append(update)
                     good += len(event.members)
                 elif isinstance(event, Refusal):

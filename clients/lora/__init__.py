@@ -2,5 +2,6 @@
 
 from clients.lora.adapters import adapted
 from clients.lora.model import LoraClassifier
+from clients.lora.ranks import RankPlan
 
-__all__ = ["LoraClassifier", "adapted"]
+__all__ = ["LoraClassifier", "RankPlan", "adapted"]

@@ -202,6 +202,8 @@ class Local:
 
     def _descend(self, exchange: int, answer: Arrays) -> None:
         """The steps of an exchange's batches, given the gradients of their activations."""
+        if not self._model.travelling:
+            return  # a device without memory for adapters: the server's half learns of it all the same
         self._load()
         trainer, state = self._trainer, self.state
         rows = [inputs for inputs, _ in self._rows(exchange)]

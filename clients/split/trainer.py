@@ -145,7 +145,7 @@ class SplitTrainer(AdamW):
         folder = HalfDoneFolder(self.folder)
         state = folder.load(job.client, told.session)
         if state is None:
-            if told.turn or not job.arrays:
+            if told.turn:
                 raise Refused("phase", f"turn {told.turn} of a session that this client is not in")
             state = self._begun(job, told)
         model = resident(state.shapes, job.settings)

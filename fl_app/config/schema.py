@@ -178,6 +178,7 @@ class Config(_Settings):
         sampler: who is asked.
         scheduler: when who is asked, and when what came becomes a step.
         quarantine: who is left out for what it sent, None where nobody is watched.
+        clusters: looks for groups of clients with one task, None where nobody does.
         ranks: which ranks each client's adapters have, None where all have the model's.
         runtime: the machine and the devices.
         travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
@@ -251,7 +252,17 @@ class Config(_Settings):
         TargetNode | None,
         Part(needs=("check", "allowed", "judge", "summary", "state_dict", "load_state_dict")),
     ] = None
-    ranks: Annotated[TargetNode | None, Part(needs=("part", "check"))] = None
+    clusters: Annotated[
+        TargetNode | None,
+        Part(needs=("check", "observe", "report", "state_dict", "load_state_dict")),
+    ] = None
+    ranks: Annotated[
+        TargetNode | None,
+        Part(
+            needs=("check", "measured", "observe", "part", "state_dict", "load_state_dict"),
+            offered=frozenset({"batch_size"}),
+        ),
+    ] = None
     runtime: Runtime
     travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     num_clients: Count | Literal["auto"] = "auto"

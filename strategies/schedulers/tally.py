@@ -88,7 +88,7 @@ class Tally:
             add_metrics(self.metrics, update.metrics, update.weight)
         else:
             pipeline.privacy.told(update)
-        if pipeline.quarantine is not None:
+        if pipeline.watches:
             self.updates.append(update)
 
 
