@@ -116,7 +116,8 @@ def measure(
 
     Args:
         model: with `adapters` by layer, as in `clients.lora.adapters`; its frozen base may be no submodule.
-        inputs: (batch, length, …) of what it takes.
+        inputs: (batch, length, …) of what it takes: the longest that clients train on, not padded to it, since a model
+            may leave padding out.
         loss: a scalar of its output; None for cross-entropy over the last dimension.
 
     Raises:

@@ -267,3 +267,25 @@ def test_layers_of_both_kinds_are_adapted_without_a_warning():
             product = ALPHA / RANK * factors["B"].weight @ factors["A"].weight
             whole.transformer.h[block].attn.c_attn.weight += product.T
         torch.testing.assert_close(model(tokens()).logits, whole(tokens()).logits)
+
+
+@EACH
+def test_halves_have_the_whole_s_names_and_the_same_products(config):
+    from clients.split import cut
+
+    whole = base(config)
+    bottom, top = cut(base(config), at=1)
+    settings = {"rank": RANK, "alpha": ALPHA, "residual_rank": 1, "share_a": True}
+    ours = adapted(whole, **settings)
+    halves = [adapted(half, **settings) for half in (bottom, top)]
+    assert ours.layers == halves[0].layers + halves[1].layers
+    fill(ours.adapters, ours.residual)
+    for half in halves:
+        for name in half.layers:
+            half.adapters[name].load_state_dict(ours.adapters[name].state_dict())
+            half.residual[name].load_state_dict(ours.residual[name].state_dict())
+    mask = torch.ones_like(tokens())
+    activation = bottom(input_ids=tokens(), attention_mask=mask)
+    output = top(activation, attention_mask=mask).last_hidden_state
+    expected = whole(input_ids=tokens(), attention_mask=mask).last_hidden_state
+    assert torch.equal(output, expected)

@@ -145,6 +145,23 @@ class TestCounts:
         assert saved_of(profile, none) == saved_by(without, rows())
 
 
+def test_the_clients_half_of_a_split_model_is_measured_alone(folders):
+    """Its layers are those below the cut, and what it saves is what a step of it saves."""
+    from clients.split import SplitLora
+
+    model = SplitLora(
+        (LENGTH,), CLASSES, VOCABULARY, pretrained=folders["gpt2"], rank=RANK, split_point=1
+    )
+    inputs = rows()
+    profile = measure(model.lower, inputs, lambda given: given[0].square().sum())
+    assert list(profile.layers) == list(model.lower.adapters) == ["h_0_attn_c_attn"]
+    whole = measure(model, inputs)
+    assert list(whole.layers) == ["h_0_attn_c_attn", "h_1_attn_c_attn"]
+    assert profile.frozen < whole.frozen
+    lower, both = (dict.fromkeys(found.layers, RANK) for found in (profile, whole))
+    assert saved_of(profile, lower) < saved_of(whole, both)
+
+
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_more_rank_is_never_less_memory(profile, data):
