@@ -83,7 +83,8 @@ def _save(source: Path, folder: Path, padding: str) -> None:
         del (
             config.quantization_config
         )  # the weights are multiplied out; a model that had it is saved by nobody
-    plain: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    whole: Any = transformers.AutoModelForCausalLM
+    plain = whole.from_config(config, dtype=torch.float16)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(str(folder))

