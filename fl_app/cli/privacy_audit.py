@@ -14,6 +14,7 @@ from fl_app.config.faults import ConfigError, Fault
 
 if TYPE_CHECKING:
     from fl_app.audit.conduct import Plan
+    from fl_app.audit.split.exposure import Sizes
     from fl_app.audit.target import Target
 
 _EXAMPLES = """examples:
@@ -25,6 +26,9 @@ _EXAMPLES = """examples:
       examples only: the loss attack, and LiRA with 16 shadow models (kept, so that more can follow)
   trellis privacy-audit RUN --inversion
       pictures from single updates, plain, clipped, noised and masked: RUN/audit/inversion.png
+  trellis privacy-audit RUN --split --seconds 600 --texts 200
+      a split run (the default for one, beside the loss attack): tokens from activations and gradients, labels from
+      gradients, senders from updates, each beside what a guess gets: RUN/audit/split.json and split.png
 
 RUN is a run's folder, which stays as it is but for RUN/audit. Canaries and each shadow train as long as the run did, on
 the in-process engine. What lies in RUN/audit is made of the data and covered by no promise: keep it as you keep the
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(
         "trellis privacy-audit",
         usage="trellis privacy-audit [-h] RUN [--membership] [--shadows N] [--canaries N] [--inversion] "
-        "[--confidence P]",
+        "[--split] [--seconds S] [--texts N] [--confidence P]",
         description="Attacks a run that has ended, and holds what was learnt against what the run promises.",
         epilog=_EXAMPLES,
     )
@@ -65,6 +69,15 @@ def main(arguments: Sequence[str]) -> int:
         "--inversion", action="store_true", help="what does one update tell of one picture?"
     )
     parser.add_argument(
+        "--split", action="store_true", help="what do activations, gradients and updates tell?"
+    )
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="for --split: no attack begins later (150)"
+    )
+    parser.add_argument(
+        "--texts", type=int, metavar="N", help="for --split: clients' texts that are read (48)"
+    )
+    parser.add_argument(
         "--confidence", type=float, default=0.95, metavar="P", help="of each bound (default 0.95)"
     )
     options = parser.read(arguments)
@@ -76,6 +89,10 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError([Fault("--canaries", "must be at least 8", options.canaries)])
     if options.shadows is not None and (options.shadows < 0 or options.shadows == 1):
         raise ConfigError([Fault("--shadows", "must be 0, or at least 2", options.shadows)])
+    if options.seconds is not None and not options.seconds > 0:
+        raise ConfigError([Fault("--seconds", "must be greater than 0", options.seconds)])
+    if options.texts is not None and options.texts < 2:
+        raise ConfigError([Fault("--texts", "must be at least 2", options.texts)])
     return _audit(options)
 
 
@@ -89,12 +106,16 @@ def _audit(options: Any) -> int:
     from fl_app.services.logs import log_to
 
     target = load(Path(options.run))
-    plan = _plan(options, target)
+    plan, sizes = _plan(options, target), _sizes(options, target)
     print(f"audit of {target.path.name}: {_promise(target)}", flush=True)
     try:
         target.folder.mkdir(exist_ok=True)
         with log_to(target.folder / "audit.log", lambda text: print(text, file=sys.stderr)):
             document = conduct(target, plan, _Shown)
+            if sizes is not None:
+                from fl_app.audit.split.conduct import conduct as conduct_split
+
+                _show_split(conduct_split(target, sizes, _Shown, options.confidence))
     except AuditError as error:
         print(f"the audit failed: {error}", file=sys.stderr)
         return FAILED
@@ -109,7 +130,7 @@ def _plan(options: Any, target: Target) -> Plan:
     from fl_app.audit.conduct import DEFAULT_SHADOWS, Plan, default_plan
 
     membership = options.membership or options.shadows is not None
-    if not (membership or options.canaries or options.inversion):
+    if not (membership or options.canaries or options.inversion or options.split):
         return default_plan(target, options.confidence)
     shadows = DEFAULT_SHADOWS if options.shadows is None else options.shadows
     return Plan(
@@ -119,6 +140,22 @@ def _plan(options: Any, target: Target) -> Plan:
         inversion=options.inversion,
         confidence=options.confidence,
     )
+
+
+def _sizes(options: Any, target: Target) -> Sizes | None:
+    """How much is tried at the cut; None where nothing is."""
+    named = (options.membership, options.shadows, options.canaries, options.inversion)
+    asked = options.split or options.seconds is not None or options.texts is not None
+    if not asked and (
+        any(one is not None and one is not False for one in named) or not target.assembly.split
+    ):
+        return None
+    from fl_app.audit.split.exposure import Sizes
+
+    if not target.assembly.split:
+        raise ConfigError([Fault("--split", "needs a run of a split model: strategy=split_lora")])
+    given = {"seconds": options.seconds, "private": options.texts}
+    return Sizes(**{name: value for name, value in given.items() if value is not None})
 
 
 def _promise(target: Target) -> str:
@@ -170,6 +207,26 @@ def _show(document: dict[str, Any]) -> None:
             ("update", "MSE", "PSNR, dB", "SSIM"),
             [(name, *_medians(figures)) for name, figures in views],
         )
+
+
+def _show_split(document: dict[str, Any]) -> None:
+    """Every score by itself, then what was not tried and why."""
+    _table(
+        ("attack", "measure", "cut", "setting", "value", "interval", "a guess", "n"),
+        [_score_row(one) for one in document["scores"]],
+    )
+    for name, reason in document["not_applicable"].items():
+        print(f"{name}: not applicable, {reason}")
+    for name in document["no_time_for"]:
+        print(f"{name}: no time; --seconds gives more")
+
+
+def _score_row(one: dict[str, Any]) -> tuple[str, ...]:
+    low, high = one["interval"]
+    cut = "-" if one["cut"] is None else str(one["cut"])
+    value, guess = f"{one['value']:.3f}", f"{one['baseline']:.3f}"
+    span = f"{low:.3f} to {high:.3f}"
+    return (one["attack"], one["measure"], cut, one["setting"], value, span, guess, str(one["n"]))
 
 
 def _verdict_row(one: dict[str, Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from clients.threads import one_thread
 from fl_app.audit.conduct import Begin
-from fl_app.audit.split.exposure import Exposure, Sizes, Wire
+from fl_app.audit.split.exposure import Exposure, NotApplicableError, Sizes, Wire
 from fl_app.audit.split.pictures import draw
 from fl_app.audit.split.reading import inverted, looked_up, spanned
 from fl_app.audit.split.score import Score
@@ -123,7 +123,7 @@ def _tried(exposure: Exposure, begin: Begin, confidence: float) -> dict[str, Any
         if is_time(name):
             try:
                 scores += attack(begin(name))
-            except ValueError as error:
+            except NotApplicableError as error:
                 refused[name] = str(error)
     if is_time("gradient norms"):
         settings = wires_of(exposure.wire)

@@ -9,7 +9,6 @@ What the attacks make of it is not known here.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +30,7 @@ from clients.split.trainer import SplitTrainer
 from clients.tasks import Examples
 from clients.tasks.docstrings import read_docstrings
 from clients.tasks.text import tokens
+from fl_app.assembly import Assembly
 from fl_app.audit.target import Target
 from fl_app.config.faults import ConfigError, Fault
 from strategies.ranges import Ranged
@@ -38,6 +38,10 @@ from strategies.seeds import generator
 
 PUBLIC = ("numpy", "transformers", "sympy", "networkx", "pandas", "scipy")
 """The first two of them that the task does not read are the public text."""
+
+
+class NotApplicableError(Exception):
+    """An attack that says nothing of this run; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -153,33 +157,39 @@ class Exposure:
         self.target, self.sizes = target, sizes
         self.assembly = target.assembly
         if not self.assembly.split:
-            raise ConfigError([Fault("--split", "needs a run of strategy=split_lora", target.path)])
+            raise ConfigError(
+                [Fault("--split", "needs a run of strategy=split_lora", str(target.path))]
+            )
         assert isinstance(self.assembly.trainer, SplitTrainer)
         self.trainer: SplitTrainer = self.assembly.trainer
         self.arrays: Mapping[str, NDArray[np.generic]] = target.model()
-        self.at, self.task = self.assembly.split_at, self.assembly.task
+        self.task = self.assembly.task
         arguments = target.config.collector.arguments
         self.wire = Wire(arguments["precision"], self.trainer.noise, self.trainer.nopeek)
         self.seed = target.config.seed
-        self._modules: dict[int, SplitLora] = {}
+        own = self._filled(self.assembly)
+        self.at = own.at
+        self._modules = {own.at: own}
 
     def module(self, at: int | None = None) -> SplitLora:
-        """The released model, cut where the run cuts it or elsewhere; frozen weights are in memory once."""
+        """The released model, cut where the run cuts it or elsewhere; frozen weights are in memory once a cut."""
         at = self.at if at is None else at
         if at not in self._modules:
-            self._modules = {k: one for k, one in self._modules.items() if k == self.at}
-            self._modules[at] = self._made(at)
+            config = self.target.config
+            arguments = {**config.model.arguments, "split_point": at}
+            model = config.model.model_copy(update={"arguments": arguments})
+            made = self._filled(Assembly(config.model_copy(update={"model": model})))
+            self._modules = {self.at: self._modules[self.at], at: made}
         return self._modules[at]
 
-    def _made(self, at: int) -> SplitLora:
-        other = copy.copy(self.assembly)
-        vars(other)["split_at"] = at
-        module = other.module()
+    def _filled(self, assembly: Assembly) -> SplitLora:
+        """An assembly's model with the released arrays."""
+        module = assembly.module()
         assert isinstance(module, SplitLora)
         try:
             ResidentModel(module, self.arrays).load(self.arrays)
         except ValueError as error:
-            raise ConfigError([Fault("RUN", str(error), self.target.path)]) from error
+            raise ConfigError([Fault("RUN", str(error), str(self.target.path))]) from error
         return module.eval()
 
     @cached_property
@@ -200,7 +210,7 @@ class Exposure:
             torch.cat([getattr(one, part) for one in own]) for part in ("inputs", "targets")
         )
         everything = Examples(inputs, targets)
-        order = generator(self.seed, "audit", name).permutation(len(everything))
+        order = generator(self.seed, f"audit {name}").permutation(len(everything))
         return texts_of(everything.take(order[:count]), self.task.padding_id)
 
     @cached_property

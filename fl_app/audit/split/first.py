@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clients.split.model import SplitLora
+from fl_app.audit.split.exposure import NotApplicableError
 from fl_app.audit.split.span import Inputs
 
 
@@ -33,10 +34,10 @@ def first_layers(module: SplitLora, examples: Tensor) -> list[str]:
         examples: tokens, (n, length) long, by which it is run; at least one.
 
     Raises:
-        ValueError: A is not trained, or its input depends on other tokens than its own.
+        NotApplicableError: A is not trained, or its input depends on other tokens than its own.
     """
     if module.factors == "shared_a":
-        raise ValueError("A is frozen and has no gradient (share_a)")
+        raise NotApplicableError("A is frozen and has no gradient (share_a)")
     calls: list[tuple[str, Tensor]] = []
     layers = _adapted(module)
     handles = [
@@ -50,7 +51,7 @@ def first_layers(module: SplitLora, examples: Tensor) -> list[str]:
         for handle in handles:
             handle.remove()
     if not calls:
-        raise ValueError("the clients' half has no adapters")
+        raise NotApplicableError("the clients' half has no adapters")
     shared = calls[0][1].data_ptr()
     found = [name for name, given in calls if given.data_ptr() == shared]
     _check_alone(module, found, examples[:1])
@@ -68,7 +69,9 @@ def _check_alone(module: SplitLora, layers: Sequence[str], text: Tensor) -> None
     other[:, 0] = real[:, 0]
     first, second = (_given(module, layers[0], ids)[:, 0] for ids in (real, other))
     if not torch.allclose(first, second, atol=1e-5):
-        raise ValueError("the first adapter comes behind an attention: its input is no one token's")
+        raise NotApplicableError(
+            "the first adapter comes behind an attention: its input is no one token's"
+        )
 
 
 def _given(module: SplitLora, name: str, ids: Tensor) -> Tensor:

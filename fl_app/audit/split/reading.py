@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clients.tasks import Examples
-from fl_app.audit.split.exposure import Exposure, Texts, Wire, texts_of
+from fl_app.audit.split.exposure import Exposure, NotApplicableError, Texts, Wire, texts_of
 from fl_app.audit.split.first import first_layers, inputs_of
 from fl_app.audit.split.inverter import fit_inverter
 from fl_app.audit.split.matching import dictionary, nearest
@@ -108,7 +108,7 @@ def spanned(exposure: Exposure, confidence: float, progress: Progress) -> list[S
     """The span check on gradients of the first adapters, by how many tokens a batch has.
 
     Raises:
-        ValueError: these adapters tell nothing in this way; the message says why.
+        NotApplicableError: these adapters tell nothing in this way; the message says why.
     """
     module, length = exposure.module(), exposure.task.input_shape[0]
     layers = first_layers(module, exposure.labelled.examples.inputs)
@@ -117,7 +117,7 @@ def spanned(exposure: Exposure, confidence: float, progress: Progress) -> list[S
     cases = _cases(exposure, rows)
     bases = [row_space(_told(exposure, names, batch, how)) for _, batch, how in cases]
     if not any(len(basis) for basis in bases):
-        raise ValueError("B is zero, so that A has no gradient yet")
+        raise NotApplicableError("B is zero, so that A has no gradient yet")
     vocabulary = torch.arange(exposure.task.vocab_size or 0)
     apart = distances(bases, inputs_of(module, layers, length), vocabulary, progress=progress)
     found = []

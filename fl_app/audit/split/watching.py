@@ -22,7 +22,7 @@ from clients.tasks.task import UNLABELLED
 from clients.trainers import SGD
 from clients.trainers.adamw import AdamW
 from clients.trainers.sgd import FitJob
-from fl_app.audit.split.exposure import Exposure, Wire, pooled
+from fl_app.audit.split.exposure import Exposure, NotApplicableError, Wire, pooled
 from fl_app.audit.split.labels import by_clusters, by_direction, by_norm
 from fl_app.audit.split.norms import compared
 from fl_app.audit.split.score import Score, most_frequent, share
@@ -50,7 +50,7 @@ def labelled(
     """Labels from gradients, for each wire and each place where gradients travel.
 
     Raises:
-        ValueError: the task has no class labels, or one class.
+        NotApplicableError: the task has no class labels, or these examples are of one class.
     """
     labels, rows = _labels(exposure)
     examples = exposure.labelled.examples.take(rows)
@@ -107,12 +107,16 @@ def _labels(exposure: Exposure) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if exposure.task.goals and targets.dim() == 2:
         targets = targets[:, (targets != UNLABELLED).sum(dim=0).argmax()]
     if targets.dim() != 1 or targets.is_floating_point():
-        raise ValueError("the task has no class labels: what is learnt are the tokens themselves")
+        raise NotApplicableError(
+            "the task has no class labels: what is learnt are the tokens themselves"
+        )
     rows = (targets != UNLABELLED).nonzero()[:, 0].numpy()
     labels: NDArray[np.int64] = targets.numpy()[rows]
     # A class of one or two can neither be known nor be found.
     counts = np.bincount(labels)
     kept = counts[labels] >= 4
+    if len(set(labels[kept].tolist())) < 2:
+        raise NotApplicableError("the examples are of one class: there are no labels to tell apart")
     return labels[kept], rows[kept]
 
 
@@ -120,11 +124,11 @@ def senders(exposure: Exposure, confidence: float, progress: Progress) -> list[S
     """Whose update is whose, of the clients' adapters; and of which task group, where there are several.
 
     Raises:
-        ValueError: there is one client.
+        NotApplicableError: there is one client.
     """
     clients = min(exposure.sizes.senders, exposure.target.num_clients)
     if clients < 2:
-        raise ValueError("one client sends all updates")
+        raise NotApplicableError("one client sends all updates")
     updates, who, when = _updates(exposure, clients, progress)
     asked: dict[str, list[Any]] = {"client": who}
     groups = [exposure.task.goal_of(client) for client in who]
