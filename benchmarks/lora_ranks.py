@@ -1,6 +1,6 @@
 """Ranks that budgets of memory give MiniLM's layers, and what a process of its own really takes at these ranks.
 
-    python benchmarks/lora_ranks.py [--budgets 140 180 250 320 400] [--batch 16] [--length 128]
+    python benchmarks/lora_ranks.py [--budgets 150 200 260 340 420] [--batch 16] [--length 128]
 
 Importance comes of real local training on docstrings at rank 8 (two rounds of four clients); each budget's ranks are
 then trained for three steps of AdamW in a process of its own. Its peak is the resident set's, over what it was with all
@@ -197,7 +197,7 @@ def printed(found: Mapping[str, Any]) -> str:
 def main() -> None:
     """Prints the table, or one cell's figures."""
     parser = argparse.ArgumentParser(description="Ranks by budgets of memory, and real peaks.")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[140, 180, 250, 320, 400])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[150, 200, 260, 340, 420])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--write", action="store_true")
