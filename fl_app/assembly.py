@@ -202,7 +202,11 @@ class Assembly:
     def _clients_module(self) -> nn.Module | ModuleMaker:
         """What clients make their models with."""
         if self.split or self._have_parts:
-            return PartMaker(self._build, split=self.split)
+            return PartMaker(
+                self._build,
+                split=self.split,
+                configured=self.config.model.arguments.get("split_point") != "auto",
+            )
         return self.module()
 
     def model_sections(self) -> frozenset[str]:

@@ -68,10 +68,11 @@ class PartMaker:
     Args:
         build: the configured model.
         split: whether clients have a half of it.
+        configured: whether the configuration says where the cut is; otherwise the server does.
     """
 
-    def __init__(self, build: Build, *, split: bool) -> None:
-        self._build, self._split = build, split
+    def __init__(self, build: Build, *, split: bool, configured: bool = True) -> None:
+        self._build, self._split, self._configured = build, split, configured
 
     def key(self, shapes: Shapes, settings: Mapping[str, object]) -> Hashable:
         """Names, shapes and the cut."""
@@ -84,8 +85,13 @@ class PartMaker:
             at = settings.get(AT)
             if type(at) is not int or at < 1:
                 raise Refused("terms", f"{AT}={at!r} is no number of blocks")
-            known |= {"at": at, "half": "lower"}
-        return self._build(**known)
+            known |= {"half": "lower"} if self._configured else {"at": at, "half": "lower"}
+        module = self._build(**known)
+        own = getattr(module, "at", None)
+        if self._split and own != settings[AT]:
+            # What activations tell depends on the cut: where it is configured, it is no server's to move.
+            raise Refused("terms", f"{AT}={settings[AT]}, and this client is configured for {own}")
+        return module
 
 
 def ranks_of(shapes: Shapes) -> dict[str, int]:

@@ -192,6 +192,27 @@ class Claim:
             )
         return self.sensitivity
 
+    def need_comparable(self, part: object) -> None:
+        """Refuses what compares updates where two honest ones differ for what they speak of, or all have one part.
+
+        Raises:
+            ContractError: clients train different parts of the model, or the server one part with all of them.
+        """
+        if self.parts:
+            raise ContractError(
+                self.source("parts"),
+                name_of(part),
+                "clients train different parts of the model, and where one has nothing its zeros would be judged",
+                "use combiner=lora_mean and quarantine=none, or give all clients one rank and one head",
+            )
+        if self.served == "shared":
+            raise ContractError(
+                self.source("served"),
+                name_of(part),
+                "a liar's activations have trained the upper part that every update has, before any is compared",
+                "set collector.variant=v1",
+            )
+
     def need_bounds(self, part: object) -> None:
         """Refuses where a client's update has a section of any length."""
         if self.l2_bound() is None:

@@ -18,7 +18,7 @@ from strategies.admission import Admission
 from strategies.clustering import TaskClusters
 from strategies.collectors import Plain
 from strategies.combiners import Mean
-from strategies.contract import Checked, Claim, ContractError, check, name_of
+from strategies.contract import Checked, Claim, ContractError, Visibility, check, name_of
 from strategies.detection import Quarantine
 from strategies.downlink import Downlink
 from strategies.encoding import most_bytes, packing_of, reshaped
@@ -174,6 +174,13 @@ class Pipeline:
         parted = "served" if claim.served else "parts" if claim.parts else None
         if parted is None:
             return
+        if claim.parts and claim.visibility < Visibility.EACH:
+            raise ContractError(
+                claim.source("parts"),
+                claim.source("visibility"),
+                "it sums vectors of one length, and clients have parts of several",
+                "use collector=plain, or give all clients one rank and one head",
+            )
         shaping = [s for s in self.stages if isinstance(s, Maker | Shaping | Packing)]
         for part in (*shaping, *(() if self.downlink is None else (self.downlink,))):
             raise ContractError(
@@ -184,7 +191,7 @@ class Pipeline:
             )
         if claim.served is None or self.privacy is None:
             return
-        if claim.private is not None or not self.privacy.unconditional:
+        if not self.privacy.unconditional:  # noise that clients add, of which the server has no half
             raise ContractError(
                 claim.source("served"),
                 name_of(self.privacy),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clients.resident import ResidentModel
 from clients.split.auxiliary import Seen, auxiliary_loss, misalignment
-from clients.split.coding import Precision, decode, encode, relative_error
+from clients.split.coding import Precision, decode, encode, pack_rows, relative_error
 from clients.split.defence import GaussianNoise, NoPeek
 from clients.split.half_done import HalfDone, HalfDoneFolder
 from clients.split.model import Lower, SplitLora
@@ -172,10 +172,9 @@ class Local:
             with torch.no_grad():
                 activation, lengths = self._lower(inputs)
             self._finite(activation, exchange)
-            rounded = decode(
-                encode(activation, self._told.precision), self._told.precision, activation.shape
-            )
-            self._count("activation_error", relative_error(activation, rounded))
+            rows, precision = pack_rows(activation, lengths), self._told.precision
+            rounded = decode(encode(rows, precision), precision, rows.shape)
+            self._count("activation_error", relative_error(rows, rounded))
             if self._trainer.noise:
                 activation = GaussianNoise(self._trainer.noise)(activation)
             kept = None if self._module.u_shaped else targets

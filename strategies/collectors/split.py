@@ -27,9 +27,6 @@ from strategies.wire import ARRAYS, METRICS, NUM_EXAMPLES, unpack_model
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
-ACTIVATIONS = "activations"
-"""What travels in clear beside the vectors: the server sees them, whatever else is promised."""
-
 
 @dataclass(frozen=True)
 class Split(Ranged):
@@ -42,6 +39,8 @@ class Split(Ranged):
             turn, all activations are of the adapters before the turn, so that the gradient of the j-th is j − 1 steps
             old when it is applied. There are m times fewer trips.
         precision: of activations and of their gradients on the wire: `int8` has a scale for each token.
+        metrics: clients say how many examples they have, and rounds what training came to; without, as a promise needs,
+            vectors and activations are all that travels.
         lr: the server's learning rate for its part; None for the clients'.
         most_turns: after which a client is out.
         served: the server's half of the model; None on clients.
@@ -50,6 +49,7 @@ class Split(Ranged):
     variant: Literal["v1", "v2"] = "v1"
     batches_per_exchange: Annotated[int, Ge(1)] = 1
     precision: Precision = "fp32"
+    metrics: bool = True
     lr: Annotated[float, Gt(0)] | None = None
     most_turns: Annotated[int, Ge(1)] = 100_000
     served: Served | None = field(default=None, repr=False, compare=False)
@@ -73,7 +73,9 @@ class Split(Ranged):
         return claim.given(
             self,
             visibility=Visibility.EACH,
-            clear=claim.clear | {NUM_EXAMPLES, METRICS, ACTIVATIONS},
+            clear=claim.clear
+            | (frozenset({NUM_EXAMPLES, METRICS}) if self.metrics else frozenset()),
+            summed=None if self.metrics else "uniform",
             served="each" if self.variant == "v1" else "shared",
             parts=claim.parts or (self.served is not None and self.served.partial),
         )
@@ -98,6 +100,7 @@ class Split(Ranged):
                 "split.precision": self.precision,
             },
             most_turns=self.most_turns,
+            metrics=self.metrics,
             token=secrets.token_hex(8),
         )
 
@@ -111,4 +114,4 @@ class Split(Ranged):
 
     def client_half(self, own: ClientOwn) -> PlainClient:
         """What a client's last turn comes to goes in clear; the turns before are its trainer's."""
-        return PlainClient()
+        return PlainClient(metrics=self.metrics)

@@ -18,6 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
+from strategies.collectors.plain import bare
 from strategies.collectors.portions import expected_of, part_of, records_for
 from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended, record_in
@@ -95,6 +96,7 @@ class SplitSession:
         sent: the model as it is sent, by name.
         shared: whether one upper part learns of all clients, whose change all updates then have.
         settings: that clients are given with each turn.
+        metrics: whether updates say how many examples they are of, and what training came to.
         most_turns: after which a client is out: it decides itself how many it needs.
         token: tells this session's turns from another's.
         done: nothing more will come.
@@ -108,6 +110,7 @@ class SplitSession:
     settings: Mapping[str, ConfigValue]
     most_turns: int
     token: str
+    metrics: bool = True
     done: bool = field(default=False, init=False)
     _members: dict[int, _Member] = field(default_factory=dict, init=False)
     _held: list[tuple[_Member, Update]] = field(default_factory=list, init=False)
@@ -231,8 +234,10 @@ class SplitSession:
                 views[name][tuple(map(slice, block.shape))] = block
         both = _ordered({**_shapes(member.part), **_shapes(own)}, whole)
         section = Section(filled, whole, part=None if both == whole else both)
-        metrics = {**update.metrics, **figures}
-        return replace(update.with_section(DELTA, section), metrics=metrics)
+        joined = update.with_section(DELTA, section)
+        return (
+            replace(joined, metrics={**update.metrics, **figures}) if self.metrics else bare(joined)
+        )
 
 
 def _shapes(part: Layout) -> dict[str, tuple[int, ...]]:

@@ -129,13 +129,7 @@ class Robust(Ranged, ABC):
         Raises:
             ContractError: two honest updates differ for what they speak of, or how they put it.
         """
-        if claim.parts:
-            raise ContractError(
-                claim.source("parts"),
-                name_of(self),
-                "clients train different parts of the model, and where one has nothing its zeros would be judged",
-                "use combiner=lora_mean, or give all clients one rank and one head",
-            )
+        claim.need_comparable(self)
         if claim.factors == "both" and (self.by_distance or not self.by_coordinate):
             raise ContractError(
                 claim.source("factors"),

@@ -74,6 +74,7 @@ class Quarantine(Ranged):
             why="flags name single clients, and a sum of several names nobody",
             instead="use quarantine=none",
         )
+        claim.need_comparable(self)
         if claim.cohort is not None and claim.cohort < LEAST_UPDATES:
             raise ContractError(
                 claim.source("cohort"),

@@ -7,7 +7,7 @@ a client that skips its half gains nothing by it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Annotated
 
@@ -72,9 +72,9 @@ def clip(update: Update, norm: float, sections: Iterable[str]) -> Update:
         if isfinite(length) and length > norm:
             # A hair further than C, so that rounding to float32 can't lift the norm above it again.
             scaled = section.vector * np.float64(norm / length * (1 - 2.0**-22))
-            section = Section(scaled.astype(np.float32), section.layout, norm)
+            section = replace(section, vector=scaled.astype(np.float32), bound=norm, packed=None)
         else:
-            section = Section(section.vector, section.layout, norm, section.packed)
+            section = replace(section, bound=norm)
         update = update.with_section(name, section)
     return update
 

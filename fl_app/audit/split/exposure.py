@@ -137,7 +137,7 @@ def texts_of(examples: Examples, padding_id: int) -> Texts:
     scored = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
     rows = torch.arange(len(ids))
     for places in (torch.zeros_like(lengths), lengths - 1):
-        if len(ids) > 1 and len(ids[rows, places].unique()) == 1:
+        if len(ids) > 1 and bool((ids[rows, places] == ids[0, places[0]]).all()):
             scored[rows, places] = False
     return Texts(examples, lengths, scored)
 
@@ -235,7 +235,7 @@ class Exposure:
 
     def batches(self, texts: Texts) -> Sequence[Examples]:
         """In the sizes that clients train on."""
-        rows = torch.arange(len(texts.lengths)).split(self.trainer.batch_size)
+        rows = torch.split(torch.arange(len(texts.lengths)), self.trainer.batch_size)
         return [texts.examples.take(part) for part in rows]
 
     def activations(self, at: int, texts: Texts, wires: Sequence[Wire]) -> list[Tensor]:

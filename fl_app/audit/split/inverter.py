@@ -48,7 +48,7 @@ class Inverter:
     def guess(self, activations: Tensor) -> Tensor:
         """Token ids, (n,) long, of activations, (n, h)."""
         pointed = self.standardised(activations) @ self.weight + self.bias
-        parts = [(part @ self.directions.T).argmax(dim=1) for part in pointed.split(1024)]
+        parts = [(part @ self.directions.T).argmax(dim=1) for part in torch.split(pointed, 1024)]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
     def standardised(self, activations: Tensor) -> Tensor:
@@ -92,14 +92,14 @@ def fit_inverter(
 
 
 def _refined(start: Inverter, x: Tensor, tokens: Tensor, epochs: int, seed: int) -> Inverter:
-    known, places = tokens.unique(return_inverse=True)
+    known, places = torch.unique(tokens, return_inverse=True)
     directions = start.directions[known]
     weight, bias = (part.clone().requires_grad_() for part in (start.weight, start.bias))
     sharpness = torch.tensor(_SHARPNESS, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias, sharpness], _RATE)
     random = torch.Generator().manual_seed(seed + 1)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=random).split(_BATCH):
+        for rows in torch.split(torch.randperm(len(x), generator=random), _BATCH):
             pointed = F.normalize(x[rows] @ weight + bias, dim=1)
             loss = F.cross_entropy(pointed @ directions.T * sharpness.exp(), places[rows])
             optimizer.zero_grad()

@@ -39,7 +39,7 @@ def dictionary(
     """
     found: list[Tensor] = []
     with torch.no_grad():
-        for part in candidates.split(_ROWS):
+        for part in torch.split(candidates, _ROWS):
             columns = [torch.full_like(part, token) for token in (*before, 0, *after)]
             columns[len(before)] = part
             found.append(bottom(torch.stack(columns, dim=1))[:, len(before)])
@@ -50,5 +50,7 @@ def dictionary(
 def nearest(activations: Tensor, entries: Tensor, candidates: Tensor) -> Tensor:
     """The candidates, (n,) long, whose entries, (c, h), lie nearest to activations, (n, h)."""
     squares = (entries**2).sum(dim=1)
-    places = [(squares - 2 * part @ entries.T).argmin(dim=1) for part in activations.split(_ROWS)]
+    places = [
+        (squares - 2 * part @ entries.T).argmin(dim=1) for part in torch.split(activations, _ROWS)
+    ]
     return candidates[torch.cat(places)] if places else candidates[:0]

@@ -142,7 +142,7 @@ def _told(exposure: Exposure, names: Sequence[str], batch: Examples, how: str) -
         gradient = after - start
     sizes = [one.numel() for one in parameters.values() if one.requires_grad]
     owners = [name for name, one in parameters.items() if one.requires_grad]
-    parts = dict(zip(owners, gradient.split(sizes), strict=True))
+    parts = dict(zip(owners, torch.split(gradient, sizes), strict=True))
     return [parts[name].view_as(parameters[name]) for name in names]
 
 
@@ -203,7 +203,8 @@ def _span_scores(
         counted["precision"].append((len(named & truth), len(named)))
         counted["top"].append((len(top & truth), len(truth)))
         counted["guess"].append((len(set(guess) & truth), len(truth)))
-    baseline = share(*zip(*counted["guess"], strict=True), confidence)[0]
+    guessed, tried = zip(*counted["guess"], strict=True)
+    baseline = sum(guessed) / max(1, sum(tried))
     found = []
     for name, attack, measure, meaning in (
         ("recall", "span check", "recall", _SPANNED),

@@ -45,7 +45,8 @@ def row_space(gradients: Sequence[Tensor], tolerance: float = _RANK) -> Tensor:
         return torch.zeros(0, gradients[0].shape[1])
     rows = rows / rows.norm(dim=1, keepdim=True)
     _, singular, basis = torch.linalg.svd(rows, full_matrices=False)
-    return basis[singular > tolerance * singular[0]].float()
+    kept: Tensor = basis[singular > tolerance * singular[0]].float()
+    return kept
 
 
 def distances(
@@ -67,7 +68,7 @@ def distances(
     """
     found: list[Tensor] = []
     with torch.no_grad():
-        for part in vocabulary.split(batch):
+        for part in torch.split(vocabulary, batch):
             x = inputs(part)
             squares = x.square().sum(dim=2).clamp(min=1e-30)
             within = torch.stack([(x @ basis.T).square().sum(dim=2) for basis in bases]) / squares

@@ -55,7 +55,7 @@ def labelled(
     labels, rows = _labels(exposure)
     examples = exposure.labelled.examples.take(rows)
     size, padding = exposure.trainer.batch_size, exposure.task.padding_id
-    parts = torch.arange(len(examples)).split(size)
+    parts = torch.split(torch.arange(len(examples)), size)
     found = []
     for number, wire in enumerate(wires):
         gathered: dict[str, list[NDArray[np.float64]]] = {}
@@ -166,7 +166,9 @@ def _updates(
     trainer, arrays = _whole_trainer(exposure.trainer), dict(exposure.arrays)
     data = exposure.assembly.data(exposure.target.num_clients)
     model = ResidentModel(module, arrays)
-    updates, who, when = [], [], []
+    updates: list[NDArray[np.float64]] = []
+    who: list[int] = []
+    when: list[int] = []
     for turn in range(exposure.sizes.rounds):
         changes = []
         for client in range(clients):
@@ -185,7 +187,7 @@ def _updates(
         who += range(clients)
         when += [turn] * clients
         step = layout.views(np.mean(changes, axis=0).astype(np.float32))
-        arrays |= {name: arrays[name] + change for name, change in step.items()}
+        arrays |= {name: np.add(arrays[name], change) for name, change in step.items()}
     model.load(exposure.arrays)
     module.eval()
     return np.array(updates), who, when
