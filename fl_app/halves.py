@@ -6,6 +6,7 @@ that a device never loads what it has no part of. The server makes its half here
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
@@ -22,6 +23,7 @@ from clients.trainers import SGD
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
 from fl_app.config.targets import locate
+from fl_app.services.files import write_atomically
 from strategies.collectors import Split
 from strategies.wire import Refused
 
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 AT: Final = "split.at"
 """The setting of a request that says how many blocks clients hold."""
+
+CUT: Final = "cut.json"
+"""In a run's folder: where `split_point=auto` has cut the model."""
 
 Build = Callable[..., nn.Module]
 """The configured model, given what else of its constructor's parameters are known."""
@@ -119,6 +124,8 @@ def planned_cut(build: Build, config: Config, task: Task, trainer: SGD, clients:
     """
     if config.model.arguments["split_point"] != "auto":
         return None
+    if (earlier := _earlier_cut(config)) is not None:
+        return earlier
     arguments = config.collector.arguments
     model: Any = build(at=1, half="lower")
     try:
@@ -133,7 +140,20 @@ def planned_cut(build: Build, config: Config, task: Task, trainer: SGD, clients:
         raise ConfigError([Fault("model.limits", str(error))]) from error
     bound = f" ({', '.join(plan.bound_by)} forbids a faster cut)" if plan.bound_by else ""
     log.info("split_point=auto: clients hold %d blocks%s\n%s", plan.at, bound, plan.table)
+    if config.run_dir.is_dir():
+        write_atomically(config.run_dir / CUT, json.dumps({"at": plan.at}).encode())
     return int(plan.at)
+
+
+def _earlier_cut(config: Config) -> int | None:
+    """Where a run that is resumed was cut: measured again, it could be elsewhere, nearer to the texts."""
+    if config.resume == "never":
+        return None
+    try:
+        at = json.loads((config.run_dir / CUT).read_text())["at"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return at if type(at) is int and at >= 1 else None
 
 
 def clients_profile(model: Any, task: Task, batch_size: int) -> Profile:

@@ -181,6 +181,13 @@ class Pipeline:
                 "it sums vectors of one length, and clients have parts of several",
                 "use collector=plain, or give all clients one rank and one head",
             )
+        if claim.parts and getattr(self.scheduler, "mixing", None) is not None:
+            raise ContractError(
+                claim.source("parts"),
+                name_of(self.scheduler),
+                "a step towards a client's model would take what it has no part of back to an older version",
+                "set scheduler.mixing=null, or give all clients one rank and one head",
+            )
         shaping = [s for s in self.stages if isinstance(s, Maker | Shaping | Packing)]
         for part in (*shaping, *(() if self.downlink is None else (self.downlink,))):
             raise ContractError(
@@ -191,7 +198,9 @@ class Pipeline:
             )
         if claim.served is None or self.privacy is None:
             return
-        if not self.privacy.unconditional:  # noise that clients add, of which the server has no half
+        if (
+            not self.privacy.unconditional
+        ):  # noise that clients add, of which the server has no half
             raise ContractError(
                 claim.source("served"),
                 name_of(self.privacy),
@@ -212,7 +221,8 @@ class Pipeline:
         inputs = self.claim.inputs
         wanted = self.root is not None and getattr(self.combiner, "wants_root", False)
         root = self.root(job) if self.root is not None and wanted else None
-        sent = self._sent(job) if getattr(self.combiner, "wants_sent", False) else None
+        alike = self.claim.staleness is None  # else not all updates start from what this job sends
+        sent = self._sent(job) if alike and getattr(self.combiner, "wants_sent", False) else None
         planned = cohort if inputs is None else inputs
         plan = Plan(job.layouts, cohort, planned, job.round, root, sent)
         return self.combiner.begin(plan)

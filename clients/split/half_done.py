@@ -32,6 +32,8 @@ class HalfDone:
         parameters: as they are now, (d,) float32.
         moments: of the optimiser, as the trainer has them; None where it has none.
         pending: gradients of a turn whose step waits for the server's answer, (k, d) float32; None where none does.
+        key: of the noise on activations, 32 bytes in hex: a turn that is asked for twice has the same noise twice, or
+            the server could average it away.
         figures: sums of what is reported at the end, and as `…/count` how many values each is of.
     """
 
@@ -41,6 +43,7 @@ class HalfDone:
     parameters: Tensor
     moments: Tensor | None
     pending: Tensor | None
+    key: str
     figures: dict[str, float]
 
 
@@ -70,6 +73,7 @@ class HalfDoneFolder:
                 tensors["parameters"],
                 tensors.get("moments"),
                 tensors.get("pending"),
+                str(told["key"]),
                 {key: float(value) for key, value in told["figures"].items()},
             )
         except FileNotFoundError:
@@ -87,6 +91,7 @@ class HalfDoneFolder:
             "session": state.session,
             "turn": state.turn,
             "shapes": {name: list(shape) for name, shape in state.shapes.items()},
+            "key": state.key,
             "figures": state.figures,
         }
         found = {

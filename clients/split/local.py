@@ -9,7 +9,8 @@ Half-done work is written before a turn is answered; a turn that is asked for tw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -176,10 +177,16 @@ class Local:
             rounded = decode(encode(rows, precision), precision, rows.shape)
             self._count("activation_error", relative_error(rows, rounded))
             if self._trainer.noise:
-                activation = GaussianNoise(self._trainer.noise)(activation)
+                entropy = self._entropy(exchange, len(batches))
+                activation = GaussianNoise(self._trainer.noise)(activation, entropy)
             kept = None if self._module.u_shaped else targets
             batches.append(Batch(activation.cpu(), lengths.cpu(), kept))
         return write_batches(batches, self._told.precision)
+
+    def _entropy(self, exchange: int, batch: int) -> Callable[[int], bytes]:
+        """The same bytes for the same batch of a session, and nobody else's."""
+        key = bytes.fromhex(self.state.key)
+        return lambda size: hashlib.shake_256(key + f"{exchange}/{batch}".encode()).digest(size)
 
     def _gradients(self, exchange: int, answer: Arrays) -> dict[str, NDArray[np.generic]]:
         """Gradients of the states that the server's half gave; those of the heads wait in the state."""

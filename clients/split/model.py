@@ -122,6 +122,7 @@ class SplitLora(nn.Module):
         self.factors: Literal["both", "shared_a"] = "shared_a" if share_a else "both"
         self.padding_id, self.blocks, self.hidden = padding_id, blocks, source.hidden
         self.u_shaped, self.longest = u_shaped, input_shape[0]
+        self.of_tokens = head == "tokens"
         self._source, self._limits = source, limits or Limits()
         self._register(lower, upper)
 

@@ -74,7 +74,8 @@ class UpperServer:
         """Who holds what of the model, and what the server is sent."""
         model = self.module
         ends = " and what comes last" if model.u_shaped else ""
-        sees = "activations" if model.u_shaped else "activations and labels"
+        labels = "the texts themselves, as labels" if model.of_tokens else "labels"
+        sees = "activations" if model.u_shaped else f"activations and {labels}"
         return f"clients hold {model.at} of {model.blocks} blocks{ends}, the server sees {sees}"
 
     def clients_names(self, client: int) -> frozenset[str]:

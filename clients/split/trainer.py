@@ -11,6 +11,7 @@ known in either.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,7 +158,9 @@ class SplitTrainer(AdamW):
         layout = Layout.of(job.arrays)
         start = torch.from_numpy(layout.flatten(job.arrays))
         shapes = dict(zip(layout.names, layout.shapes, strict=True))
-        return HalfDone(told.session, 0, shapes, start, self.moments(start), None, {})
+        return HalfDone(
+            told.session, 0, shapes, start, self.moments(start), None, os.urandom(32).hex(), {}
+        )
 
 
 def _arrays(job: FitJob) -> Mapping[str, NDArray[np.generic]]:

@@ -123,14 +123,15 @@ class TaskClusters(Ranged):
 
         Returns:
             ``groups``: lists of clients, each sorted, the one with the smallest id first; one list where the test finds
-            no more, and none at all where fewer than 6 clients were seen or no B is trained by all. ``silhouette`` of
-            these groups, or of the best that were refused; ``p_value`` of the test; both None where there was none.
-            ``method``; ``rounds``, by client.
+            no more, and none at all where fewer than 6 clients were seen or no B is trained by all. ``candidates``: the
+            groups that there are if there is more than one, whatever the test says, and their ``silhouette``.
+            ``p_value`` of the test. ``method``; ``rounds``, by client. What was not to be had is None.
         """
         clients = sorted(self._seen)
         found: dict[str, object] = {
             "method": self.method,
             "groups": [],
+            "candidates": None,
             "silhouette": None,
             "p_value": None,
             "rounds": {str(client): self._seen[client].rounds for client in clients},
@@ -138,14 +139,14 @@ class TaskClusters(Ranged):
         rows = self._rows(clients)
         if len(clients) < LEAST_CLIENTS or not rows.size:
             return found
-        score, p_value = one_group(rows, self.most)
-        found |= {"groups": [clients], "silhouette": score, "p_value": p_value}
-        if p_value <= self.level:
-            labels, score = self._labels(fingerprints(rows))
-            groups = [
-                [c for c, at in zip(clients, labels, strict=True) if at == k] for k in set(labels)
-            ]
-            found |= {"groups": sorted(groups), "silhouette": score}
+        p_value = one_group(rows, self.most)[1]
+        labels, score = self._labels(fingerprints(rows))
+        candidates = sorted(
+            [client for client, at in zip(clients, labels, strict=True) if at == label]
+            for label in set(labels.tolist())
+        )
+        found |= {"candidates": candidates, "silhouette": score, "p_value": p_value}
+        found["groups"] = candidates if p_value <= self.level else [clients]
         return found
 
     def state_dict(self) -> State:

@@ -89,6 +89,8 @@ class PlainSession:
         self._job, self._metrics = job, metrics
         self._cohort = tuple(cohort)
         self._waiting = set(cohort)
+        # Asked once: whose part it is may have changed when a late reply comes.
+        self._parts = {client: part_of(job, client) for client in cohort}
         self._sent = unpack_model(job.records[ARRAYS]) if vanilla else None
         # Flower checks every value that a record is given: what all clients are told alike is checked once.
         self._config = ConfigRecord(
@@ -126,7 +128,7 @@ class PlainSession:
         self._waiting.discard(client)
         if reply.content is None:
             raise Refused("client_error", reply.error or "the client gave no reason")
-        part = part_of(self._job, client)
+        part = self._parts[client]
         if self._sent is not None:
             expected = Expected.of(self._job, client)
             update = read_weights(reply.content, expected, self._sent, self._job.kinds)
@@ -146,7 +148,7 @@ class PlainSession:
 
     def _content(self, client: int) -> RecordDict:
         own = {"client": client, "included": self._job.included.get(client, 0)}
-        records = records_for(self._job, part_of(self._job, client))
+        records = records_for(self._job, self._parts[client])
         return bundle({**records, CONFIG: extended(self._config, own)})
 
 

@@ -68,7 +68,7 @@ class Split(Ranged):
                 claim.source("staleness"),
                 name_of(self),
                 "a client's turns are on one version of the server's part, which a buffer would have left behind",
-                "use scheduler=synchronous; scheduler.deadline ends the turns of those that are slow",
+                "use scheduler=synchronous; scheduler.deadline ends the turns of all that are not through by then",
             )
         return claim.given(
             self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
@@ -112,6 +112,8 @@ class SplitSession:
     token: str
     metrics: bool = True
     done: bool = field(default=False, init=False)
+    phased: ClassVar[bool] = False
+    """Each client takes its own turns, and one deadline is for all of them."""
     _members: dict[int, _Member] = field(default_factory=dict, init=False)
     _held: list[tuple[_Member, Update]] = field(default_factory=list, init=False)
 

@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.combiners.lora_coverage import CoverageMean
-from strategies.combiners.lora_rule import MEND, check_adapters, clients_of, head_group, shares
+from strategies.combiners.lora_rule import (
+    MEND,
+    check_adapters,
+    clients_of,
+    head_group,
+    shares,
+    unheld,
+)
 from strategies.combiners.mean import Mean, MeanAccumulator
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.lora import Factors, distance, frobenius, is_residual, layers_of, stacked
@@ -165,7 +172,8 @@ class LoraMeanAccumulator:
                 average = Factors(
                     start[layer.b] + change[layer.b], start[layer.a] + change[layer.a]
                 )
-                exact = stacked(products, own)
+                rest = unheld(layer, products, start)
+                exact = stacked([*products, rest], [*own, 1.0])
                 error = hypot(error, distance(exact, average))
                 size = hypot(size, frobenius(exact))
         return {"lora_cross_term": relative(error, size)} if layers else {}

@@ -4,8 +4,9 @@ Wu, Hu, Min & Wang 2026, "Preventing Rank Collapse in Federated Low-Rank Adaptat
 (raFLoRA): where the mean product is decomposed and handed out by ranks (FlexLoRA), a direction beyond the smallest
 rank comes back from the larger clients only, but is divided by the weight of all, so that round by round it shrinks by
 their share. Their remedy: clients' updates are cut into intervals of ranks, and each interval is averaged over the
-clients that reach it. That is the paper's; that an interval's weights are the clients' own over their sum, and that the
-sum of the intervals is decomposed as `LoraSvd` does it, is how it stands here.
+clients that reach it. That is the paper's; that an interval's weights are the clients' own over their sum, that one
+which no client reaches stays as it was sent, and that the sum of the intervals is decomposed as `LoraSvd` does it, is
+how it stands here.
 
 The k-th rank is the k-th column of B times the k-th row of A as the client trained them: a rotation within an interval
 changes nothing, one across intervals does.
@@ -28,7 +29,7 @@ class LoraPartitioned(LoraSvd):
     """The truncated singular value decomposition of Σₖ (Σ_{rᵢ>k} wᵢ·bᵢₖ·aᵢₖᵀ) / Σ_{rᵢ>k} wᵢ."""
 
     def target(self, products: Sequence[Factors], weights: Sequence[float]) -> Factors:
-        """What is decomposed: with equal ranks, the mean product."""
+        """What the clients make of what is decomposed: with equal ranks, the mean product."""
         ranks = rank_weights(products, weights)
         return stacked(
             [

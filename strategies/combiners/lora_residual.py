@@ -1,8 +1,9 @@
 """Exact aggregation of unequal adapters: what factors of the model's rank can't hold goes into a residual.
 
 The model is W·x + s·B·A·x + L·R·x with s = α / rank and a residual L·R that nobody trains (`strategies.lora.layers`).
-Both rules here make its product s·B·A + L·R that of the mean of the clients' models, and cut the residual to the rank q
-that the model has room for: exact where q suffices, and the best of its rank where it does not.
+Both rules here make its product s·B·A + L·R that of the mean of the clients' models, and of ranks that none of them has
+as they were sent; they cut the residual to the rank q that the model has room for: exact where q suffices, and the best
+of its rank where it does not.
 
 * FLoRA (Wang et al. 2024, "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations",
   Algorithm 1): stacked products are added to the weights, and adapters begin anew.
@@ -22,7 +23,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from strategies.combiners.lora_partitioned import rank_weights
-from strategies.combiners.lora_rule import HeldFactors, LoraRule, Renewed, Views
+from strategies.combiners.lora_rule import HeldFactors, LoraRule, Renewed, Views, unheld
 from strategies.combiners.lora_svd import fresh_rows
 from strategies.contract import name_of
 from strategies.lora import (
@@ -41,7 +42,7 @@ from strategies.update import DELTA
 
 @dataclass(frozen=True)
 class LoraStack(LoraRule):
-    """FLoRA: the whole mean product goes into the residual, B begins at zero and A anew at random.
+    """FLoRA: the whole product goes into the residual, B begins at zero and A anew at random.
 
     Attributes:
         alpha: α of the model's adapters.
@@ -140,7 +141,8 @@ def _settled(
     assert layer.left is not None  # `LoraRule.begin` has seen to it
     assert layer.right is not None
     before = Factors(sent[layer.left].astype(np.float64), sent[layer.right].astype(np.float64))
-    whole = stacked([before, *products], [1.0, *(scale * weight for weight in weights)])
+    adapters = [*products, unheld(layer, products, sent)]
+    whole = stacked([before, *adapters], [1.0, *(scale * weight for weight in weights), scale])
     rest = stacked([whole, adapter], [1.0, -scale])
     found = decomposed(rest, layer.residual_rank, method=rule.svd, rng=rng)
     residual = balanced(found, layer.residual_rank)

@@ -3,11 +3,12 @@
 The clients' changes of A and B are no changes of the product B·A that could be added, so these rules start from the
 factors that were sent (`Plan.sent`), make each client's own of them and its change, and take each layer to a new point:
 the change that they give is the way there, which only a server step of exactly 1 goes. All that is no factor is the
-mean over those who train it.
+mean over those who train it. Who has the first ranks only says nothing of those beyond: what no client of a round has
+(`unheld`) stays in the model.
 
 Memory: a round's updates stay in their replies' bytes until its end, sorted by client then; beside them one layer at a
-time, at most 3·(m + n)·R + min(m, R)·min(n, R) float64 for clients' ranks of R in all. This file knows the contract,
-the weights and the bookkeeping; what becomes of a layer is each rule's `renew`.
+time, at most 3·(m + n)·R + min(m, R)·min(n, R) float64 for R ranks in all, the clients' and those that none has. This
+file knows the contract, the weights and the bookkeeping; what becomes of a layer is each rule's `renew`.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class LoraRule(Ranged, ABC):
         sent: Views,
         rng: np.random.Generator,
     ) -> Renewed:
-        """The layer anew.
+        """The layer anew; what `unheld` gives is in what it approximates, with weight 1.
 
         Args:
             layer: of the model.
@@ -265,3 +266,17 @@ def clients_of(
             own.append(weight)
     total = fsum(own)
     return products, [weight / total for weight in own]
+
+
+def unheld(layer: Layer, products: Sequence[Factors], sent: Views) -> Factors:
+    """The ranks of a layer beyond the largest that any client has, as they were sent; k = 0 where one has all.
+
+    Args:
+        layer: of the model.
+        products: the factors of each client that has some, at least one.
+        sent: arrays of the whole model by name, as they were sent.
+    """
+    top = max(one.rank for one in products)
+    return Factors(
+        sent[layer.b][:, top:].astype(np.float64), sent[layer.a][top:].astype(np.float64)
+    )

@@ -4,7 +4,8 @@ Bai et al. 2024, "Federated Fine-tuning of Large Language Models under Heterogen
 (FlexLoRA): the clients' products are averaged, the mean decomposed, and each client is sent the singular vectors of its
 rank. The paper decomposes the dense matrix; here factors are stacked and never multiplied out, to the same result
 (`strategies.lora.decomposition`). The new factors are balanced, so that leading blocks are the best approximations of
-their ranks.
+their ranks. In the paper the model is the mean product and nothing else; here the product of ranks that no client of
+the round has is added to it, or a round of small clients would take away what larger ones trained.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.combiners.lora_rule import LoraRule, Renewed, Views
+from strategies.combiners.lora_rule import LoraRule, Renewed, Views, unheld
 from strategies.lora import Factors, Layer, balanced, decomposed, effective_rank, stacked
 from strategies.lora.factors import Matrix
 
 
 @dataclass(frozen=True)
 class LoraSvd(LoraRule):
-    """The truncated singular value decomposition of Σ wᵢ·Bᵢ·Aᵢ.
+    """The truncated singular value decomposition of Σ wᵢ·Bᵢ·Aᵢ and the product of ranks that no client has.
 
-    Where that has fewer ranks than the model (few clients, of small ranks), the rows of A that are left get new random
-    values and the columns of B zeros: the product is the same, and those ranks can be trained again. With both zero
-    neither would ever have a gradient.
+    Where that has fewer ranks than the model (B begins at zero), the rows of A that are left get new random values and
+    the columns of B zeros: the product is the same, and those ranks can be trained again. With both zero neither would
+    ever have a gradient.
     """
 
     def renew(
@@ -37,7 +38,7 @@ class LoraSvd(LoraRule):
         rng: np.random.Generator,
     ) -> Renewed:
         """See `LoraRule.renew`."""
-        target = self.target(products, weights)
+        target = stacked([self.target(products, weights), unheld(layer, products, sent)])
         found = decomposed(target, layer.rank, method=self.svd, rng=rng)
         adapter = balanced(found, layer.rank)
         largest = found.s[0] if len(found.s) else 0.0
@@ -47,7 +48,7 @@ class LoraSvd(LoraRule):
         return Renewed(adapter, None, found.norm, found.error, effective_rank(found.s))
 
     def target(self, products: Sequence[Factors], weights: Sequence[float]) -> Factors:
-        """What is decomposed: the mean product."""
+        """What the clients make of what is decomposed: the mean product."""
         return stacked(products, weights)
 
 

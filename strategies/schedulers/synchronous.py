@@ -47,8 +47,8 @@ class Synchronous(Ranged):
     Attributes:
         over_selection: s: of a cohort of m clients, ⌈m·(1 + s)⌉ are asked and the first m good updates make the round.
             0 waits for all. The fast are in more rounds than the slow, and the model leans towards their data.
-        deadline: seconds of the exchange's clock that each phase of a round may take: plain rounds have one. It then
-            goes on with what is there. None for the run's own limit.
+        deadline: seconds of the exchange's clock that each phase of a round may take: plain rounds have one, and all
+            turns of split training are one. It then goes on with what is there. None for the run's own limit.
     """
 
     over_selection: Annotated[float, Ge(0)] = 0.0
@@ -226,13 +226,15 @@ class _Round:
         self.tally.sampled += len({request.client for request in requests})
         exchange.send(requests, ttl=self.patience)
         deadline = exchange.now() + self.patience
+        # Where clients take turns of their own, no phase of all ends, and one that is slow must not hold the others.
+        phased = getattr(session, "phased", True)
         while not session.done:
             reply = exchange.receive(deadline)
             events = following(session, reply)
             requests = [event for event in events if isinstance(event, Request)]
             if requests:
                 exchange.send(requests, ttl=self.patience)
-            if requests or reply is None:
+            if reply is None or (requests and phased):
                 deadline = exchange.now() + self.patience
             for event in events:
                 update = admitted(self.pipeline, event, self.tally)

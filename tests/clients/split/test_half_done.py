@@ -21,6 +21,7 @@ def state(**changes) -> HalfDone:
         "parameters": torch.arange(10.0),
         "moments": torch.ones(2, 11),
         "pending": None,
+        "key": "ab" * 32,
         "figures": {"train_loss": 0.1 + 0.2, "train_loss/count": 1.0},
     }
     return HalfDone(**{**found, **changes})

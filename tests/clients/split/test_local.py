@@ -300,7 +300,7 @@ class TestWhatTravels:
         activation, lengths = run.whole.lower(run.data().train(0).inputs)
         rows = pack_rows(activation.detach(), lengths)
         expected = relative_error(rows, decode(encode(rows, precision), precision, rows.shape))
-        assert error == pytest.approx(expected, rel=0.05)
+        assert error == pytest.approx(expected, rel=1e-4)
 
     def test_noise_is_on_what_goes_up_and_differs_each_time(self, tmp_path, tiny):
         def first(noise, name):

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 
 from clients.split import SplitTrainer
 from clients.trainers.sgd import seed_generators
 from strategies.collectors import Split
+from strategies.collectors.split_session import SPLIT
 from strategies.seeds import integer
 from strategies.update import Update
 from tests.support.split import Sentences, SplitRun, save_tiny
@@ -106,3 +108,16 @@ def test_the_auxiliary_head_learns_the_servers_gradients_and_saves_trips(tmp_pat
     never = run("never", auxiliary_steps=3, alignments=1, auxiliary_lr=1e-9).run()[0].metrics
     assert figures["auxiliary_error"] < 0.6 * never["auxiliary_error"]
     assert figures["auxiliary_loss"] < 1.2
+
+
+def test_a_turn_that_is_asked_for_twice_has_the_same_noise_twice(tmp_path, folders):
+    def turn(session) -> bytes:
+        (request,) = session.start()
+        (reply,) = run.client().answer([Message(request.content, 1, "train")])
+        return reply.content[SPLIT]["0.activation.values"].data
+
+    run = SplitRun(tmp_path, folders["bert"], Sentences(), replace(TRAINER, noise=0.5))
+    first, second = run.session([0]), run.session([0])
+    once = turn(first)
+    assert turn(first) == once
+    assert turn(second) != once
