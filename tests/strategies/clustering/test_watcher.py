@@ -81,6 +81,8 @@ def test_one_task_is_one_group():
     report = watched(TaskClusters(), apart=0.0).report()
     assert report["groups"] == [list(range(9))]
     assert report["p_value"] > 0.05
+    assert sorted(client for group in report["candidates"] for client in group) == list(range(9))
+    assert len(report["candidates"]) > 1
 
 
 def test_only_b_is_looked_at():
