@@ -15,12 +15,12 @@ from strategies.combiners import (
     LoraSvd,
     LoraZeroPad,
 )
+from strategies.lora import Layer
 from strategies.update import DELTA
 from tests.support.adapters import (
     ALPHA,
     RANK,
     Federation,
-    M,
     N,
     federation,
     layout_of,
@@ -37,6 +37,12 @@ def best(matrix: np.ndarray, rank: int) -> np.ndarray:
     return (u[:, :rank] * s[:rank]) @ vt[:rank]
 
 
+def unheld(one: Federation, layer: Layer, ranks: list[int]) -> np.ndarray:
+    """The product of ranks that none of these clients has, as it was sent, dense."""
+    sent, top = one.layout.views(one.sent.astype(np.float64)), max(ranks)
+    return sent[layer.b][:, top:] @ sent[layer.a][top:]
+
+
 @settings(max_examples=30)
 @given(ranks_of_clients, st.integers(0, 100), st.sampled_from(["examples", "uniform"]))
 def test_svd_is_the_best_of_the_dense_mean_product_at_every_rank(ranks, seed, weighting):
@@ -44,7 +50,7 @@ def test_svd_is_the_best_of_the_dense_mean_product_at_every_rank(ranks, seed, we
     found, held = one.combined(LoraSvd(weighting=weighting))
     after, error, size = one.after(found), 0.0, 0.0
     for layer in one.layers:
-        exact = one.mean_product(layer, one.weights(weighting))
+        exact = one.mean_product(layer, one.weights(weighting)) + unheld(one, layer, ranks)
         for rank in range(RANK + 1):
             block = after[layer.b][:, :rank] @ after[layer.a][:rank]
             wanted = np.linalg.norm(exact - best(exact, rank))
@@ -57,6 +63,8 @@ def test_svd_is_the_best_of_the_dense_mean_product_at_every_rank(ranks, seed, we
 def test_svd_leaves_ranks_that_have_nothing_so_that_they_can_be_trained():
     """B's columns 0 and A's rows not: the product is exact, and B has a gradient."""
     one = unequal([2])
+    for layer in one.layers:  # as B begins: nobody has trained ranks 3 and 4 yet
+        one.layout.views(one.sent)[layer.b][:, 2:] = 0
     found, held = one.combined(LoraSvd())
     after = one.after(found)
     for layer in one.layers:
@@ -87,7 +95,7 @@ def test_partitioned_averages_each_rank_over_those_who_have_it(ranks, seed):
     found, held = one.combined(LoraPartitioned())
     after, weights, error, size = one.after(found), one.weights(), 0.0, 0.0
     for layer in one.layers:
-        exact = np.zeros((M, N))
+        exact = unheld(one, layer, ranks)
         for k in range(max(ranks)):
             has = [index for index, rank in enumerate(ranks) if rank > k]
             for index in has:
@@ -155,9 +163,12 @@ def test_zero_padded_factors_are_averaged_with_their_zeros(ranks, seed, sparsity
             w * np.pad(f[1], ((0, p), (0, 0)))
             for w, f, p in zip(weights, own.values(), pads, strict=True)
         )
+        sent, top = one.layout.views(one.sent.astype(np.float64)), max(ranks)
+        b[:, top:], a[top:] = sent[layer.b][:, top:], sent[layer.a][top:]
         np.testing.assert_allclose(after[layer.b], b, atol=1e-5)
         np.testing.assert_allclose(after[layer.a], a, atol=1e-5)
         exact = sum(w * f[0] @ f[1] for w, f in zip(weights, own.values(), strict=True))
+        exact = exact + unheld(one, layer, ranks)
         error += np.linalg.norm(exact - b @ a) ** 2
         size += np.linalg.norm(exact) ** 2
     assert held.figures()["lora_error"] == pytest.approx((error / size) ** 0.5, rel=1e-5, abs=1e-7)
@@ -181,12 +192,14 @@ def test_products_that_are_all_zero_weigh_as_without_sparsity():
 @settings(max_examples=30)
 @given(ranks=ranks_of_clients, seed=st.integers(0, 100), q=st.integers(1, 9))
 def test_the_model_is_the_mean_of_the_clients_models_but_for_what_q_cuts_off(rule, ranks, seed, q):
+    """And what none of them has, as it was sent."""
     one = unequal(ranks, residual=q, seed=seed)
     found, held = one.combined(rule)
     after, sent = one.after(found), one.layout.views(one.sent.astype(np.float64))
     error = size = 0.0
     for layer in one.layers:
-        exact = ALPHA / RANK * one.mean_product(layer) + sent[layer.left] @ sent[layer.right]
+        product = one.mean_product(layer) + unheld(one, layer, ranks)
+        exact = ALPHA / RANK * product + sent[layer.left] @ sent[layer.right]
         adapter = ALPHA / RANK * after[layer.b] @ after[layer.a]
         rest = exact - adapter
         wanted = np.linalg.norm(rest - best(rest, q))
