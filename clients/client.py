@@ -311,7 +311,7 @@ class Client:
         """Fits jobs that have one model in common."""
         try:
             model = self._resident(_shapes(jobs[0].arrays), jobs[0].settings)
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # of whatever makes a model
             return [error] * len(jobs)
         alike = not any(LOCAL_STEPS in job.settings for job in jobs)
         if self._together and alike and len(jobs) > 1:

@@ -150,6 +150,35 @@ class ResidentModel:
             for parameter, gradient in zip(self.travelling, each, strict=True)
         ]
 
+    def pulled(
+        self,
+        outputs: Sequence[Tensor],
+        weights: Sequence[Tensor | None],
+        *,
+        beside: Sequence[Tensor] = (),
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Gradients of weighted outputs: of tensors beside the parameters, and of these as one new (d,) tensor.
+
+        Args:
+            outputs: scalars, or tensors that have a weight of their own shape.
+            weights: one an output, None for 1.
+            beside: tensors that are no parameters; None comes for one that nothing depends on.
+        """
+        trained = [parameter for parameter in self.travelling if parameter.requires_grad]
+        found = torch.autograd.grad(outputs, [*beside, *trained], weights, allow_unused=True)
+        rest = iter(found[len(beside) :])
+        each = [next(rest) if p.requires_grad else None for p in self.travelling]
+        flat = [
+            torch.zeros_like(parameter).view(-1) if gradient is None else gradient.reshape(-1)
+            for parameter, gradient in zip(self.travelling, each, strict=True)
+        ]
+        return list(found[: len(beside)]), torch.cat(flat) if flat else torch.empty(0)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything that travels is trained."""
+        return any(parameter.requires_grad for parameter in self.travelling)
+
     def flattened(self, gradients: Sequence[Tensor]) -> Tensor:
         """Gradients as one (d,) tensor in the layout's order, which the next call overwrites."""
         if self._gradient is None:

@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
@@ -43,7 +44,9 @@ from strategies.protocols import (
     ClientHalf,
     ClientOwn,
     Collector,
+    Combiner,
     ConfigValue,
+    Plan,
     Promise,
     Sampler,
     Scheduler,
@@ -416,10 +419,13 @@ class Assembly:
         """
         config = self.config
         privacy = self.privacy(num_clients)
+        combiner = build(config.combiner, seed=self._seed_of_draws)
+        if getattr(combiner, "wants_sent", False):
+            self._try_out(combiner)
         pipeline = Pipeline(
             collector=self.collector(num_clients),
             stages=self.stages(privacy),
-            combiner=build(config.combiner, seed=self._seed_of_draws),
+            combiner=combiner,
             optimizer=build(config.server, population=num_clients),
             sampler=self.sampler(num_clients),
             scheduler=self._scheduler(num_clients),
@@ -445,6 +451,15 @@ class Assembly:
             evaluate_every=config.evaluate.every,
             hello=self.hashes,
         )
+
+    def _try_out(self, combiner: Combiner) -> None:
+        """Begins a round of a rule over the model's factors: what it lacks of them is known before the run."""
+        layout = self._model_parts[1][DELTA]
+        plan = Plan({DELTA: layout}, 1, 1, sent=np.zeros(layout.size, np.float32))
+        try:
+            combiner.begin(plan)
+        except ValueError as error:
+            raise ConfigError([Fault("combiner", str(error), self.config.combiner.name)]) from error
 
     @property
     def _seed_of_draws(self) -> int | None:

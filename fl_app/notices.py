@@ -72,6 +72,7 @@ def contract(claim: Claim) -> str:
         f"{claim.honest} honest shares in a sum of {claim.members} at most" if claim.whole else "",
         "" if claim.sensitivity is None else f"sensitivity {claim.sensitivity:.3g}",
         _SUPPORT[claim.support],
+        "" if claim.served is None else "activations at each turn",
         "" if claim.packed is None else f"packed by {claim.packed}",
         f"in clear: {', '.join(sorted(claim.clear))}" if claim.clear else "nothing else in clear",
     ]

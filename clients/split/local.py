@@ -24,7 +24,7 @@ from clients.split.auxiliary import Seen, auxiliary_loss, misalignment
 from clients.split.coding import Precision, decode, encode, pack_rows, relative_error
 from clients.split.defence import GaussianNoise, NoPeek
 from clients.split.half_done import HalfDone, HalfDoneFolder
-from clients.split.model import Lower, SplitLora
+from clients.split.model import Lower, SplitLora, fitting
 from clients.split.turns import Batch, read_rows, write_batches, write_rows
 from clients.tasks import Task
 from clients.trainers.sgd import FitJob, TrainingDivergedError, seed_generators
@@ -197,18 +197,20 @@ class Local:
         gradients, pending = [], []
         for (_, targets), given, kept in zip(rows, states, lengths, strict=True):
             given = given.to(self._device).requires_grad_()
-            loss = self._task.loss(self._lower.finish(given, kept), targets.to(self._device))
+            logits = self._lower.finish(given, kept)
+            loss = self._task.loss(logits, fitting(targets, logits).to(self._device))
             self._finite(loss, exchange)
             self._count("train_loss", loss.item())
-            found = torch.autograd.grad(loss, [given, *self._model.travelling], allow_unused=True)
-            gradients.append(found[0].cpu())
-            pending.append(self._flat(found[1:]))
+            (back,), step = self._model.pulled([loss], [None], beside=[given])
+            gradients.append(torch.zeros_like(given) if back is None else back)
+            pending.append(step)
         self.state.pending = torch.stack(pending)
+        gradients = [gradient.cpu() for gradient in gradients]
         return write_rows("gradient", gradients, lengths, self._told.precision)
 
     def _descend(self, exchange: int, answer: Arrays) -> None:
         """The steps of an exchange's batches, given the gradients of their activations."""
-        if not self._model.travelling:
+        if not self._model.trains:
             return  # a device without memory for adapters: the server's half learns of it all the same
         self._load()
         trainer, state = self._trainer, self.state
@@ -222,8 +224,7 @@ class Local:
             if trainer.nopeek:
                 outputs.append(self._leak(inputs, activation, kept))
                 weights.append(torch.ones((), device=self._device))
-            found = torch.autograd.grad(outputs, self._model.travelling, weights, allow_unused=True)
-            step = self._flat(found)
+            _, step = self._model.pulled(outputs, weights)
             if state.pending is not None:
                 step += state.pending[number]
             trainer.step(state.parameters, step, start, None, state.moments)
@@ -240,8 +241,8 @@ class Local:
             )
             self._finite(loss, exchange)
             self._count("auxiliary_loss", loss.item())
-            found = torch.autograd.grad(loss, self._model.travelling, allow_unused=True)
-            trainer.step(state.parameters, self._flat(found), state.parameters, None, state.moments)
+            _, step = self._model.pulled([loss], [None])
+            trainer.step(state.parameters, step, state.parameters, None, state.moments)
             self._model.flat.copy_(state.parameters)
 
     def _align(self, exchange: int, answer: Arrays) -> None:
@@ -259,8 +260,8 @@ class Local:
             apart = misalignment(self._auxiliary, self._task, seen)
             if not number:
                 self._count("auxiliary_error", apart.item() ** 0.5)
-            found = torch.autograd.grad(apart, self._model.travelling, allow_unused=True)
-            self._model.flat.sub_(self._flat(found), alpha=self._trainer.auxiliary_lr)
+            _, step = self._model.pulled([apart], [None])
+            self._model.flat.sub_(step, alpha=self._trainer.auxiliary_lr)
         self.state.parameters.copy_(self._model.flat)
 
     @property
@@ -277,13 +278,6 @@ class Local:
         leak = term.correlation(embedded, activation, lengths)
         self._count("distance_correlation", leak.item())
         return term.alpha * leak
-
-    def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """Gradients as one new (d,) tensor, zero where a parameter is not touched."""
-        pairs = zip(gradients, self._model.travelling, strict=True)
-        return torch.cat(
-            [torch.zeros_like(p).view(-1) if g is None else g.reshape(-1) for g, p in pairs]
-        )
 
     def _count(self, name: str, value: float) -> None:
         """One more value of a figure, of which the mean is reported."""

@@ -95,12 +95,16 @@ class SplitLora(nn.Module):
         if vocab_size is None or len(input_shape) != 1:
             raise ValueError(
                 f"a pretrained language model takes rows of tokens, and this task's inputs of shape "
-                f"{tuple(input_shape)} are none: use a task with text"
+                f"{tuple(input_shape)} are none: use a task with text, such as task=docstrings"
             )
         blocks = block_count(pretrained)
         if at is None and split_point == "auto":
             raise ValueError("split_point=auto is measured before a half is made: give `at`")
         self.at = cut_at(split_point, blocks) if at is None else at  # type: ignore[arg-type]
+        if (head == "tokens") != (num_classes == vocab_size):
+            asked = "every token" if num_classes == vocab_size else "whole texts"
+            mend = "set model.head=tokens" if num_classes == vocab_size else "use task=prose"
+            raise ValueError(f"head={head}, and this task asks about {asked}: {mend}")
         source = _Source(pretrained, self.at, blocks, u_shaped, head, base_dtype)
         self._lay = _Lay(rank, alpha, targets, ranks, share_a, residual_rank)
         classes = goals if goals and len(goals) > 1 else {"": num_classes}
@@ -353,6 +357,11 @@ def _concluded(
     weights = mask.unsqueeze(2).float()
     mean = (output.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1)
     return torch.cat([head(mean) for head in heads.values()], dim=1)
+
+
+def fitting(targets: Tensor, logits: Tensor) -> Tensor:
+    """Targets of as many tokens as there are logits, where each token has one: what all rows have of padding is cut."""
+    return targets[:, : logits.shape[1]] if logits.dim() == 3 else targets
 
 
 def _heads(hidden: int, classes: Mapping[str, int]) -> nn.ModuleDict:

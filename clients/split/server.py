@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clients.resident import ResidentModel
 from clients.split.coding import Precision, decode, encode, relative_error
-from clients.split.model import SplitLora, Upper
+from clients.split.model import SplitLora, Upper, fitting
 from clients.split.trainer import SplitTrainer
 from clients.split.turns import Batch, read_batches, read_rows, write_rows
 from clients.tasks import Task
@@ -230,8 +230,9 @@ class UpperLearner:
                 raise Refused("missing", "a batch came without its targets")
             self._check_goal(client, batch.targets)
             activation = self._given(batch.activation)
-            targets = batch.targets.to(activation.device)
-            loss = self._server.task.loss(self._forward(activation, batch), targets)
+            logits = self._forward(activation, batch)
+            targets = fitting(batch.targets, logits).to(activation.device)
+            loss = self._server.task.loss(logits, targets)
             if not bool(torch.isfinite(loss)):
                 raise Refused("not_finite", "the loss on this client's activations is not finite")
             figures.add("train_loss", loss.item())
@@ -268,21 +269,12 @@ class UpperLearner:
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the activation, on the CPU, and of the parameters, (d,), whose step is made if `step`."""
         weight = None if given is None else given.to(activation.device)
-        found = torch.autograd.grad(
-            output, [activation, *self._model.travelling], weight, allow_unused=True
-        )
-        names = zip(self._model.layout.names, found[1:], strict=True)
-        self._touched |= {
-            n for n, g in names if g is not None and n.startswith("heads.") and g.any()
-        }
-        whole = [
-            torch.zeros_like(p) if g is None else g
-            for p, g in zip(self._model.travelling, found[1:], strict=True)
-        ]
-        gradient = torch.cat([part.reshape(-1) for part in whole])
+        (found,), gradient = self._model.pulled([output], [weight], beside=[activation])
+        views = self._model.layout.views(gradient.cpu().numpy())
+        self._touched |= {n for n, g in views.items() if n.startswith("heads.") and g.any()}
         if step:
             self._server.trainer.step(self._model.flat, gradient, self._start, None, self._moments)
-        back = torch.zeros_like(activation) if found[0] is None else found[0]
+        back = torch.zeros_like(activation) if found is None else found
         precision = self._server.precision
         sent = decode(encode(back, precision), precision, back.shape)
         figures.add("gradient_error", relative_error(back, sent))

@@ -8,12 +8,13 @@ import torch
 from flwr.app import Message
 
 from clients.split import SplitTrainer
+from clients.tasks import Examples
 from clients.trainers.sgd import seed_generators
 from strategies.collectors import Split
 from strategies.collectors.split_session import SPLIT
 from strategies.seeds import integer
 from strategies.update import Update
-from tests.support.split import Sentences, SplitRun, save_tiny
+from tests.support.split import VOCABULARY, Sentences, SplitRun, save_tiny
 
 TRAINER = SplitTrainer(batch_size=7, local_epochs=2, lr=0.01)
 
@@ -32,7 +33,8 @@ def unsplit(run: SplitRun, client: int = 0) -> dict[str, np.ndarray]:
     kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     settings = {"momentum": run.trainer.momentum} if run.trainer.optimizer == "sgd" else {}
     settings["weight_decay"] = run.trainer.weight_decay
-    optimizer = kinds[run.trainer.optimizer](model.parameters(), lr=run.trainer.lr, **settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = kinds[run.trainer.optimizer](trained, lr=run.trainer.lr, **settings)
     with torch.random.fork_rng(devices=[]):
         seed_generators(torch.device("cpu"), integer(5, "train", 1, client))
         for batch in run.trainer.batches(len(examples)):
@@ -121,3 +123,41 @@ def test_a_turn_that_is_asked_for_twice_has_the_same_noise_twice(tmp_path, folde
     once = turn(first)
     assert turn(first) == once
     assert turn(second) != once
+
+
+class Prose(Sentences):
+    """The next token of each, and nothing to say behind a text's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = VOCABULARY
+        inputs = self._examples.inputs
+        targets = torch.nn.functional.pad(inputs[:, 1:], (0, 1))
+        self._examples = Examples(inputs, targets.masked_fill(targets == 0, -100))
+
+    def losses(self, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        each = torch.nn.functional.cross_entropy(
+            output.transpose(1, 2), targets, ignore_index=-100, reduction="none"
+        )
+        return each.sum(dim=1) / (targets != -100).sum(dim=1)
+
+
+@pytest.mark.parametrize("u_shaped", [False, True], ids=["", "u_shaped"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_language_model_learns_its_next_token_in_two_halves(tmp_path, folders, kind, u_shaped):
+    model = {"split_point": 2, "u_shaped": u_shaped, "head": "tokens"}
+    trainer = replace(TRAINER, batch_size=2, local_epochs=1)
+    run = SplitRun(tmp_path, folders[kind], Prose(), trainer, model=model)
+    agrees(run.run()[0], unsplit(run))
+
+
+def test_a_frozen_residual_takes_part_and_stays(tmp_path, folders):
+    run = SplitRun(tmp_path, folders["bert"], Sentences(), TRAINER, model={"residual_rank": 2})
+    for name, array in run.arrays.items():
+        if name.startswith("residual"):
+            array[...] = 0.1
+    change = run.run()[0].delta
+    found, expected = change.layout.views(change.vector), unsplit(run)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(found[name], wanted, atol=1e-6, err_msg=name)
+        assert wanted.any() != name.startswith("residual"), name
