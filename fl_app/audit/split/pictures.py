@@ -31,25 +31,21 @@ def draw(document: Mapping[str, Any]) -> bytes:
         figsize=(10.5, max(6.5, 3.6 + 0.24 * len(others))), dpi=110, layout="constrained"
     )
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 2, height_ratios=(3.2, max(2.5, 0.24 * len(others))))
+    above, below = figure.subfigures(2, 1, height_ratios=(3.2, max(2.5, 0.24 * len(others))))
+    first, second = above.subplots(1, 2)
     at, own = document["cut"], document["wire"]
     here = [one for one in tokens if one["cut"] == at]
-    _lines(
-        figure.add_subplot(grid[0, 0]),
-        here,
-        "setting",
-        f"defence, cut at {at} of {document['blocks']}",
-    )
+    _tokens(first, here, "setting", f"defence, cut at {at} of {document['blocks']}")
     deep = sorted((one for one in tokens if one["setting"] == own), key=lambda one: one["cut"])
-    _lines(figure.add_subplot(grid[0, 1]), deep, "cut", f"blocks below the cut, defence: {own}")
-    _points(figure.add_subplot(grid[1, :]), others)
+    _tokens(second, deep, "cut", f"blocks below the cut, defence: {own}")
+    _points(below.subplots(), others)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
 
 
-def _lines(axes: Axes, scores: Scores, key: str, label: str) -> None:
-    """Accuracy on tokens over a setting, a line an attack."""
+def _tokens(axes: Axes, scores: Scores, key: str, label: str) -> None:
+    """Accuracy on tokens over a setting; settings of a kind have no order that a line would mean."""
     places = {
         str(value): place for place, value in enumerate(dict.fromkeys(one[key] for one in scores))
     }
@@ -77,9 +73,7 @@ def _errors(
         [max(0.0, one["value"] - one["interval"][0]) for one in scores],
         [max(0.0, one["interval"][1] - one["value"]) for one in scores],
     ]
-    axes.errorbar(
-        xs, values, reach, color=colour, marker=mark, markersize=4, capsize=3, label=label
-    )
+    axes.errorbar(xs, values, reach, color=colour, fmt=mark, markersize=5, capsize=3, label=label)
 
 
 def _points(axes: Axes, scores: Scores) -> None:
@@ -97,4 +91,4 @@ def _points(axes: Axes, scores: Scores) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, axis="x")
     if scores:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
