@@ -31,7 +31,8 @@ def draw(document: Mapping[str, Any]) -> bytes:
         figsize=(10.5, max(6.5, 3.6 + 0.24 * len(others))), dpi=110, layout="constrained"
     )
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1, height_ratios=(3.2, max(2.5, 0.24 * len(others))))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(3.2, max(2.5, 0.24 * len(others))))
+    above, below = halves
     first, second = above.subplots(1, 2)
     at, own = document["cut"], document["wire"]
     here = [one for one in tokens if one["cut"] == at]
