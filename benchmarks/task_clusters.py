@@ -136,7 +136,7 @@ def judged(rows: NDArray[np.float32], truth: NDArray[np.int64]) -> list[float]:
         k_means(prints, 3, least=3)[0],
         hdbscan(prints)[0],
     )
-    several = one_group(directions, MOST)[1] <= 0.05
+    several = one_group(directions, MOST) <= 0.05
     return [*(adjusted_rand_score(truth, labels) for labels in found), float(several)]
 
 

@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 CODE_HASH = "code-hash"
 CONFIG_HASH = "config-hash"
 NUM_CLIENTS = "num-clients"
-_MOST_MODELS = 4
-"""Resident models of different parts that a process keeps."""
+_MOST_MODELS = 16
+"""Resident models of different parts that a process keeps; their frozen weights are in memory once."""
 _STAGES = "stages/"
 """Before the names of what stages remember, beside what the trainer does."""
 

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from strategies.collectors import Ckks, Masked, Plain, Split
+from strategies.collectors import Ckks, Masked, Plain
 from strategies.combiners import (
     Bucketing,
     Bulyan,
@@ -85,7 +85,6 @@ CLIENTS: dict[str, Clients] = {
     "`collector=masked`": Clients(Masked(max_weight=1000), frozenset({DELTA})),
     "`collector=ckks`": Clients(Ckks(max_weight=1000), frozenset({DELTA})),
     "`collector=masked_groups`": Clients(Masked(groups=3), frozenset({DELTA})),
-    "`collector=split`": Clients(Split(), frozenset({DELTA})),
 }
 STAGES: dict[str, tuple[Stage, ...]] = {"": (), "with `clip`": (Clip(),)}
 COMBINERS: dict[str, Combiner] = {

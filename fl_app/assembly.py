@@ -422,6 +422,7 @@ class Assembly:
         combiner = build(config.combiner, seed=self._seed_of_draws)
         if getattr(combiner, "wants_sent", False):
             self._try_out(combiner)
+        self._check_residual(combiner)
         pipeline = Pipeline(
             collector=self.collector(num_clients),
             stages=self.stages(privacy),
@@ -452,6 +453,17 @@ class Assembly:
             hello=self.hashes,
         )
 
+    def _check_residual(self, combiner: Combiner) -> None:
+        """Refuses a residual that no rule makes, or that clients would let decay."""
+        if not self.config.model.arguments.get("residual_rank"):
+            return
+        if not getattr(combiner, "needs_residual", False):
+            told = "is for combiner=lora_fedex and lora_stack, and other rules make nothing of a residual: set it to 0"
+            raise ConfigError([Fault("model.residual_rank", told)])
+        if self.trainer.weight_decay:
+            told = "takes from the residual too, which is frozen: set it to 0"
+            raise ConfigError([Fault("client.weight_decay", told)])
+
     def _try_out(self, combiner: Combiner) -> None:
         """Begins a round of a rule over the model's factors: what it lacks of them is known before the run."""
         layout = self._model_parts[1][DELTA]
@@ -469,6 +481,9 @@ class Assembly:
     def _root_trainer(self, num_clients: int) -> RootTrainer | None:
         if not self.config.task.federation.arguments.get("root_examples"):
             return None
+        if self.split:
+            told = "are of a whole model, and this one is cut: use another combiner, or model=lora"
+            raise ConfigError([Fault("task.root_examples", told)])
         if isinstance(self.trainer, DpSgd):
             told = "trains with noise, and the server's root data need none: use another combiner, or client=sgd"
             raise ConfigError([Fault("task.root_examples", told)])

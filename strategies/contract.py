@@ -260,7 +260,9 @@ class Claim:
                 self.source("clear"),
                 name_of(part),
                 f"{', '.join(sorted(self.clear))} would travel in clear beside the protected vector",
-                "use collector=bare, which asks for vectors alone (or sums, with metrics inside), and uniform weights",
+                "use collector=bare, which asks for vectors alone (or sums, with metrics inside), and uniform weights"
+                if self.served is None
+                else "set collector.metrics=false, and weigh clients alike",
             )
 
     def need_nothing_summed(self, part: object) -> None:

@@ -18,10 +18,11 @@ from strategies.admission import Admission
 from strategies.clustering import TaskClusters
 from strategies.collectors import Plain
 from strategies.combiners import Mean
-from strategies.contract import Checked, Claim, ContractError, Visibility, check, name_of
+from strategies.contract import Checked, Claim, ContractError, check, name_of
 from strategies.detection import Quarantine
 from strategies.downlink import Downlink
 from strategies.encoding import most_bytes, packing_of, reshaped
+from strategies.parting import check_parts
 from strategies.privacy import Distributed
 from strategies.privacy.budget import ParticipationSpentError
 from strategies.protocols import (
@@ -41,7 +42,6 @@ from strategies.protocols import (
     Promise,
     Sampler,
     Scheduler,
-    Shaping,
     Stage,
 )
 from strategies.samplers import Uniform
@@ -147,7 +147,7 @@ class Pipeline:
                 "its updates are no whole numbers, and would be rounded to such",
                 "use collector=masked, or privacy=distributed",
             )
-        self._check_halves(claim)
+        check_parts(self, claim)
         if claim.staleness is not None and not isinstance(self.sampler, Picker):
             raise ContractError(
                 name_of(self.sampler),
@@ -164,56 +164,6 @@ class Pipeline:
             )
         self.claim = claim
         return claim
-
-    def _check_halves(self, claim: Claim) -> None:
-        """What can't be where clients have a part of the model only, or the server trains a part itself.
-
-        Raises:
-            ContractError: a part works on whole updates on the client, or promises what the server's part undoes.
-        """
-        parted = "served" if claim.served else "parts" if claim.parts else None
-        if parted is None:
-            return
-        if claim.parts and claim.visibility < Visibility.EACH:
-            raise ContractError(
-                claim.source("parts"),
-                claim.source("visibility"),
-                "it sums vectors of one length, and clients have parts of several",
-                "use collector=plain, or give all clients one rank and one head",
-            )
-        if claim.parts and getattr(self.scheduler, "mixing", None) is not None:
-            raise ContractError(
-                claim.source("parts"),
-                name_of(self.scheduler),
-                "a step towards a client's model would take what it has no part of back to an older version",
-                "set scheduler.mixing=null, or give all clients one rank and one head",
-            )
-        shaping = [s for s in self.stages if isinstance(s, Maker | Shaping | Packing)]
-        for part in (*shaping, *(() if self.downlink is None else (self.downlink,))):
-            raise ContractError(
-                claim.source(parted),
-                name_of(part),
-                "it changes whole models and updates on their way, and clients have a part of theirs only",
-                "leave it out; adapters are small already",
-            )
-        if claim.served is None or self.privacy is None:
-            return
-        if (
-            not self.privacy.unconditional
-        ):  # noise that clients add, of which the server has no half
-            raise ContractError(
-                claim.source("served"),
-                name_of(self.privacy),
-                "noise on the client's half leaves the server's half bare, and no noise of it covers activations",
-                "use privacy=central, which noises both halves, or privacy=none",
-            )
-        if claim.served == "shared":
-            raise ContractError(
-                claim.source("served"),
-                name_of(self.privacy),
-                "one upper part learns of all clients before anything is clipped, and its gradients tell of others",
-                "set collector.variant=v1",
-            )
 
     def begin(self, job: Job, asked: int) -> Accumulator:
         """The combiner at the start of a round. A cohort that the contract fixes counts, not who is there to ask."""

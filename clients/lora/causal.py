@@ -8,7 +8,6 @@ depend on it. This file says nothing of the loss.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from clients.generation import load_language_model
 from clients.lora.adapters import adapted
-from clients.lora.model import Dtype
+from clients.lora.model import Dtype, sharing_weights
 from clients.places import Place
 from clients.pretrained import check_tokens
 
@@ -78,7 +77,7 @@ class LoraCausalLM(nn.Module):
                 "a language model gives logits for every token of a row, and this task asks for something else: "
                 "use task=prose"
             )
-        model = _sharing_weights(_frozen(pretrained, base_dtype))
+        model = sharing_weights(_frozen(pretrained, base_dtype))
         check_tokens(model, pretrained, vocab_size, input_shape[0])
         model.config.pad_token_id = (
             None  # else it warns of rows with padding and no mask, which need none here
@@ -114,9 +113,3 @@ class LoraCausalLM(nn.Module):
 @lru_cache(maxsize=1)
 def _frozen(place: Place, dtype: Dtype) -> Any:
     return load_language_model(place, getattr(torch, dtype))
-
-
-def _sharing_weights(model: Any) -> Any:
-    """Layers of its own around the very same tensors: adapters go into one copy only."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

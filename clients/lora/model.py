@@ -84,7 +84,7 @@ class LoraClassifier(nn.Module):
                 f"a pretrained language model takes rows of tokens, and this task's inputs of shape "
                 f"{tuple(input_shape)} are none: use a task with text"
             )
-        encoder = _sharing_weights(_frozen(pretrained, base_dtype))
+        encoder = sharing_weights(_frozen(pretrained, base_dtype))
         check_tokens(encoder, pretrained, vocab_size, input_shape[0])
         self.padding_id = padding_id
         self.factors: Literal["both", "shared_a"] = "shared_a" if share_a else "both"
@@ -135,7 +135,7 @@ def _frozen(place: Place, dtype: Dtype) -> Any:
     return load_encoder(place).to(getattr(torch, dtype)).eval().requires_grad_(False)
 
 
-def _sharing_weights(encoder: Any) -> Any:
+def sharing_weights(encoder: Any) -> Any:
     """Layers of its own around the very same tensors: adapters go into one copy only."""
     tensors = [*encoder.parameters(), *encoder.buffers()]
     return copy.deepcopy(encoder, {id(tensor): tensor for tensor in tensors})

@@ -34,6 +34,7 @@ class HalfDone:
         pending: gradients of a turn whose step waits for the server's answer, (k, d) float32; None where none does.
         key: of the noise on activations, 32 bytes in hex: a turn that is asked for twice has the same noise twice, or
             the server could average it away.
+        stride: mini-batches from one turn's first to the next one's; 0 before any is known. It stays what it was.
         figures: sums of what is reported at the end, and as `…/count` how many values each is of.
     """
 
@@ -45,6 +46,7 @@ class HalfDone:
     pending: Tensor | None
     key: str
     figures: dict[str, float]
+    stride: int = 0
 
 
 class HalfDoneFolder:
@@ -75,6 +77,7 @@ class HalfDoneFolder:
                 tensors.get("pending"),
                 str(told["key"]),
                 {key: float(value) for key, value in told["figures"].items()},
+                int(told["stride"]),
             )
         except FileNotFoundError:
             return None
@@ -92,6 +95,7 @@ class HalfDoneFolder:
             "turn": state.turn,
             "shapes": {name: list(shape) for name, shape in state.shapes.items()},
             "key": state.key,
+            "stride": state.stride,
             "figures": state.figures,
         }
         found = {

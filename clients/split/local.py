@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,8 @@ from clients.tasks import Task
 from clients.trainers.sgd import FitJob, TrainingDivergedError, seed_generators
 from strategies.collectors.split import PRECISIONS
 from strategies.collectors.split_session import SESSION, TURN
+from strategies.parts import covered
+from strategies.update import Layout
 from strategies.wire import Refused
 
 if TYPE_CHECKING:
@@ -98,7 +101,10 @@ class Local:
         self._device = model.flat.device
         seed_generators(self._device, job.seed)
         batches = list(trainer.batches(len(job.examples)))
-        stride = told.batches + trainer.auxiliary_steps
+        stride = self._stride = told.batches + trainer.auxiliary_steps
+        if state.stride not in (0, stride):
+            raise Refused("terms", f"{told.batches} batches a turn, others before in this session")
+        state.stride = stride
         self._exchanges = [batches[at : at + stride] for at in range(0, len(batches), stride)]
         self._halves = 2 if self._module.u_shaped else 1
 
@@ -168,7 +174,7 @@ class Local:
     def _activations(self, exchange: int) -> dict[str, NDArray[np.generic]]:
         """Activations of an exchange's batches, as they travel."""
         self._load()
-        batches = []
+        batches: list[Batch] = []
         for inputs, targets in self._rows(exchange):
             with torch.no_grad():
                 activation, lengths = self._lower(inputs)
@@ -185,8 +191,8 @@ class Local:
 
     def _entropy(self, exchange: int, batch: int) -> Callable[[int], bytes]:
         """The same bytes for the same batch of a session, and nobody else's."""
-        key = bytes.fromhex(self.state.key)
-        return lambda size: hashlib.shake_256(key + f"{exchange}/{batch}".encode()).digest(size)
+        key, number = bytes.fromhex(self.state.key), exchange * self._stride + batch
+        return lambda size: hashlib.shake_256(key + str(number).encode()).digest(size)
 
     def _gradients(self, exchange: int, answer: Arrays) -> dict[str, NDArray[np.generic]]:
         """Gradients of the states that the server's half gave; those of the heads wait in the state."""
@@ -242,6 +248,9 @@ class Local:
             self._finite(loss, exchange)
             self._count("auxiliary_loss", loss.item())
             _, step = self._model.pulled([loss], [None])
+            step[self._is_auxiliary] = (
+                0  # it learns the server's gradients, and nothing of the labels
+            )
             trainer.step(state.parameters, step, state.parameters, None, state.moments)
             self._model.flat.copy_(state.parameters)
 
@@ -263,6 +272,16 @@ class Local:
             _, step = self._model.pulled([apart], [None])
             self._model.flat.sub_(step, alpha=self._trainer.auxiliary_lr)
         self.state.parameters.copy_(self._model.flat)
+
+    @cached_property
+    def _is_auxiliary(self) -> Tensor:
+        """Which parameters are the auxiliary head's, (d,) bool."""
+        layout = self._model.layout
+        part = {
+            n: s for n, s in zip(layout.names, layout.shapes, strict=True) if n.startswith("aux")
+        }
+        mask = covered(Layout(tuple(part), tuple(part.values())), layout)
+        return torch.from_numpy(mask).to(self._device)
 
     @property
     def _auxiliary(self) -> nn.ModuleDict:

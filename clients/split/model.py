@@ -11,7 +11,6 @@ no part of a state: adapters and heads are trained, sent and saved. Nothing here
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +22,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from clients.lora.adapters import Adapted, adapted
+from clients.lora.model import sharing_weights
 from clients.places import DataError, Place, require_folder
 from clients.pretrained import check_tokens, load_encoder
 from clients.split.coding import Precision, mask_of
@@ -207,9 +207,7 @@ class _Source:
 
     def part(self, kind: Literal["bottom", "middle", "top", "tail"]) -> Any:
         """A frozen part in layers of its own around tensors that a process has once."""
-        part = _loaded(self, kind)
-        tensors = [*part.parameters(), *part.buffers()]
-        return copy.deepcopy(part, {id(tensor): tensor for tensor in tensors})
+        return sharing_weights(_loaded(self, kind))
 
     @property
     def hidden(self) -> int:

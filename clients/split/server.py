@@ -26,6 +26,7 @@ from clients.split.trainer import SplitTrainer
 from clients.split.turns import Batch, read_batches, read_rows, write_rows
 from clients.tasks import Task
 from clients.tasks.task import UNLABELLED
+from clients.threads import one_thread
 from strategies.protocols import ConfigValue
 from strategies.update import Layout, Vector
 from strategies.wire import Refused
@@ -149,11 +150,12 @@ class UpperLearner:
         self._moments = None if moments is None else moments.clone()
         figures = self._figures.setdefault(client, _Figures())
         try:
-            answer = self._answer(client, arrays, figures)
-            self._check_finite()
+            with one_thread():  # as clients train: the same bits whatever the number of threads
+                answer = self._answer(client, arrays, figures)
+                self._check_finite()
         except BaseException as error:
             self._moments, self._touched = moments, touched
-            if isinstance(error, IndexError | ValueError | RuntimeError):
+            if isinstance(error, Exception) and not isinstance(error, Refused | MemoryError):
                 # Targets past the classes, say: the task's own code finds them.
                 raise Refused(
                     "malformed", f"nothing can be trained on this turn: {error!s:.200}"

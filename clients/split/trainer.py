@@ -29,7 +29,7 @@ from clients.split.half_done import HalfDone, HalfDoneFolder
 from clients.split.local import Local, Told
 from clients.tasks import Task
 from clients.trainers.adamw import AdamW
-from clients.trainers.sgd import SGD, Fit, FitJob
+from clients.trainers.sgd import SGD, Fit, FitJob, TrainingDivergedError
 from strategies.collectors.split_session import LAST, SPLIT
 from strategies.records import bundle
 from strategies.update import Layout
@@ -136,6 +136,10 @@ class SplitTrainer(AdamW):
         with torch.random.fork_rng(devices=[]):
             local = self._local(job, told, lambda shapes, settings: model, task)
             local.take_answer(told.turn, _arrays(job))
+        if not bool(torch.isfinite(local.state.parameters).all()):
+            raise TrainingDivergedError(
+                f"client {job.client}: its half is not finite after the last turn: lower client.lr (now {self.lr:g})"
+            )
         model.flat.copy_(local.state.parameters)
         return Fit(model.sections(), len(job.examples), local.figures(), {})
 

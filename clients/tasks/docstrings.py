@@ -196,17 +196,17 @@ def read_docstrings(
 
 
 def _docstrings(package: str, names: set[str]) -> Iterator[Docstring]:
-    root = _folder(package)
-    files = sorted(path for path in root.rglob("*.py") if _is_wanted(path, root))
+    root = package_folder(package)
+    files = sorted(path for path in root.rglob("*.py") if is_wanted(path, root))
     order = np.random.default_rng(_SEED).permutation(len(files))
     for number in order:
         module = files[number].relative_to(root.parent).as_posix()
-        for text, kind in _texts(files[number]):
+        for text, kind in docstrings_of(files[number]):
             lists = _LISTS_ARGUMENTS.search(text) is not None
             yield Docstring(package, module, " ".join(_prose(text, names)), kind, lists)
 
 
-def _folder(package: str) -> Path:
+def package_folder(package: str) -> Path:
     """Where a package's source files are; a top-level package is found without importing it."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     places = spec.submodule_search_locations if spec else None
@@ -218,7 +218,8 @@ def _folder(package: str) -> Path:
     return Path(next(iter(places)))
 
 
-def _is_wanted(path: Path, root: Path) -> bool:
+def is_wanted(path: Path, root: Path) -> bool:
+    """Whether a source file under a package's folder is read: no tests, nothing vendored, nothing huge."""
     inside = path.relative_to(root)
     return (
         _LEFT_OUT.isdisjoint(inside.parts)
@@ -227,7 +228,7 @@ def _is_wanted(path: Path, root: Path) -> bool:
     )
 
 
-def _texts(path: Path) -> Iterator[tuple[str, str]]:
+def docstrings_of(path: Path) -> Iterator[tuple[str, str]]:
     """The docstrings of a source file and their kinds, in its order; none where it is not the Python that runs here."""
     source = path.read_bytes()
     if b'"""' not in source and b"'''" not in source:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from clients.places import DataError
-from clients.tasks.docstrings import _folder, _is_wanted, _texts
+from clients.tasks.docstrings import docstrings_of, is_wanted, package_folder
 
 _SEED = 20_260_301
 _PIECE = 4_000
@@ -77,12 +77,12 @@ def read_packages(
 def _of_package(
     package: str, most: int | None, min_words: int, seen: set[bytes]
 ) -> Iterator[Passage]:
-    root = _folder(package)
-    files = sorted(path for path in root.rglob("*.py") if _is_wanted(path, root))
+    root = package_folder(package)
+    files = sorted(path for path in root.rglob("*.py") if is_wanted(path, root))
     of_module: Counter[str] = Counter()
     for number in np.random.default_rng(_SEED).permutation(len(files)):
         module = files[number].relative_to(root.parent).as_posix()
-        for docstring, _ in _texts(files[number]):
+        for docstring, _ in docstrings_of(files[number]):
             if most is not None and of_module.total() == most:
                 return
             if most is not None and of_module[module] == max(1, most // 10):

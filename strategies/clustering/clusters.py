@@ -6,22 +6,25 @@ test of its own, a parametric bootstrap in the manner of Liu et al. 2008, "Stati
 High-Dimension, Low-Sample Size Data" (SigClust).
 
 Null: the clients' directions are independent draws from one Gaussian; clients may differ, also for good, as they do
-when each has examples of its own. Statistic: the largest mean silhouette. Its distribution depends on how many
-directions the Gaussian has: d = (tr Σ)² / tr Σ², from estimators of both that are unbiased for any spectrum (Srivastava
-2005, "Some Tests Concerning the Covariance Matrix in High Dimensional Data"). The null is drawn from two spectra: equal
-directions, one fewer than d since few of them are estimated badly, and one large direction beside many small ones. The
-larger of both p-values counts.
+when each has examples of its own. Two statistics, with Bonferroni's correction: the largest mean silhouette of the
+fingerprints, whose lengths count for nothing, which finds groups within much noise; and that of squared distances, in
+which they count, which finds a few tight groups, whose fingerprints have few directions. What they come to by chance
+depends on how many directions the Gaussian has: d = (tr Σ)² / tr Σ², from estimators of both that are unbiased for any
+spectrum (Srivastava 2005, "Some Tests Concerning the Covariance Matrix in High Dimensional Data"). The null is drawn
+with d equal directions (for fingerprints one fewer, since few are estimated badly), and with one large direction beside
+many small ones; the larger p-value counts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.clustering.fingerprints import fingerprints, units
+from strategies.clustering.fingerprints import units
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -35,6 +38,14 @@ _MOST_DIRECTIONS: Final = 400
 def distances(rows: Matrix) -> Matrix:
     """Cosine distances, 1 − cos, between rows of length 1: (n, n), symmetric, 0 on the diagonal."""
     found: Matrix = np.clip(1.0 - rows @ rows.T, 0.0, 2.0)
+    np.fill_diagonal(found, 0.0)
+    return np.asarray((found + found.T) / 2)
+
+
+def squares(rows: Matrix) -> Matrix:
+    """Squared distances between rows, (n, n), symmetric, 0 on the diagonal."""
+    lengths = (rows**2).sum(axis=1)
+    found: Matrix = np.clip(lengths[:, None] + lengths - 2 * rows @ rows.T, 0.0, None)
     np.fill_diagonal(found, 0.0)
     return np.asarray((found + found.T) / 2)
 
@@ -117,31 +128,46 @@ def directions_in(rows: Matrix) -> float:
     return max(1.0, (trace**2 - 2 * m * of_square) / m**2 / of_square)
 
 
-def one_group(
-    directions: Matrix, most: int, *, draws: int = 199, seed: int = 0
-) -> tuple[float, float]:
-    """How surely there is more than one group.
+def one_group(directions: Matrix, most: int, *, draws: int = 199, seed: int = 0) -> float:
+    """The p-value of the null that is described above: all clients are one group.
 
     Args:
         directions: (n, k), a row for each client, of any length; n ≥ `LEAST_CLIENTS`.
         most: groups at most.
-        draws: from the null.
+        draws: from each spectrum.
         seed: of the draws.
 
     Returns:
-        The largest silhouette of the clients' fingerprints, and the share of draws, they themselves counted as one, in
-        which it is at least as large: the p-value of the null that is described above.
+        At least 2 / (draws + 1).
     """
-    found = agglomerative(distances(fingerprints(directions)), most)[1]
-    dimension = min(directions_in(units(directions)), float(_MOST_DIRECTIONS))
+    rows = units(directions)
+    by_angle, by_distance = _by_angle(rows, most), _by_distance(rows, most)
+    dimension = min(directions_in(rows), float(_MOST_DIRECTIONS))
     rng = np.random.default_rng(seed)
-    shares = []
-    for scales in (_equal(max(1.0, dimension - 1.0)), _one_large(dimension)):
-        # A draw has no direction in common, so it is scattered about its mean as it stands.
-        drawn = (rng.standard_normal((len(directions), len(scales))) * scales for _ in range(draws))
-        null = [agglomerative(distances(units(x - x.mean(axis=0))), most)[1] for x in drawn]
-        shares.append((1 + sum(value >= found for value in null)) / (draws + 1))
-    return found, max(shares)
+
+    def share(scales: Matrix, statistic: Callable[[Matrix, int], float], found: float) -> float:
+        # A draw has no direction in common: its rows are scattered about 0 as the clients' are about their mean.
+        drawn = (rng.standard_normal((len(rows), len(scales))) * scales for _ in range(draws))
+        return (1 + sum(statistic(each, most) >= found for each in drawn)) / (draws + 1)
+
+    large = _one_large(dimension)
+    angle = max(
+        share(_equal(max(1.0, dimension - 1.0)), _by_angle, by_angle),
+        share(large, _by_angle, by_angle),
+    )
+    distance = max(
+        share(_equal(dimension), _by_distance, by_distance),
+        share(large, _by_distance, by_distance),
+    )
+    return min(1.0, 2 * min(angle, distance))
+
+
+def _by_angle(rows: Matrix, most: int) -> float:
+    return agglomerative(distances(units(rows - rows.mean(axis=0))), most)[1]
+
+
+def _by_distance(rows: Matrix, most: int) -> float:
+    return agglomerative(squares(rows), most)[1]
 
 
 def _equal(dimension: float) -> Matrix:

@@ -77,6 +77,15 @@ class TaskClusters(Ranged):
             why="groups are of single clients, and a sum of several tells nobody's direction",
             instead="leave the groups out",
         )
+        if claim.factors is None or claim.served == "shared":
+            lacks = "factors" if claim.factors is None else "served"
+            raise ContractError(
+                claim.source(lacks),
+                name_of(self),
+                "directions are those of adapters that each client trains, and there are none, or the server's one"
+                " upper part is in all of them",
+                "use a model with adapters (model=lora), collector.variant=v1, or clusters=none",
+            )
         if claim.cohort is not None and claim.cohort < 2:
             raise ContractError(
                 claim.source("cohort"),
@@ -139,7 +148,7 @@ class TaskClusters(Ranged):
         rows = self._rows(clients)
         if len(clients) < LEAST_CLIENTS or not rows.size:
             return found
-        p_value = one_group(rows, self.most)[1]
+        p_value = one_group(rows, self.most)
         labels, score = self._labels(fingerprints(rows))
         candidates = sorted(
             [client for client, at in zip(clients, labels, strict=True) if at == label]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.combiners.lora_coverage import CoverageMean
+from strategies.combiners.lora_partitioned import by_rank
 from strategies.combiners.lora_rule import (
     MEND,
     check_adapters,
@@ -123,7 +124,7 @@ class LoraMeanAccumulator:
         whole = plan.layouts[DELTA]
         frozen = filter(is_residual, whole.names)
         self._mean = CoverageMean(whole, frozen=[*frozen], by_group=rule.by_head)
-        self._sent = plan.sent if rule.report else None
+        self._sent = plan.sent if rule.report and cohort is None else None
         self._held: list[Update] = []
         self._figures: dict[str, float] = {}
 
@@ -173,7 +174,7 @@ class LoraMeanAccumulator:
                     start[layer.b] + change[layer.b], start[layer.a] + change[layer.a]
                 )
                 rest = unheld(layer, products, start)
-                exact = stacked([*products, rest], [*own, 1.0])
+                exact = stacked([by_rank(products, own), rest])
                 error = hypot(error, distance(exact, average))
                 size = hypot(size, frobenius(exact))
         return {"lora_cross_term": relative(error, size)} if layers else {}

@@ -30,13 +30,18 @@ class LoraPartitioned(LoraSvd):
 
     def target(self, products: Sequence[Factors], weights: Sequence[float]) -> Factors:
         """What the clients make of what is decomposed: with equal ranks, the mean product."""
-        ranks = rank_weights(products, weights)
-        return stacked(
-            [
-                Factors(one.left * (weight / ranks[: one.rank]), one.right)
-                for one, weight in zip(products, weights, strict=True)
-            ]
-        )
+        return by_rank(products, weights)
+
+
+def by_rank(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """Σₖ of each rank's mean over the clients that have it, as one product of all their ranks."""
+    ranks = rank_weights(products, weights)
+    return stacked(
+        [
+            Factors(one.left * (weight / ranks[: one.rank]), one.right)
+            for one, weight in zip(products, weights, strict=True)
+        ]
+    )
 
 
 def rank_weights(products: Sequence[Factors], weights: Sequence[float]) -> Matrix:

@@ -1,9 +1,9 @@
 """Exact aggregation of unequal adapters: what factors of the model's rank can't hold goes into a residual.
 
 The model is W·x + s·B·A·x + L·R·x with s = α / rank and a residual L·R that nobody trains (`strategies.lora.layers`).
-Both rules here make its product s·B·A + L·R that of the mean of the clients' models, and of ranks that none of them has
-as they were sent; they cut the residual to the rank q that the model has room for: exact where q suffices, and the best
-of its rank where it does not.
+Both rules here make its product s·B·A + L·R that of the mean of the clients' models (FedEx-LoRA, of unequal ranks: each
+rank's mean over those who have it), and of ranks that none of them has as they were sent; they cut the residual to the
+rank q that the model has room for: exact where q suffices, and the best of its rank where it does not.
 
 * FLoRA (Wang et al. 2024, "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations",
   Algorithm 1): stacked products are added to the weights, and adapters begin anew.
@@ -22,7 +22,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt
 
-from strategies.combiners.lora_partitioned import rank_weights
+from strategies.combiners.lora_partitioned import by_rank, rank_weights
 from strategies.combiners.lora_rule import HeldFactors, LoraRule, Renewed, Views, unheld
 from strategies.combiners.lora_svd import fresh_rows
 from strategies.contract import name_of
@@ -69,7 +69,8 @@ class LoraStack(LoraRule):
     ) -> Renewed:
         """See `LoraRule.renew`."""
         adapter = Factors(np.zeros((layer.m, layer.rank)), fresh_rows(layer, rng))
-        return _settled(self, layer, products, weights, sent, adapter, self.alpha / self.rank, rng)
+        mean = stacked(products, weights)
+        return _settled(self, layer, products, mean, sent, adapter, self.alpha / self.rank, rng)
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,14 @@ class LoraFedEx(LoraRule):
         sent: Views,
         rng: np.random.Generator,
     ) -> Renewed:
-        """See `LoraRule.renew`; ranks that nobody has stay as they were sent."""
+        """See `LoraRule.renew`; ranks that nobody has stay as they were sent.
+
+        A rank that some lack is the mean of those who have it, in the product as in the factors: over all clients, the
+        residual would take it from the averaged adapter again in each round.
+        """
         adapter = _averaged(layer, products, weights, sent)
-        return _settled(self, layer, products, weights, sent, adapter, self.alpha / self.rank, rng)
+        mean = by_rank(products, weights)
+        return _settled(self, layer, products, mean, sent, adapter, self.alpha / self.rank, rng)
 
 
 def _check_rank(rule: LoraRule, rank: int, plan: Plan) -> None:
@@ -131,7 +137,7 @@ def _settled(
     rule: LoraRule,
     layer: Layer,
     products: Sequence[Factors],
-    weights: Sequence[float],
+    mean: Factors,
     sent: Views,
     adapter: Factors,
     scale: float,
@@ -141,8 +147,7 @@ def _settled(
     assert layer.left is not None  # `LoraRule.begin` has seen to it
     assert layer.right is not None
     before = Factors(sent[layer.left].astype(np.float64), sent[layer.right].astype(np.float64))
-    adapters = [*products, unheld(layer, products, sent)]
-    whole = stacked([before, *adapters], [1.0, *(scale * weight for weight in weights), scale])
+    whole = stacked([before, mean, unheld(layer, products, sent)], [1.0, scale, scale])
     rest = stacked([whole, adapter], [1.0, -scale])
     found = decomposed(rest, layer.residual_rank, method=rule.svd, rng=rng)
     residual = balanced(found, layer.residual_rank)

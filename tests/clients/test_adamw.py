@@ -32,5 +32,5 @@ def test_steps_are_those_of_torch(size, steps, decay, betas, seed):
 
 
 def test_momentum_is_refused_by_name():
-    with pytest.raises(ValueError, match="momentum = 0.9: AdamW has betas"):
+    with pytest.raises(ValueError, match=r"momentum = 0\.9: AdamW has betas"):
         AdamW(momentum=0.9)

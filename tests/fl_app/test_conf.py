@@ -42,7 +42,12 @@ def test_every_choice_composes_and_builds(group: str) -> None:
             build(node, population=10)
         if config.clip is not None:
             build(config.clip)
-        if config.model.name in ("minilm", "lora"):  # tests of their own build them
+        if config.model.name in (
+            "minilm",
+            "lora",
+            "lora_lm",
+            "split_lora",
+        ):  # tests of their own build them
             continue
         shape, vocab_size = ((12,), 50) if config.model.name == "gru" else ((1, 28, 28), None)
         build(config.model, input_shape=shape, num_classes=10, vocab_size=vocab_size, padding_id=0)

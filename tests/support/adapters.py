@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from strategies.combiners import LoraFedEx, LoraMean
 from strategies.lora import Layer, layers_of
 from strategies.parts import widened
 from strategies.protocols import Plan
@@ -92,6 +93,23 @@ class Federation:
             if own is not None:
                 total, whole = total + weight * own[0] @ own[1], whole + weight
         return total / whole
+
+    def mean_of(self, rule: object, layer: Layer) -> np.ndarray:
+        """The mean that a rule is about, dense: of products, or of each rank over those who have it."""
+        if not isinstance(rule, LoraFedEx | LoraMean):
+            return self.mean_product(layer)
+        terms: dict[int, list[tuple[float, np.ndarray]]] = {}
+        for index, weight in enumerate(self.weights()):
+            left, right = self.factors(index, layer) or (
+                np.zeros((layer.m, 0)),
+                np.zeros((0, layer.n)),
+            )
+            for rank in range(right.shape[0]):
+                terms.setdefault(rank, []).append((weight, np.outer(left[:, rank], right[rank])))
+        return sum(
+            sum(weight * one for weight, one in those) / sum(weight for weight, _ in those)
+            for those in terms.values()
+        )
 
     def combined(self, rule, order: Sequence[int] | None = None, **plan: object):
         """The rule's update, and its accumulator."""

@@ -189,7 +189,7 @@ def test_a_central_promise_refuses_it():
         Central(noise_multiplier=1.0, population=10),
     ]
     with pytest.raises(ContractError, match="cannot be composed with task clusters"):
-        check(parts)
+        check(parts, Claim(factors="shared_a"))
     check([part for part in parts if not isinstance(part, TaskClusters)])
 
 

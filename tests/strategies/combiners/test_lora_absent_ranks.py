@@ -47,7 +47,7 @@ RULES = {
     "fedex": LoraFedEx(alpha=ALPHA, rank=RANK),
 }
 every = pytest.mark.parametrize("name", RULES)
-BY_RANK = ("mean", "partitioned")
+BY_RANK = ("mean", "partitioned", "fedex")
 """Rules that average each rank over those who have it, so that unequal clients who change nothing change nothing."""
 
 ranks_of_layers = st.fixed_dictionaries({layer: st.integers(0, RANK) for layer in LAYERS})

@@ -95,7 +95,7 @@ def test_the_cross_term_is_that_of_dense_matrices(parts, by_head):
     after = LAYOUT.views(one.sent.astype(np.float64) + found.delta.vector)
     error = size = 0.0
     for layer in one.layers:
-        exact = one.mean_product(layer)
+        exact = one.mean_of(LoraMean(), layer)
         error += np.linalg.norm(exact - after[layer.b] @ after[layer.a]) ** 2
         size += np.linalg.norm(exact) ** 2
     assert held.figures() == {"lora_cross_term": pytest.approx((error / size) ** 0.5, rel=1e-5)}

@@ -198,7 +198,7 @@ def test_the_model_is_the_mean_of_the_clients_models_but_for_what_q_cuts_off(rul
     after, sent = one.after(found), one.layout.views(one.sent.astype(np.float64))
     error = size = 0.0
     for layer in one.layers:
-        product = one.mean_product(layer) + unheld(one, layer, ranks)
+        product = one.mean_of(rule, layer) + unheld(one, layer, ranks)
         exact = ALPHA / RANK * product + sent[layer.left] @ sent[layer.right]
         adapter = ALPHA / RANK * after[layer.b] @ after[layer.a]
         rest = exact - adapter
@@ -222,7 +222,7 @@ def test_where_q_has_room_nothing_is_lost(rule):
     after, sent = one.after(found), one.layout.views(one.sent.astype(np.float64))
     assert held.figures()["lora_error"] < 1e-12
     for layer in one.layers:
-        exact = ALPHA / RANK * one.mean_product(layer) + sent[layer.left] @ sent[layer.right]
+        exact = ALPHA / RANK * one.mean_of(rule, layer) + sent[layer.left] @ sent[layer.right]
         np.testing.assert_allclose(model_product(after, layer), exact, atol=1e-4)
 
 
@@ -279,5 +279,5 @@ def test_the_scale_is_that_of_the_models_rank_whatever_a_layer_has(rule):
     after, sent = one.after(found), one.layout.views(one.sent.astype(np.float64))
     for layer in one.layers:
         ours = ALPHA / 8 * after[layer.b] @ after[layer.a] + after[layer.left] @ after[layer.right]
-        exact = ALPHA / 8 * one.mean_product(layer) + sent[layer.left] @ sent[layer.right]
+        exact = ALPHA / 8 * one.mean_of(rule, layer) + sent[layer.left] @ sent[layer.right]
         np.testing.assert_allclose(ours, exact, atol=1e-4)
