@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from strategies.parts import returned
 from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -207,7 +208,10 @@ class ResidentModel:
     def sections(self) -> dict[str, Section]:
         """What has changed since `load`: the parameters' section, and those of the buffers where there are any."""
         delta = self.flat.cpu().numpy() - self._sent
-        sections = {DELTA: Section(delta, self._layout)}
+        back = returned(self._layout)
+        if back != self._layout:
+            delta = back.flatten(self._layout.views(delta))
+        sections = {DELTA: Section(delta, back)}
         for name, layout in ((BUFFERS, self._float_layout), (COUNTERS, self._count_layout)):
             if layout.names:
                 sections[name] = Section(layout.flatten(self._changes(layout.names)), layout)

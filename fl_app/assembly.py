@@ -17,6 +17,7 @@ from torch import nn
 
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
 from clients.lora import RankPlan
+from clients.lora.profile import return_freed_memory
 from clients.poisoning import DataPoisoning
 from clients.resident import ModuleMaker, ResidentModel, arrays_of, buffers_of
 from clients.root import RootTrainer
@@ -368,6 +369,8 @@ class Assembly:
             settings: node config of the SuperNode, where there is one.
         """
         engine = place == "engine"
+        if self.config.ranks is not None:
+            return_freed_memory()  # else a budget does not hold: the heap keeps what a step has freed
         half = self.client_half(place, settings)
         node = Node(settings or {}) if place == "device" else None
         if node is not None:

@@ -158,7 +158,10 @@ def _earlier_cut(config: Config) -> int | None:
 
 def clients_profile(model: Any, task: Task, batch_size: int) -> Profile:
     """What a step of the clients' model, or of its lower half, takes: measured on a batch of the task's."""
-    inputs = task.train().inputs[:batch_size]
+    rows = task.train().inputs
+    # The longest: padding that all rows have is no memory.
+    longest = (rows != task.padding_id).flatten(1).sum(dim=1).argsort(descending=True)
+    inputs = rows[longest[:batch_size]]
     lower = getattr(model, "lower", None)
     if lower is not None:
         return measure(lower, inputs, lambda given: given[0].square().mean())

@@ -19,6 +19,19 @@ from strategies.update import Layout, Section, Vector
 _T = TypeVar("_T", bound=np.generic)
 
 
+RESIDUAL = "residual."
+"""What names of frozen arrays begin with that travel down, and that a rule of the server's alone changes."""
+
+
+def returned(part: Layout) -> Layout:
+    """What of a part comes back: all but what nobody trains."""
+    if not any(name.startswith(RESIDUAL) for name in part.names):
+        return part
+    blocks = zip(part.names, part.shapes, strict=True)
+    kept = {name: shape for name, shape in blocks if not name.startswith(RESIDUAL)}
+    return Layout(tuple(kept), tuple(kept.values()))
+
+
 def check_part(part: Layout, whole: Layout) -> None:
     """Refuses what is no part.
 

@@ -60,7 +60,7 @@ class SplitLora(nn.Module):
         base_dtype: of the frozen weights; adapters are float32.
         auxiliary: whether clients have a head of their own at the cut, to train on without the server.
         at: blocks that clients hold, where that has been found out already.
-        ranks: of a client's adapters, by layer, where they are not `rank`; 0 for none.
+        ranks: each layer's own rank; a layer that is not named, or with 0, has no adapter. None: `rank` for all.
 
     Raises:
         DataError: there is no such folder, or what is in it cannot be loaded.

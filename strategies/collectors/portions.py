@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from flwr.app import ArrayRecord
 
-from strategies.parts import narrowed, widened
+from strategies.parts import narrowed, returned, widened
 from strategies.protocols import Job
 from strategies.update import DELTA, Layout, Update
 from strategies.wire import ARRAYS, Expected, pack_model, unpack_model
@@ -34,7 +34,7 @@ def records_for(job: Job, part: Layout) -> Mapping[str, ArrayRecord]:
 
 def expected_of(job: Job, client: int, part: Layout) -> Expected:
     """What a client's reply must be."""
-    expected = Expected.of(job, client)
+    expected, part = Expected.of(job, client), returned(part)
     if part == job.layouts[DELTA]:
         return expected
     return replace(expected, sections={**expected.sections, DELTA: part})
@@ -42,7 +42,7 @@ def expected_of(job: Job, client: int, part: Layout) -> Expected:
 
 def whole(update: Update, part: Layout, job: Job) -> Update:
     """An update in the layout that combiners see."""
-    layout = job.layouts[DELTA]
+    layout, part = job.layouts[DELTA], returned(part)
     if part == layout:
         return update
     return update.with_section(DELTA, widened(update.delta.vector, part, layout))

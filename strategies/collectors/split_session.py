@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from strategies.collectors.plain import bare
 from strategies.collectors.portions import expected_of, part_of, records_for
+from strategies.parts import returned
 from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended, record_in
 from strategies.update import DELTA, Layout, Section, Update, Vector
@@ -231,10 +232,11 @@ class SplitSession:
         vector, own, figures = member.learner.change(update.members[0])
         filled = np.zeros(whole.size, np.float32)
         views = whole.views(filled)
-        for layout, values in ((member.part, update.delta.vector), (own, vector)):
+        theirs = returned(member.part)
+        for layout, values in ((theirs, update.delta.vector), (own, vector)):
             for name, block in layout.views(values).items():
                 views[name][tuple(map(slice, block.shape))] = block
-        both = _ordered({**_shapes(member.part), **_shapes(own)}, whole)
+        both = _ordered({**_shapes(theirs), **_shapes(own)}, whole)
         section = Section(filled, whole, part=None if both == whole else both)
         joined = update.with_section(DELTA, section)
         return (

@@ -38,7 +38,7 @@ def budgets(small: list[str]) -> str:
     """One that half of the adapters' layers fit into at rank 2, and one for all at the model's rank, in MB."""
     assembly = Assembly(compose([*small, *WHOLE, "combiner=lora_mean"]))
     profile = clients_profile(assembly.module(), assembly.task, 8)
-    some = dict.fromkeys(profile.layers[len(profile.layers) // 2 :], 2)
+    some = dict.fromkeys(list(profile.layers)[len(profile.layers) // 2 :], 2)
     return f"ranks.budgets_mb=[{memory_of(profile, some) / 1e6 + 1e-4},100]"
 
 
@@ -84,7 +84,7 @@ def test_two_tasks_have_a_head_each_and_their_groups_are_told(tmp_path, small):
     ("overrides", "said"),
     [
         (["strategy=multi_krum"], "share_a"),
-        (["combiner=mean", *RANKS, "ranks.budgets_mb=[40]"], "combiner=lora_mean"),
+        (["combiner=mean", *RANKS, "ranks.budgets_mb=[100]"], "combiner=lora_mean"),
         (["combiner=lora_svd", "server=adam"], "server=sgd"),
         (["strategy=secure", "combiner=lora_svd"], "collector=plain"),
         (["strategy=secure", "task.goals=[package,kind]", "combiner=lora_mean"], "collector=plain"),
@@ -99,3 +99,13 @@ def test_what_adapters_cannot_bear_is_refused_with_the_mend(tmp_path, small, ove
 def test_a_budget_below_the_model_is_refused_by_name(tmp_path, small):
     with pytest.raises(ConfigError, match=r"ranks = devices .* budget is 1\.0 MB"):
         run(tmp_path, *small, *WHOLE, *RANKS, "combiner=lora_mean", "ranks.budgets_mb=[1]")
+
+
+def test_a_residual_travels_down_and_not_back(tmp_path, small):
+    chosen = [*small, *WHOLE, "rounds=2", "evaluate.every=2"]
+    _, plain, _ = run(tmp_path / "plain", *chosen, "combiner=lora_mean")
+    _, exact, _ = run(tmp_path / "exact", *chosen, "combiner=lora_fedex", "model.residual_rank=16")
+    first, second = exact["history"]
+    assert first["upload_bytes"] == pytest.approx(plain["history"][0]["upload_bytes"], rel=0.05)
+    assert first["download_bytes"] > 2 * plain["history"][0]["download_bytes"]
+    assert second["train"]["lora_error"] < 1e-5
