@@ -5,7 +5,8 @@
 
 The base model has read no package of the task. Held out are whole modules of each package. Centralised: the adapters
 are trained on all text in one place, in as many passes as the federation has rounds. Federated: FedAvg on the
-in-process engine, 12 clients with modules of their own, neighbours by name, so that most hold one package's. Perplexity
+in-process engine, 12 clients with modules of their own, neighbours by name, so that most hold one package's.
+Split: the same federation over a model that is cut at half (SplitFed v1). Perplexity
 is a token's, of the base model's tokens; one seed, no interval. Prints the table and a prompt's continuations.
 """
 
@@ -69,12 +70,26 @@ def federated(folder: Path, *overrides: str) -> State:
     return load_file(result.summary_path.parent / "model.safetensors")
 
 
+def split(folder: Path) -> State:
+    """The same federation over a model that is cut at half: labels are tokens, so U-shaped they stay with clients."""
+    return federated(
+        folder / "split",
+        "strategy=split_lora",
+        "model=split_lora",
+        "model.pretrained=./models/base-gpt2",
+        "model.head=tokens",
+        "model.u_shaped=true",
+        "client=split",
+        "combiner=mean",
+    )
+
+
 WAYS: Mapping[str, Callable[[Path], State]] = {
     "base model": untrained,
     "centralised LoRA": centralised,
     "LoRA, FedAvg": federated,
+    "split, U-shaped": split,
 }
-"""A split run goes here, as one more way to get adapters: `federated` with the overrides that cut the model."""
 
 
 def by_package(model: torch.nn.Module, task: Prose) -> dict[str, float]:

@@ -139,7 +139,8 @@ def planned_cut(build: Build, config: Config, task: Task, trainer: SGD, clients:
     except NoCutFitsError as error:
         raise ConfigError([Fault("model.limits", str(error))]) from error
     bound = f" ({', '.join(plan.bound_by)} forbids a faster cut)" if plan.bound_by else ""
-    log.info("split_point=auto: clients hold %d blocks%s\n%s", plan.at, bound, plan.table)
+    told = "the earlier the cut, the more of their texts activations tell"
+    log.info("split_point=auto: clients hold %d blocks%s; %s\n%s", plan.at, bound, told, plan.table)
     if config.run_dir.is_dir():
         write_atomically(config.run_dir / CUT, json.dumps({"at": plan.at}).encode())
     return int(plan.at)
