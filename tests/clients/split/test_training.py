@@ -54,7 +54,7 @@ def agrees(update: Update, expected: dict[str, np.ndarray], tolerance: float = 1
 
 @pytest.mark.parametrize("u_shaped", [False, True], ids=["", "u_shaped"])
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_one_batch_an_exchange_is_unsplit_training(tmp_path, folders, kind, at, u_shaped):
     model = {"split_point": at, "u_shaped": u_shaped}
     run = SplitRun(tmp_path, folders[kind], Sentences(), TRAINER, model=model)
