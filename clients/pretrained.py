@@ -52,11 +52,7 @@ class PretrainedClassifier(nn.Module):
         frozen: bool = True,
     ) -> None:
         super().__init__()
-        if vocab_size is None or len(input_shape) != 1:
-            raise ValueError(
-                f"a pretrained language model takes rows of tokens, and this task's inputs of shape "
-                f"{tuple(input_shape)} are none: use a task with text"
-            )
+        vocab_size = check_rows(vocab_size, input_shape)
         self._features = _shared(pretrained, padding_id) if frozen else None
         encoder = self._features.encoder if self._features else load_encoder(pretrained)
         check_tokens(encoder, pretrained, vocab_size, input_shape[0])
@@ -147,6 +143,16 @@ def load_encoder(place: Place) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(f"no model can be loaded from {place}: {first}") from error
+
+
+def check_rows(vocab_size: int | None, input_shape: Sequence[int]) -> int:
+    """How many ids a task's tokens have; raises `ValueError` where its inputs are no rows of tokens."""
+    if vocab_size is None or len(input_shape) != 1:
+        raise ValueError(
+            f"a pretrained language model takes rows of tokens, and this task's inputs of shape "
+            f"{tuple(input_shape)} are none: use a task with text, such as task=docstrings"
+        )
+    return vocab_size
 
 
 def check_tokens(encoder: Any, place: Place, vocab_size: int, length: int) -> None:

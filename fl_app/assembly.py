@@ -10,13 +10,11 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
-from clients.lora import RankPlan
 from clients.lora.profile import return_freed_memory
 from clients.poisoning import DataPoisoning
 from clients.resident import ModuleMaker, ResidentModel, arrays_of, buffers_of
@@ -30,10 +28,10 @@ from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config, TargetNode
 from fl_app.config.targets import build
 from fl_app.engine import Adversary, resolve_workers
-from fl_app.halves import PartMaker, clients_profile, is_split, planned_cut, upper_server
+from fl_app.halves import PartMaker, is_split, planned_cut, upper_server
 from fl_app.identity import code_hash
 from fl_app.node import Node
-from fl_app.portions import ClientParts
+from fl_app.portions import ClientParts, check_factors, of_goal, planned_ranks
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
 from strategies.collectors.split_session import Served
@@ -45,9 +43,7 @@ from strategies.protocols import (
     ClientHalf,
     ClientOwn,
     Collector,
-    Combiner,
     ConfigValue,
-    Plan,
     Promise,
     Sampler,
     Scheduler,
@@ -149,31 +145,21 @@ class Assembly:
             )
         return module
 
-    @property
-    def _have_parts(self) -> bool:
-        """Whether clients train different parts of the model."""
-        return len(self.task.goals) > 1 or self.config.ranks is not None
+    @cached_property
+    def _by_goal(self) -> bool:
+        """Whether the model has a head for each of the task's goals, so that a client trains its own."""
+        names = self._model_parts[1][DELTA].names
+        return len(self.task.goals) > 1 and any(of_goal(name) is not None for name in names)
 
     def _parts(self) -> ClientParts | None:
         """Who is sent and trains what of the model; None where it is the same for all."""
-        if not self._have_parts:
+        ranks = None
+        if self.config.ranks is not None:
+            model = self._build(**self._at, **({"half": "lower"} if self.split else {}))
+            ranks = planned_ranks(self.config, self.config.ranks, model, self.task, self.trainer)
+        if ranks is None and not self._by_goal:
             return None
-        ranks = None if self.config.ranks is None else self._ranks(self.config.ranks)
-        return ClientParts(self.task.goal_of, len(self.task.goals) > 1, ranks)
-
-    def _ranks(self, node: TargetNode) -> RankPlan:
-        """The ranks of each client's adapters, by what a step of its model was measured to take."""
-        plan: RankPlan = build(node, batch_size=self.trainer.batch_size)
-        model = self._build(**self._at, **({"half": "lower"} if self.split else {}))
-        try:
-            plan.measured(
-                clients_profile(model, self.task, self.trainer.batch_size),
-                self.config.model.arguments["rank"],
-            )
-        except (ValueError, KeyError) as error:
-            raise ConfigError([Fault("ranks", str(error), node.name)]) from error
-        log.info("%s", plan.table())
-        return plan
+        return ClientParts(self.task.goal_of, self._by_goal, ranks)
 
     @cached_property
     def factors(self) -> Literal["both", "shared_a"] | None:
@@ -205,7 +191,7 @@ class Assembly:
 
     def _clients_module(self) -> nn.Module | ModuleMaker:
         """What clients make their models with."""
-        if self.split or self._have_parts:
+        if self.split or self.config.ranks is not None or self._by_goal:
             return PartMaker(
                 self._build,
                 split=self.split,
@@ -423,9 +409,7 @@ class Assembly:
         config = self.config
         privacy = self.privacy(num_clients)
         combiner = build(config.combiner, seed=self._seed_of_draws)
-        if getattr(combiner, "wants_sent", False):
-            self._try_out(combiner)
-        self._check_residual(combiner)
+        check_factors(config, combiner, self._model_parts[1][DELTA], self.trainer)
         pipeline = Pipeline(
             collector=self.collector(num_clients),
             stages=self.stages(privacy),
@@ -455,26 +439,6 @@ class Assembly:
             evaluate_every=config.evaluate.every,
             hello=self.hashes,
         )
-
-    def _check_residual(self, combiner: Combiner) -> None:
-        """Refuses a residual that no rule makes, or that clients would let decay."""
-        if not self.config.model.arguments.get("residual_rank"):
-            return
-        if not getattr(combiner, "needs_residual", False):
-            told = "is for combiner=lora_fedex and lora_stack, and other rules make nothing of a residual: set it to 0"
-            raise ConfigError([Fault("model.residual_rank", told)])
-        if self.trainer.weight_decay:
-            told = "takes from the residual too, which is frozen: set it to 0"
-            raise ConfigError([Fault("client.weight_decay", told)])
-
-    def _try_out(self, combiner: Combiner) -> None:
-        """Begins a round of a rule over the model's factors: what it lacks of them is known before the run."""
-        layout = self._model_parts[1][DELTA]
-        plan = Plan({DELTA: layout}, 1, 1, sent=np.zeros(layout.size, np.float32))
-        try:
-            combiner.begin(plan)
-        except ValueError as error:
-            raise ConfigError([Fault("combiner", str(error), self.config.combiner.name)]) from error
 
     @property
     def _seed_of_draws(self) -> int | None:

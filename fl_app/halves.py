@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from torch import nn
 
-from clients.lora.profile import Profile, measure
 from clients.resident import Shapes
 from clients.split.planner import NoCutFitsError
 from clients.split.server import UpperServer
@@ -155,18 +154,6 @@ def _earlier_cut(config: Config) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return at if type(at) is int and at >= 1 else None
-
-
-def clients_profile(model: Any, task: Task, batch_size: int) -> Profile:
-    """What a step of the clients' model, or of its lower half, takes: measured on a batch of the task's."""
-    rows = task.train().inputs
-    # The longest: padding that all rows have is no memory.
-    longest = (rows != task.padding_id).flatten(1).sum(dim=1).argsort(descending=True)
-    inputs = rows[longest[:batch_size]]
-    lower = getattr(model, "lower", None)
-    if lower is not None:
-        return measure(lower, inputs, lambda given: given[0].square().mean())
-    return measure(model, inputs)
 
 
 def upper_server(

@@ -229,8 +229,9 @@ class Claim:
             raise ContractError(
                 self.source("watched"),
                 name_of(part),
-                "who is left out of later rounds would tell of updates that were never released with noise",
-                "use quarantine=none under a central ε; admission and clip= look at a client's own update only",
+                "who is left out of later rounds, or told to be alike, would tell of updates without any noise",
+                "use quarantine=none under a central ε, and clusters=none; admission and clip= look at a client's own"
+                " update only",
             )
 
     def need_root(self, part: object) -> None:

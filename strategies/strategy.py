@@ -343,6 +343,8 @@ class PipelineStrategy(Strategy):
                 refusals[client] = refusal.reason
                 refused += is_wrong(refusal)
         aggregate = accumulator.result(refused)
+        told = self.pipeline.privacy is None
+        figures: Mapping[str, float] = getattr(accumulator, "figures", dict)() if told else {}
         aggregate = self.pipeline.concluded(aggregate, good, self._ready(self._job))
         if aggregate is None:
             log.warning("round %d is void: %d good updates came", server_round, good)
@@ -353,7 +355,7 @@ class PipelineStrategy(Strategy):
         joined = dict.fromkeys(aggregate.members, model.version)
         self.pipeline.applied(aggregate, joined, model.version)
         self.pipeline.judge(model.version, taken, refusals)
-        return pack_model(model.arrays()), MetricRecord(dict(mean_metrics(sums)))
+        return pack_model(model.arrays()), MetricRecord({**mean_metrics(sums), **figures})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -18,11 +18,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+OF_GOALS: Final = ("heads", "auxiliary")
+"""What names of arrays begin with that belong to one goal of a task, whose name follows."""
 
 _NAME = "default"
 """Of the one adapter, as peft has it."""
@@ -42,6 +45,12 @@ class Adapted:
     layers: tuple[str, ...]
     adapters: nn.ModuleDict
     residual: nn.ModuleDict
+
+    def check(self, ranks: Mapping[str, int] | None) -> None:
+        """Raises `ValueError` where ranks name a layer that a whole model does not have."""
+        unknown = {name.replace(".", "_") for name in ranks or {}} - set(self.layers)
+        if unknown:
+            raise ValueError(f"ranks of {sorted(unknown)}: there are {', '.join(self.layers)}")
 
 
 def adapted(

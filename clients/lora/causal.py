@@ -93,9 +93,7 @@ class LoraCausalLM(nn.Module):
             share_a=share_a,
             residual_rank=residual_rank,
         )
-        unknown = {name.replace(".", "_") for name in ranks or {}} - set(parts.layers)
-        if unknown:
-            raise ValueError(f"ranks of {sorted(unknown)}: there are {', '.join(parts.layers)}")
+        parts.check(ranks)
         self.adapters, self.residual = parts.adapters, parts.residual
         # Past nn.Module's registration: what is not a submodule is no part of the state.
         object.__setattr__(self, "_model", model)

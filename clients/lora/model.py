@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clients.lora.adapters import adapted
 from clients.places import Place
-from clients.pretrained import check_tokens, load_encoder, mean_state
+from clients.pretrained import check_rows, check_tokens, load_encoder, mean_state
 
 Dtype = Literal["float32", "bfloat16"]
 """What a frozen base may be held in."""
@@ -79,11 +79,7 @@ class LoraClassifier(nn.Module):
         base_dtype: Dtype = "float32",
     ) -> None:
         super().__init__()
-        if vocab_size is None or len(input_shape) != 1:
-            raise ValueError(
-                f"a pretrained language model takes rows of tokens, and this task's inputs of shape "
-                f"{tuple(input_shape)} are none: use a task with text"
-            )
+        vocab_size = check_rows(vocab_size, input_shape)
         encoder = sharing_weights(_frozen(pretrained, base_dtype))
         check_tokens(encoder, pretrained, vocab_size, input_shape[0])
         self.padding_id = padding_id
@@ -97,9 +93,7 @@ class LoraClassifier(nn.Module):
             share_a=share_a,
             residual_rank=residual_rank,
         )
-        unknown = {name.replace(".", "_") for name in ranks or {}} - set(parts.layers)
-        if unknown:
-            raise ValueError(f"ranks of {sorted(unknown)}: there are {', '.join(parts.layers)}")
+        parts.check(ranks)
         self.adapters, self.residual = parts.adapters, parts.residual
         self._add_heads(encoder.config.hidden_size, num_classes, goals or {})
         # Past nn.Module's registration: what is not a submodule is no part of the state.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from clients.lora.adapters import Adapted, adapted
 from clients.lora.model import sharing_weights
 from clients.places import DataError, Place, require_folder
-from clients.pretrained import check_tokens, load_encoder
+from clients.pretrained import check_rows, check_tokens, load_encoder
 from clients.split.coding import Precision, mask_of
 from clients.split.loading import load_bottom, load_middle, load_tail, load_top
 from clients.split.planner import Limits, Plan, plan
@@ -33,6 +33,9 @@ from clients.tasks.text import MEND
 
 SplitPoint = Annotated[int, Ge(1)] | Annotated[float, Gt(0)] | Literal["auto"]
 Half = Literal["whole", "lower", "upper"]
+
+_Lay = Callable[[nn.Module], Adapted]
+"""Puts a model's adapters into a part of it."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -92,11 +95,7 @@ class SplitLora(nn.Module):
         ranks: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        if vocab_size is None or len(input_shape) != 1:
-            raise ValueError(
-                f"a pretrained language model takes rows of tokens, and this task's inputs of shape "
-                f"{tuple(input_shape)} are none: use a task with text, such as task=docstrings"
-            )
+        vocab_size = check_rows(vocab_size, input_shape)
         blocks = block_count(pretrained)
         if at is None and split_point == "auto":
             raise ValueError("split_point=auto is measured before a half is made: give `at`")
@@ -106,7 +105,15 @@ class SplitLora(nn.Module):
             mend = "set model.head=tokens" if num_classes == vocab_size else "use task=prose"
             raise ValueError(f"head={head}, and this task asks about {asked}: {mend}")
         source = _Source(pretrained, self.at, blocks, u_shaped, head, base_dtype)
-        self._lay = _Lay(rank, alpha, targets, ranks, share_a, residual_rank)
+        self._lay = partial(
+            adapted,
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            ranks=ranks,
+            share_a=share_a,
+            residual_rank=residual_rank,
+        )
         classes = goals if goals and len(goals) > 1 else {"": num_classes}
         if auxiliary and (u_shaped or head == "tokens"):
             raise ValueError("an auxiliary head has classes, and goes with labels that travel")
@@ -179,7 +186,7 @@ class SplitLora(nn.Module):
             NoCutFitsError: none is within the limits.
         """
         encoder = load_encoder(self._source.place).eval().requires_grad_(False)
-        self._lay.into(encoder)
+        self._lay(encoder)
         lengths = self.lower.lengths(inputs)
         longest = int(lengths.max())
         mask = mask_of(lengths, longest).long()
@@ -235,36 +242,12 @@ def _loaded(source: _Source, kind: str) -> Any:
     return part.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class _Lay:
-    """How adapters are laid into a part."""
-
-    rank: int
-    alpha: float
-    targets: Sequence[str] | None
-    ranks: Mapping[str, int] | None
-    share_a: bool
-    residual_rank: int
-
-    def into(self, part: nn.Module) -> Adapted:
-        """Puts them in."""
-        return adapted(
-            part,
-            rank=self.rank,
-            alpha=self.alpha,
-            targets=self.targets,
-            ranks=self.ranks,
-            share_a=self.share_a,
-            residual_rank=self.residual_rank,
-        )
-
-
 class _Hull(nn.Module):
     """Adapters, and the frozen part that they are in, which is no submodule."""
 
     def __init__(self, part: nn.Module, lay: _Lay) -> None:
         super().__init__()
-        laid = lay.into(part)
+        laid = lay(part)
         self.adapters, self.residual = laid.adapters, laid.residual
         self.heads: nn.ModuleDict | None = None
         object.__setattr__(self, "part", part)

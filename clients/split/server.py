@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clients.lora.adapters import OF_GOALS
 from clients.resident import ResidentModel
 from clients.split.coding import Precision, decode, encode, relative_error
 from clients.split.model import SplitLora, Upper, fitting
@@ -30,9 +30,6 @@ from clients.threads import one_thread
 from strategies.protocols import ConfigValue
 from strategies.update import Layout, Vector
 from strategies.wire import Refused
-
-OF_GOALS: Final = ("heads", "auxiliary")
-"""What names of arrays begin with that belong to one goal, whose name follows."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

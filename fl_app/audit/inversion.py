@@ -177,6 +177,9 @@ def _examples(target: Target, count: int) -> Examples:
         raise ConfigError(
             [Fault("--inversion", f"needs pictures; {name} has inputs of shape {shape}")]
         )
+    if task.goals:
+        told = "guesses one label a picture, and this task has several goals: leave it out"
+        raise ConfigError([Fault("--inversion", told)])
     order = generator(target.config.seed, "inversion").permutation(len(own))
     return own.take(order[:count])
 

@@ -24,10 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from clients.tasks import Examples
+from clients.tasks.task import UNLABELLED
 from fl_app.audit.ranking import Ranking, rank
 from fl_app.audit.shadows import Shadow, is_cross_entropy, losses, shadows, trained_rows
 from fl_app.audit.target import Target
 from fl_app.audit.training import AuditError, Progress
+from fl_app.config.faults import ConfigError, Fault
 from strategies.seeds import generator
 
 _LEAST_LOSS = 1e-300
@@ -75,6 +77,9 @@ def audit_examples(
     """
     if count == 1 or count < 0:
         raise ValueError(f"{count} shadows: none, or at least 2, to have each example in and out")
+    if count and target.assembly.task.goals:
+        told = "train on goals of their own choice, and an example's own is one of several here: leave them out"
+        raise ConfigError([Fault("--shadows", told, count)])
     examples, natural_ids, inside, judged = population(target)
     for name, mask in (("members", inside & judged), ("others", ~inside & judged)):
         if mask.sum() < 4:
@@ -109,7 +114,8 @@ def population(
     Returns:
         The task's training and test examples, n together; whose each is, where they are somebody's (then without the
         test set, whose examples are nobody's); (n,) whether clients train on it; (n,) whether it is judged, which what
-        no client holds is not: the server may have made use of it.
+        no client holds is not: the server may have made use of it. Of a task with several goals an example has the
+        label of its owner's alone, which is what was trained; what nobody owns has one goal's in turn.
     """
     task, config = target.assembly.task, target.config
     own = task.train()
@@ -125,7 +131,22 @@ def population(
     judged[np.concatenate([data.rows(client)[1] for client in range(target.num_clients)])] = True
     judged |= inside
     judged[len(own) :] = True
+    if task.goals:
+        examples = _of_owners(target, examples)
     return examples, None if ids is None else list(ids), inside, judged
+
+
+def _of_owners(target: Target, examples: Examples) -> Examples:
+    """The examples with the labels of one goal each: their owner's, or one goal's in turn."""
+    task, data = target.assembly.task, target.assembly.data(target.num_clients)
+    names = tuple(task.goals)
+    goal = np.arange(len(examples)) % len(names)
+    for client in range(target.num_clients):
+        own = task.goal_of(client)
+        assert own is not None
+        goal[np.concatenate(data.rows(client))] = names.index(own)
+    kept = torch.from_numpy(goal).unsqueeze(1) == torch.arange(len(names))
+    return Examples(examples.inputs, torch.where(kept, examples.targets, UNLABELLED))
 
 
 def likelihood_ratios(

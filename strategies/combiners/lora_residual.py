@@ -15,6 +15,7 @@ In both papers W itself takes up what is left over, which clients who never send
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -41,8 +42,8 @@ from strategies.update import DELTA
 
 
 @dataclass(frozen=True)
-class LoraStack(LoraRule):
-    """FLoRA: the whole product goes into the residual, B begins at zero and A anew at random.
+class LoraResidual(LoraRule, ABC):
+    """A rule that leaves a residual.
 
     Attributes:
         alpha: α of the model's adapters.
@@ -58,6 +59,11 @@ class LoraStack(LoraRule):
         """See `LoraRule.begin`; refuses a rank that can't be the model's, too."""
         _check_rank(self, self.rank, plan)
         return super().begin(plan)
+
+
+@dataclass(frozen=True)
+class LoraStack(LoraResidual):
+    """FLoRA: the whole product goes into the residual, B begins at zero and A anew at random."""
 
     def renew(
         self,
@@ -74,23 +80,8 @@ class LoraStack(LoraRule):
 
 
 @dataclass(frozen=True)
-class LoraFedEx(LoraRule):
-    """FedEx-LoRA: the mean of factors, each rank over the clients that have it, and the residual what that lacks.
-
-    Attributes:
-        alpha: α of the model's adapters.
-        rank: of the model, the largest that a layer has: B·A counts α / rank times in all layers.
-    """
-
-    alpha: Annotated[float, Gt(0)] = 16.0
-    rank: Annotated[int, Ge(1)] = 8
-
-    needs_residual: ClassVar[bool] = True
-
-    def begin(self, plan: Plan) -> HeldFactors:
-        """See `LoraRule.begin`; refuses a rank that can't be the model's, too."""
-        _check_rank(self, self.rank, plan)
-        return super().begin(plan)
+class LoraFedEx(LoraResidual):
+    """FedEx-LoRA: the mean of factors, each rank over the clients that have it, and the residual what that lacks."""
 
     def renew(
         self,

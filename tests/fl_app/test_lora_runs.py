@@ -10,7 +10,7 @@ from clients.lora.profile import memory_of
 from fl_app.assembly import Assembly
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
-from fl_app.halves import clients_profile
+from fl_app.portions import clients_profile
 from tests.fl_app.test_run import assert_same_model, run
 from tests.support.split import save_tiny
 
@@ -109,3 +109,11 @@ def test_a_residual_travels_down_and_not_back(tmp_path, small):
     assert first["upload_bytes"] == pytest.approx(plain["history"][0]["upload_bytes"], rel=0.05)
     assert first["download_bytes"] > 2 * plain["history"][0]["download_bytes"]
     assert second["train"]["lora_error"] < 1e-5
+
+
+def test_a_model_with_one_head_has_all_goals_and_every_client_all_of_it(tmp_path):
+    chosen = ["task=docstrings", "task.packages=[flwr,sklearn]", "task.max_per_package=15"]
+    goals = ["task.goals=[package,kind]", "model=gru", "num_clients=4", "rounds=1"]
+    _, summary, _ = run(tmp_path, *chosen, *goals)
+    assert summary["final"].keys() >= {"accuracy_package", "accuracy_kind"}
+    assert summary["rejections"] == {}
