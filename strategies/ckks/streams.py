@@ -84,81 +84,75 @@ def scratch() -> Iterator[Scratch]:
             yield Scratch(file.fileno(), file.name)
 
 
-class Streams:
-    """SEAL's streams for one ring and scale.
+class Frames:
+    """SEAL's streams round residues: written here, and read where SEAL has written them.
 
     Args:
-        ring: of keys and ciphertexts.
-        degree: N.
+        seal: TenSEAL's module of SEAL's own classes.
         scratch: a file to save to and load from.
-        scale: of the ciphertexts; 1 where only keys are read.
     """
 
-    def __init__(self, ring: Ring, degree: int, scratch: Scratch, scale: float = 1.0) -> None:
+    def __init__(self, seal: Any, scratch: Scratch) -> None:
         import pyarrow as pa
 
-        self._ring, self._degree, self._scratch, self._scale = ring, degree, scratch, scale
+        self.scratch = scratch
         self._codec = pa.Codec("zstd")
-        probe = scratch.save(ring.seal.Plaintext())
+        probe = scratch.save(seal.Plaintext())
         magic, size, self._major, self._minor, *_ = _HEADER.unpack_from(probe)
         if (magic, size) != (_MAGIC, _HEADER.size):
             raise RuntimeError(_OTHER_FORMAT)
 
-    def fresh(self, ciphertext: Any) -> tuple[Residues, bytes]:
-        """The first component (N,) of a seeded ciphertext, and the seed of its second."""
+    def residues(self, ciphertext: Any, size: int, primes: int, degree: int) -> Residues:
+        """All components (size, primes, N) of a ciphertext."""
+        words = size * primes * degree
+        data = self.saved(ciphertext, _CIPHERTEXT.size, 8 * words)
+        return np.frombuffer(data, "<u8", words, _ARRAY_AT).reshape(size, primes, degree)
+
+    def seeded(self, ciphertext: Any, primes: int, degree: int) -> tuple[Residues, bytes]:
+        """The first component (1, primes, N) of a seeded ciphertext, and the seed of its second."""
+        words = primes * degree
         generator = _HEADER.size + 1 + SEED_BYTES
-        data = self._saved(ciphertext, _CIPHERTEXT.size, 8 * self._degree, generator)
-        return np.frombuffer(data, "<u8", self._degree, _ARRAY_AT), data[-SEED_BYTES:]
+        data = self.saved(ciphertext, _CIPHERTEXT.size, 8 * words, generator)
+        return (
+            np.frombuffer(data, "<u8", words, _ARRAY_AT).reshape(1, primes, degree),
+            data[-SEED_BYTES:],
+        )
 
-    def whole(self, ciphertext: Any) -> Residues:
-        """Both components (2, N) of a ciphertext."""
-        data = self._saved(ciphertext, _CIPHERTEXT.size, 16 * self._degree)
-        return np.frombuffer(data, "<u8", 2 * self._degree, _ARRAY_AT).reshape(2, -1)
+    def ciphertext(
+        self,
+        identity: bytes,
+        residues: Residues,
+        scale: float,
+        *,
+        seed: bytes = b"",
+        ntt: bool = True,
+    ) -> bytes:
+        """The stream of a ciphertext of residues (size, primes, N); of (1, primes, N) where a seed makes the second."""
+        size, primes, degree = residues.shape
+        members = _CIPHERTEXT.pack(
+            identity, ntt, 2 if seed else size, degree, primes, float(scale), 1
+        )
+        generator = self.framed(bytes([_BLAKE2XB]) + seed) if seed else b""
+        return self.framed(members + self.array(residues) + generator)
 
-    def load(self, residues: Residues, seed: bytes = b"") -> Any:
-        """A ciphertext of (N,) residues and a seed, or of (2, N) residues.
+    def plaintext(self, identity: bytes, residues: Residues, scale: float) -> bytes:
+        """The stream of a plaintext, or a secret key, of residues (primes, N)."""
+        members = _PLAINTEXT.pack(identity, residues.size, float(scale))
+        return self.framed(members + self.array(residues))
 
-        Raises:
-            CiphertextError: SEAL refuses it.
-        """
-        ciphertext = self._ring.seal.Ciphertext()
-        path = self._scratch.write(self._ciphertext(residues, seed))
-        try:
-            ciphertext.load(self._ring.context, path)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise CiphertextError(f"SEAL refuses a ciphertext: {error}") from error
-        if (ciphertext.size(), ciphertext.is_ntt_form()) != (2, True):
-            raise CiphertextError("a ciphertext has not two components in NTT form")
-        return ciphertext
-
-    def key_residues(self, key: Any, primes: int) -> Residues:
-        """The residues (primes, N) of a secret key."""
-        data = self._saved(key, _PLAINTEXT.size, 8 * primes * self._degree)
+    def plain_residues(self, plaintext: Any, primes: int, degree: int) -> Residues:
+        """The residues (primes, N) of a plaintext in NTT form, or of a secret key."""
+        data = self.saved(plaintext, _PLAINTEXT.size, 8 * primes * degree)
         start = _ARRAY_AT - _CIPHERTEXT.size + _PLAINTEXT.size
-        return np.frombuffer(data, "<u8", offset=start).reshape(primes, self._degree)
+        return np.frombuffer(data, "<u8", offset=start).reshape(primes, degree)
 
-    def load_key(self, residues: Residues) -> Any:
-        """SEAL's secret key of residues (primes, N).
-
-        Raises:
-            ValueError: SEAL refuses it.
-        """
-        key = self._ring.seal.SecretKey()
-        try:
-            key.load(self._ring.context, self._scratch.write(self._key(residues)))
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(f"SEAL refuses a secret key: {error}") from error
-        finally:
-            self._scratch.write(b"")
-        return key
-
-    def _saved(self, item: _Saved, members: int, array: int, rest: int = 0) -> bytes:
+    def saved(self, item: _Saved, members: int, array: int, rest: int = 0) -> bytes:
         """What follows the header of an object's stream, without compression.
 
         Raises:
             RuntimeError: it is not as long as its parts: this TenSEAL writes another format.
         """
-        data = self._scratch.save(item)
+        data = self.scratch.save(item)
         wanted = members + _HEADER.size + _COUNT.size + array + rest
         if _HEADER.unpack_from(data)[4] == _ZSTANDARD:
             plain: bytes = self._codec.decompress(data[_HEADER.size :], wanted, asbytes=True)
@@ -168,25 +162,77 @@ class Streams:
             raise RuntimeError(_OTHER_FORMAT)
         return plain
 
-    def _framed(self, body: bytes) -> bytes:
+    def framed(self, body: bytes) -> bytes:
+        """A body behind its header."""
         size = _HEADER.size + len(body)
         return (
             _HEADER.pack(_MAGIC, _HEADER.size, self._major, self._minor, _UNCOMPRESSED, 0, size)
             + body
         )
 
-    def _array(self, residues: Residues) -> bytes:
-        return self._framed(
+    def array(self, residues: Residues) -> bytes:
+        """An array of words, framed."""
+        return self.framed(
             _COUNT.pack(residues.size) + residues.astype("<u8", copy=False).tobytes()
         )
 
-    def _ciphertext(self, residues: Residues, seed: bytes) -> bytes:
-        members = _CIPHERTEXT.pack(
-            self._ring.identity, 1, 2, self._degree, 1, float(self._scale), 1
-        )
-        generator = self._framed(bytes([_BLAKE2XB]) + seed) if seed else b""
-        return self._framed(members + self._array(residues) + generator)
 
-    def _key(self, residues: Residues) -> bytes:
-        members = _PLAINTEXT.pack(self._ring.key_identity, residues.size, 1.0)
-        return self._framed(members + self._array(residues))
+class Streams:
+    """SEAL's streams for one ring of a single ciphertext prime, and a scale.
+
+    Args:
+        ring: of keys and ciphertexts.
+        degree: N.
+        scratch: a file to save to and load from.
+        scale: of the ciphertexts; 1 where only keys are read.
+    """
+
+    def __init__(self, ring: Ring, degree: int, scratch: Scratch, scale: float = 1.0) -> None:
+        self._ring, self._degree, self._scale = ring, degree, scale
+        self._frames = Frames(ring.seal, scratch)
+
+    def fresh(self, ciphertext: Any) -> tuple[Residues, bytes]:
+        """The first component (N,) of a seeded ciphertext, and the seed of its second."""
+        first, seed = self._frames.seeded(ciphertext, 1, self._degree)
+        return first.reshape(-1), seed
+
+    def whole(self, ciphertext: Any) -> Residues:
+        """Both components (2, N) of a ciphertext."""
+        return self._frames.residues(ciphertext, 2, 1, self._degree).reshape(2, -1)
+
+    def load(self, residues: Residues, seed: bytes = b"") -> Any:
+        """A ciphertext of (N,) residues and a seed, or of (2, N) residues.
+
+        Raises:
+            CiphertextError: SEAL refuses it.
+        """
+        ciphertext = self._ring.seal.Ciphertext()
+        rows = residues.reshape(-1, 1, self._degree)
+        data = self._frames.ciphertext(self._ring.identity, rows, self._scale, seed=seed)
+        try:
+            ciphertext.load(self._ring.context, self._frames.scratch.write(data))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise CiphertextError(f"SEAL refuses a ciphertext: {error}") from error
+        if (ciphertext.size(), ciphertext.is_ntt_form()) != (2, True):
+            raise CiphertextError("a ciphertext has not two components in NTT form")
+        return ciphertext
+
+    def key_residues(self, key: Any, primes: int) -> Residues:
+        """The residues (primes, N) of a secret key."""
+        return self._frames.plain_residues(key, primes, self._degree)
+
+    def load_key(self, residues: Residues) -> Any:
+        """SEAL's secret key of residues (primes, N).
+
+        Raises:
+            ValueError: SEAL refuses it.
+        """
+        key = self._ring.seal.SecretKey()
+        data = self._frames.plaintext(self._ring.key_identity, residues, 1.0)
+        try:
+            key.load(self._ring.context, self._frames.scratch.write(data))
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"SEAL refuses a secret key: {error}") from error
+        finally:
+            self._frames.scratch.write(b"")
+        return key
