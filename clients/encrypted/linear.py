@@ -45,7 +45,7 @@ def quantised(weights: NDArray[np.floating], scale: float) -> NDArray[np.int64]:
 def matmul(
     weights: NDArray[np.int64], columns: NDArray[np.uint64], prime: int
 ) -> NDArray[np.uint64]:
-    """weights · columns modulo a prime.
+    """The product weights · columns modulo a prime.
 
     Args:
         weights: (outputs, inputs).
@@ -88,6 +88,8 @@ def _product(
     for shift in range(at * width, -1, -width):
         limb = ((block >> np.uint64(shift)) & mask).astype(np.float64)
         part = (factors @ limb).astype(np.int64)
+        if prime < 1 << EXACT_BITS:
+            part %= prime
         total = part if total is None else _shifted(total, width, prime) + part
         _reduce(total, prime)
     assert total is not None
@@ -95,7 +97,7 @@ def _product(
 
 
 def _shifted(values: NDArray[np.int64], width: int, prime: int) -> NDArray[np.int64]:
-    """values · 2^width modulo a prime, up to one prime too much or too little; values are in [0, prime).
+    """What values · 2^width is modulo a prime, up to one prime too much or too little; values are in [0, prime).
 
     The quotient is below 2^width, so that its double is at most one off; products wrap round 2^64 without harm.
     """
