@@ -1,7 +1,9 @@
 """Server optimisers: how the mean change of the clients moves the model.
 
-Adaptive ones follow Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2 (no bias correction there);
-momentum follows Hsu et al. 2019, "Measuring the Effects of Non-Identical Data Distribution", §4 (FedAvgM).
+Adaptive ones follow Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2 (no bias correction there; Adam
+has it as an option, after Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", Algorithm 1); momentum
+follows Hsu et al. 2019, "Measuring the Effects of Non-Identical Data Distribution", §4 (FedAvgM). Where a run's number
+of steps is known, the learning rate may fall to zero towards its end, in a straight line.
 All work in place on float64 vectors. The aggregate Δ points the way the model should go: it is added, not subtracted.
 """
 
@@ -12,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from strategies.contract import Claim, ContractError, name_of
 from strategies.ranges import Ranged
-from strategies.state import State, array_in
+from strategies.state import State, array_in, integer_in
 from strategies.update import Update, Vector
 
 Rate = Annotated[float, Gt(0)]
@@ -120,26 +122,75 @@ class OptimizerBase(Ranged):
 
 
 @dataclass
-class SGD(OptimizerBase):
-    """x ← x + lr·v with v ← momentum·v + Δ: FedAvg with lr = 1 and no momentum, FedAvgM with it.
+class _Scheduled(OptimizerBase):
+    """An optimiser that counts its steps and whose rate may fall.
 
     Attributes:
-        lr: the server's learning rate η.
-        momentum: β in [0, 1).
+        lr: the learning rate η, until it falls.
+        total_steps: T, the steps that the run takes: from `decay_from`·T on step t = 0 … T - 1 has the rate
+            lr·(T − t) / (T − decay_from·T), and steps past T move nothing. None keeps the rate.
+        decay_from: the part of the steps before the fall.
     """
 
     lr: Rate = 1.0
+    total_steps: Annotated[int, Ge(1)] | None = field(default=None, kw_only=True)
+    decay_from: Annotated[float, Ge(0), Le(1)] = field(default=0.5, kw_only=True)
+    _steps: int = field(default=0, init=False, repr=False, compare=False)
+
+    def begin(self, size: int) -> None:
+        """Zero state for (size,) parameters; no step has been taken."""
+        super().begin(size)
+        self._steps = 0
+
+    def next_rate(self) -> float:
+        """The rate of the step that is about to be taken, which is counted."""
+        done, self._steps = self._steps, self._steps + 1
+        if self.total_steps is None:
+            return self.lr
+        held = self.decay_from * self.total_steps
+        if done <= held:
+            return self.lr if done < self.total_steps else 0.0
+        return self.lr * max(0.0, (self.total_steps - done) / (self.total_steps - held))
+
+    @property
+    def counts(self) -> bool:
+        """Whether a step depends on how many there were: only then is their number part of the state."""
+        return self.total_steps is not None
+
+    def state_dict(self) -> State:
+        """The optimiser's kind, its vectors, and its number of steps where that matters."""
+        return {**super().state_dict(), **({"steps": self._steps} if self.counts else {})}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes up the state of the same kind of optimiser.
+
+        Raises:
+            ValueError: the state is another optimiser's, of another size, or of one that counted no steps.
+        """
+        super().load_state_dict(state)
+        self._steps = integer_in(state, "steps") if self.counts else 0
+
+
+@dataclass
+class SGD(_Scheduled):
+    """x ← x + lr·v with v ← momentum·v + Δ: FedAvg with lr = 1 and no momentum, FedAvgM with it.
+
+    Attributes:
+        momentum: β in [0, 1).
+    """
+
     momentum: Decay = 0.0
 
     label = "server SGD"
 
     @property
     def exact(self) -> bool:
-        """With a rate of 1 and no momentum."""
-        return self.lr == 1 and self.momentum == 0
+        """With a rate that is and stays 1, and no momentum."""
+        return self.lr == 1 and self.momentum == 0 and self.total_steps is None
 
     def begin(self, size: int) -> None:
         """Zero velocity, where there is momentum."""
+        super().begin(size)
         self._slots = {"velocity": np.zeros(size)} if self.momentum else {}
 
     def step(self, parameters: NDArray[np.float64], aggregate: Update) -> None:
@@ -150,11 +201,11 @@ class SGD(OptimizerBase):
             velocity *= self.momentum
             velocity += direction
             direction = velocity
-        parameters += np.multiply(direction, self.lr, dtype=np.float64)
+        parameters += np.multiply(direction, self.next_rate(), dtype=np.float64)
 
 
 @dataclass
-class _Adaptive(OptimizerBase):
+class _Adaptive(_Scheduled):
     """Algorithm 2 of Reddi et al.: m ← β₁m + (1 − β₁)Δ, v by the variant, x ← x + lr·m / (√v + τ)."""
 
     lr: Rate = 0.01
@@ -176,11 +227,18 @@ class _Adaptive(OptimizerBase):
         momentum += (1 - self.beta1) * delta
         np.square(delta, out=delta)
         self.accumulate(second, delta)
+        rate = self.next_rate()
+        first_part, second_part = self.seen()
         step = np.sqrt(second)
+        step /= second_part**0.5
         step += self.tau
         np.divide(momentum, step, out=step)
-        step *= self.lr
+        step *= rate / first_part
         parameters += step
+
+    def seen(self) -> tuple[float, float]:
+        """By what the two moments are divided after this step: 1, unless their start at zero is corrected for."""
+        return 1.0, 1.0
 
     def accumulate(self, second: NDArray[np.float64], square: NDArray[np.float64]) -> None:
         """The variant's v from Δ² in place; `square` may be used up."""
@@ -202,11 +260,34 @@ class Adagrad(_Adaptive):
 
 @dataclass
 class Adam(_Adaptive):
-    """FedAdam: v ← β₂v + (1 − β₂)Δ²."""
+    """FedAdam: v ← β₂v + (1 − β₂)Δ².
+
+    Attributes:
+        bias_correction: as Kingma and Ba's Adam: v starts at 0, and after t steps the two moments are divided by
+            1 − β₁ᵗ and 1 − β₂ᵗ. A run of few steps is not spent on warming up.
+    """
 
     beta2: Decay = 0.99
+    bias_correction: bool = field(default=False, kw_only=True)
 
     label = "server Adam"
+
+    def begin(self, size: int) -> None:
+        """As Reddi et al., or both moments 0."""
+        super().begin(size)
+        if self.bias_correction:
+            self._slots["second"][:] = 0
+
+    @property
+    def counts(self) -> bool:
+        """Also where the moments are corrected."""
+        return self.bias_correction or super().counts
+
+    def seen(self) -> tuple[float, float]:
+        """1 − βᵗ of both moments, where they are corrected."""
+        if not self.bias_correction:
+            return 1.0, 1.0
+        return 1 - self.beta1**self._steps, 1 - self.beta2**self._steps
 
     def accumulate(self, second: NDArray[np.float64], square: NDArray[np.float64]) -> None:
         """The variant's v from Δ², in place."""

@@ -19,8 +19,12 @@ OPTIMIZERS = {
     "adagrad with momentum": lambda: Adagrad(lr=0.1, beta1=0.5, tau=1e-2),
     "adam": lambda: Adam(lr=0.03, beta1=0.9, beta2=0.95, tau=1e-2),
     "yogi": lambda: Yogi(lr=0.03, beta1=0.9, beta2=0.95, tau=1e-2),
+    "corrected adam": lambda: Adam(lr=0.03, beta1=0.7, beta2=0.95, tau=1e-2, bias_correction=True),
+    "falling sgd": lambda: SGD(lr=0.5, momentum=0.9, total_steps=12),
+    "falling adam": lambda: Adam(lr=0.03, beta2=0.95, tau=1e-2, total_steps=12, decay_from=0.2),
 }
-ADAPTIVE = [name for name in OPTIMIZERS if name not in ("sgd", "momentum")]
+ADAPTIVE = [name for name in OPTIMIZERS if name not in ("sgd", "momentum", "falling sgd")]
+COUNTING = ["corrected adam", "falling sgd", "falling adam"]
 
 Rounds = list[list[float]]
 """For each round the aggregate Δ_t, one number a parameter."""
@@ -118,6 +122,91 @@ def test_a_first_step_by_hand():
         assert found == pytest.approx(0.2 / (math.sqrt(second[name]) + 0.5), rel=1e-12)
 
 
+def kingma_and_ba(
+    deltas: Rounds, *, lr: float, beta1: float, beta2: float, tau: float
+) -> list[float]:
+    """Kingma and Ba 2015, Algorithm 1, with the gradient g = −Δ and their ε written τ."""
+    x, m, v = ([start] * len(deltas[0]) for start in (1.0, 0.0, 0.0))
+    for t, delta in enumerate(deltas, 1):
+        for i, d in enumerate(delta):
+            m[i] = beta1 * m[i] + (1 - beta1) * -d
+            v[i] = beta2 * v[i] + (1 - beta2) * d * d
+            mean, second = m[i] / (1 - beta1**t), v[i] / (1 - beta2**t)
+            x[i] = x[i] - lr * mean / (math.sqrt(second) + tau)
+    return x
+
+
+@settings(max_examples=150)
+@given(
+    rounds_of_deltas,
+    st.floats(1e-3, 1),
+    st.floats(0, 0.99),
+    st.floats(0, 0.999),
+    st.floats(1e-4, 1),
+)
+def test_corrected_adam_is_that_of_kingma_and_ba(deltas, lr, beta1, beta2, tau):
+    optimizer = Adam(lr=lr, beta1=beta1, beta2=beta2, tau=tau, bias_correction=True)
+    expected = kingma_and_ba(deltas, lr=lr, beta1=beta1, beta2=beta2, tau=tau)
+    np.testing.assert_allclose(run(optimizer, deltas), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_corrected_first_step_is_of_the_whole_rate():
+    found = run(Adam(lr=0.25, tau=1e-9, bias_correction=True), [[8.0, -0.5]], start=0.0)
+    np.testing.assert_allclose(found, [0.25, -0.25], rtol=1e-6)
+
+
+@given(st.floats(1e-3, 2), st.integers(1, 30), st.floats(0, 1))
+def test_a_rate_that_falls_is_held_first_and_then_a_straight_line_to_zero(lr, total, part):
+    """Each step of plain SGD on Δ = 1 is the rate itself."""
+    optimizer, parameters, rates = SGD(lr=lr, total_steps=total, decay_from=part), np.zeros(1), []
+    optimizer.begin(1)
+    for _ in range(total + 3):
+        before = parameters.copy()
+        optimizer.step(parameters, update([1.0]))
+        rates.append((parameters - before)[0])
+    for done, rate in enumerate(rates):
+        left = max(0, total - done)
+        expected = 0.0 if not left else lr * min(1.0, left / max(total - part * total, 1e-300))
+        assert rate == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Adagrad, Adam, Yogi])
+def test_all_adaptive_rates_fall_alike(kind):
+    held, falling = kind(lr=0.1), kind(lr=0.1, total_steps=4, decay_from=0)
+    steps = []
+    for optimizer in (held, falling):
+        optimizer.begin(1)
+        path = [np.zeros(1)]
+        for _ in range(4):
+            path.append(path[-1].copy())
+            optimizer.step(path[-1], update([1.0]))
+        steps.append(np.diff(np.concatenate(path)))
+    np.testing.assert_allclose(steps[1] / steps[0], [1, 0.75, 0.5, 0.25])
+
+
+def test_only_an_unchanging_rate_of_one_adds_the_aggregate_as_it_is():
+    assert SGD().exact
+    assert not SGD(total_steps=5).exact
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_who_counts_steps_needs_their_number(name):
+    optimizer = OPTIMIZERS[name]()
+    optimizer.begin(2)
+    optimizer.step(np.zeros(2), update([1, 2]))
+    state = optimizer.state_dict()
+    assert state["steps"] == 1
+    without = {key: value for key, value in state.items() if key != "steps"}
+    with pytest.raises(ValueError, match="'steps' should be a whole number"):
+        optimizer.load_state_dict(without)
+
+
+def test_who_counts_none_takes_up_states_of_before_there_was_a_count():
+    optimizer = OPTIMIZERS["adam"]()
+    optimizer.begin(2)
+    assert set(optimizer.state_dict()) == {"kind", "momentum", "second"}
+
+
 @given(st.floats(-1e3, 1e3, width=32), st.integers(1, 50))
 def test_adaptive_steps_go_the_way_of_the_aggregate(delta, count):
     for name in ADAPTIVE:
@@ -130,7 +219,9 @@ def test_an_adaptive_step_is_bounded_however_large_the_aggregate(name):
     optimizer = OPTIMIZERS[name]()
     found = run(optimizer, [[1e10, -1e10]], start=0.0)
     assert np.isfinite(found).all()
-    assert np.abs(found).max() <= optimizer.lr * (1 - optimizer.beta1) * 1e10 / optimizer.tau
+    uncorrected = optimizer.lr * (1 - optimizer.beta1) * 1e10 / optimizer.tau
+    corrected = optimizer.lr
+    assert np.abs(found).max() <= (corrected if "corrected" in name else uncorrected)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
