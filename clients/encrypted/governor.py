@@ -1,0 +1,375 @@
+"""Keeps a tree of processes below a memory limit: it watches, sheds by levers in a fixed order, and gives back.
+
+Tiers are normal, warning and critical. From warning on, levers that cost only time are pulled; at critical all that are
+allowed, and `check`, which work calls between its chunks, does not return before there is room, or raises
+`MemoryLimitError` after everything has been let go. So the kernel never needs to kill anybody, as long as no single
+chunk takes more than what lies between the critical line and the limit. When memory has been normal for a while, levers
+are given back, the last one first. This file knows no ciphertexts and no models, and nothing of how memory is measured
+(`footprint`) or what levers do (`levers`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import IntEnum
+from types import TracebackType
+from typing import Annotated, Final, Literal
+
+import psutil
+from annotated_types import Ge, Gt, Lt
+
+from clients.encrypted.footprint import tree_mb, trim
+from clients.encrypted.levers import Lever
+from strategies.ranges import Ranged
+
+log = logging.getLogger(__name__)
+
+CRITICAL_SHARE: Final = 0.95
+_LONGEST_QUIET: Final = 3600.0
+"""Seconds; a lever that is pulled again and again is given back no more rarely than this."""
+
+
+class Tier(IntEnum):
+    """How near to the limit."""
+
+    NORMAL = 0
+    WARNING = 1
+    CRITICAL = 2
+
+
+class MemoryLimitError(RuntimeError):
+    """The limit can't be met.
+
+    Attributes:
+        limit_mb: the limit.
+        needed_mb: the least limit that would do.
+    """
+
+    def __init__(self, message: str, limit_mb: float, needed_mb: float) -> None:
+        super().__init__(message, limit_mb, needed_mb)
+        self.message, self.limit_mb, self.needed_mb = message, limit_mb, needed_mb
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class MemoryLimit(Ranged):
+    """Settings of a governor.
+
+    Attributes:
+        limit_mb: MB that the process and all its descendants may take; None for no limit, when only the peak is taken.
+        warning: share of the limit from which levers are pulled that cost time only.
+        critical: share from which all that are allowed are pulled, and work waits.
+        hysteresis: share by which memory must fall below a line before its tier is left.
+        interval: seconds between two looks.
+        settle: seconds that an action is given to show before the next.
+        quiet: seconds of normal tier before a lever is given back, one at a time, the last one first; twice as long
+            each time that a lever must be pulled again.
+        patience: seconds that work waits at critical when there is nothing left to shed.
+        allow: names of levers that change what is learned and may be pulled all the same.
+    """
+
+    limit_mb: Annotated[float, Gt(0)] | None = None
+    warning: Annotated[float, Gt(0), Lt(1)] = 0.80
+    critical: Annotated[float, Gt(0), Lt(1)] = CRITICAL_SHARE
+    hysteresis: Annotated[float, Ge(0), Lt(1)] = 0.05
+    interval: Annotated[float, Gt(0)] = 0.5
+    settle: Annotated[float, Ge(0)] = 0.5
+    quiet: Annotated[float, Ge(0)] = 30.0
+    patience: Annotated[float, Ge(0)] = 10.0
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hysteresis < self.warning < self.critical:
+            raise ValueError(
+                f"MemoryLimit: hysteresis = {self.hysteresis:g}, warning = {self.warning:g} and "
+                f"critical = {self.critical:g} must rise in this order"
+            )
+
+    def tier(self, used_mb: float, before: Tier) -> Tier:
+        """The tier of a figure, after one that was in the tier before."""
+        if self.limit_mb is None:
+            return Tier.NORMAL
+        share = used_mb / self.limit_mb
+        reached = Tier((share >= self.warning) + (share >= self.critical))
+        share += self.hysteresis
+        held = Tier((share >= self.warning) + (share >= self.critical))
+        return max(reached, min(before, held))
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a governor did.
+
+    Attributes:
+        at: seconds since the epoch.
+        what: `shed`, `restore` or `give up`.
+        lever: its name; empty where everything was let go.
+        tier: at that moment.
+        used_mb: MB in use before it.
+        limit_mb: the limit.
+    """
+
+    at: float
+    what: Literal["shed", "restore", "give up"]
+    lever: str
+    tier: Tier
+    used_mb: float
+    limit_mb: float
+
+
+class Governor:
+    """Watches memory while it is entered as a context, and acts on it.
+
+    Any thread may call `check`; levers are pulled by one thread at a time. A worker's heap is its own: a lever that
+    takes work from one has it call `trim`.
+
+    Args:
+        limit: settings.
+        process: root of the tree; by default the calling process.
+
+    Attributes:
+        used_mb: MB at the last look.
+        peak_mb: the most that was seen.
+        tier: of the last look.
+        actions: the last thousand.
+    """
+
+    def __init__(self, limit: MemoryLimit, process: psutil.Process | None = None) -> None:
+        self._limit = limit
+        self._process = process or psutil.Process()
+        self._levers: list[Lever] = []
+        self._let_go = ExitStack()
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pulled: list[Lever] = []
+        self._given_back: set[str] = set()
+        self._quiet = limit.quiet
+        self._looked = self._acted = self._calm_since = -math.inf
+        self._failure: MemoryLimitError | None = None
+        self.used_mb = self.peak_mb = 0.0
+        self.tier = Tier.NORMAL
+        self.actions: deque[Action] = deque(maxlen=1000)
+
+    def __enter__(self) -> Governor:
+        with self._lock:
+            self._look()
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._watch, name="memory-governor", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def register(self, lever: Lever) -> None:
+        """Adds a lever; levers of the same order are pulled in the order in which they came.
+
+        Raises:
+            ValueError: one of this name is there.
+        """
+        with self._lock:
+            if any(other.name == lever.name for other in self._levers):
+                raise ValueError(f"a lever {lever.name!r} is registered already")
+            self._levers.append(lever)
+            self._levers.sort(key=lambda each: each.order)
+
+    def on_failure(self, let_go: Callable[[], object]) -> None:
+        """Adds what is called before `MemoryLimitError` is raised, the last one first: stop workers, drop arrays."""
+        self._let_go.callback(let_go)
+
+    def check(self) -> Tier:
+        """Called by work between chunks: returns at once where there is room, sheds or waits where there is none.
+
+        A look is taken only where the last is older than `interval`, or was critical.
+
+        Raises:
+            MemoryLimitError: critical, all allowed levers pulled and `patience` over; or raised before.
+        """
+        waited_until = math.inf
+        while True:
+            with self._lock:
+                if self._failure is not None:
+                    raise self._failure
+                fresh = time.monotonic() - self._looked < self._limit.interval
+                if self.tier < Tier.CRITICAL and fresh and not self._due():
+                    return self.tier
+                pulled = self._step(within_work=True)
+                if self.tier < Tier.CRITICAL:
+                    return self.tier
+                now = time.monotonic()
+                if pulled or now - self._acted < self._limit.settle:
+                    waited_until = math.inf
+                elif waited_until == math.inf:
+                    waited_until = now + self._limit.patience
+                if now >= waited_until:
+                    if self.used_mb >= self._limit.critical * (self._limit.limit_mb or math.inf):
+                        raise self._give_up()
+                    self.tier = (
+                        Tier.WARNING
+                    )  # no more is to be had, and this much is below the line
+                    return self.tier
+            time.sleep(min(self._limit.interval, 0.05))
+
+    def report(self) -> Mapping[str, object]:
+        """Limit, peak and how often each lever was pulled, for a run's summary."""
+        with self._lock:
+            shed = [action.lever for action in self.actions if action.what == "shed"]
+        return {
+            "limit_mb": self._limit.limit_mb,
+            "peak_mb": round(self.peak_mb, 1),
+            "shed": {name: shed.count(name) for name in dict.fromkeys(shed)},
+        }
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._limit.interval):
+            try:
+                with self._lock:
+                    self._step(within_work=False)
+            except Exception:  # a lever that breaks must not end the watch
+                log.exception("memory: the governor's thread goes on after an error")
+
+    def _look(self) -> None:
+        self.used_mb = tree_mb(self._process)
+        self._looked = time.monotonic()
+        self.peak_mb = max(self.peak_mb, self.used_mb)
+        before, self.tier = self.tier, self._limit.tier(self.used_mb, self.tier)
+        if self.tier > Tier.NORMAL or before > Tier.NORMAL:
+            self._calm_since = self._looked
+        if self.tier != before:
+            log.info("memory: %s, from %s", self._figures(), before.name.lower())
+
+    def _step(self, within_work: bool) -> bool:
+        """One look and what follows from it; whether a lever was pulled."""
+        self._look()
+        limit, now = self._limit, self._looked
+        if limit.limit_mb is None or self._failure is not None:
+            return False
+        if self.used_mb >= limit.warning * limit.limit_mb:
+            return now - self._acted >= limit.settle and self._shed(within_work)
+        if self.tier is Tier.NORMAL and self._quiet_enough():
+            self._restore(within_work)
+        return False
+
+    def _due(self) -> bool:
+        """Whether a lever waits for the work's own thread to be given back."""
+        return self.tier is Tier.NORMAL and bool(self._pulled) and self._quiet_enough()
+
+    def _quiet_enough(self) -> bool:
+        return time.monotonic() - max(self._calm_since, self._acted) >= self._quiet
+
+    def _shed(self, within_work: bool) -> bool:
+        for lever in self._levers:
+            if not (within_work or lever.immediate) or not self._may(lever):
+                continue
+            figures, tier, used = self._figures(), self.tier, self.used_mb
+            if lever.shed():
+                trim()
+                self._pulled.append(lever)
+                self._note("shed", lever.name, tier, used)
+                self._look()
+                log.warning("memory: %s: shed %s; now %.0f MB", figures, lever.name, self.used_mb)
+                if lever.name in self._given_back:
+                    self._given_back.clear()
+                    self._quiet = min(2 * self._quiet, max(self._limit.quiet, _LONGEST_QUIET))
+                return True
+        return False
+
+    def _may(self, lever: Lever) -> bool:
+        if not lever.needs_permission:
+            return True
+        return lever.name in self._limit.allow and self.tier is Tier.CRITICAL
+
+    def _restore(self, within_work: bool) -> None:
+        """Gives the lever that was pulled last back, if what it takes fits below the warning line."""
+        if not self._pulled or self._limit.limit_mb is None:
+            return
+        lever = self._pulled[-1]
+        room = self._limit.warning * self._limit.limit_mb - self.used_mb
+        if lever.returns_mb >= room or not (within_work or lever.immediate):
+            return
+        self._pulled.pop()
+        figures, tier, used = self._figures(), self.tier, self.used_mb
+        if lever.restore():
+            self._given_back.add(lever.name)
+            self._note("restore", lever.name, tier, used)
+            self._look()
+            log.info("memory: %s: restored %s; now %.0f MB", figures, lever.name, self.used_mb)
+
+    def _note(
+        self, what: Literal["shed", "restore", "give up"], lever: str, tier: Tier, used: float
+    ) -> None:
+        self._acted = time.monotonic()
+        limit = self._limit.limit_mb or math.inf
+        self.actions.append(Action(time.time(), what, lever, tier, used, limit))
+
+    def _give_up(self) -> MemoryLimitError:
+        limit = self._limit.limit_mb or math.inf
+        needed = math.ceil(self.used_mb / self._limit.critical)
+        shed = ", ".join(dict.fromkeys(lever.name for lever in self._pulled)) or "nothing"
+        asks = [each.name for each in self._levers if each.needs_permission]
+        barred = [name for name in asks if name not in self._limit.allow]
+        mend = f"raise limit_mb to at least {needed}"
+        mend += f", or allow {' or '.join(map(repr, barred))}" if barred else ""
+        error = MemoryLimitError(
+            f"memory limit of {limit:g} MB: {self.used_mb:.0f} MB are in use, of which at most "
+            f"{self._limit.critical:.0%} of the limit may be; shed already: {shed}. Mend: {mend}",
+            limit,
+            needed,
+        )
+        self._failure = error
+        self._note("give up", "", self.tier, self.used_mb)
+        try:
+            self._let_go.close()
+        except Exception:  # the others were called; what counts is the limit
+            log.exception("memory: not everything could be let go")
+        trim()
+        self._look()
+        log.error("%s. Work is let go: now %.0f MB", error, self.used_mb)
+        return error
+
+    def _figures(self) -> str:
+        return f"{self.used_mb:.0f} of {self._limit.limit_mb or math.inf:.0f} MB ({self.tier.name.lower()})"
+
+
+def require(
+    limit_mb: float | None, estimate_mb: float, told: str, critical: float = CRITICAL_SHARE
+) -> None:
+    """Refuses work before it begins where its memory would not stay below the critical line.
+
+    Args:
+        limit_mb: the limit in MB; None for none.
+        estimate_mb: what the whole tree of processes takes at its peak, interpreters and libraries with it.
+        told: what would fit, as a sentence for whoever set the limit.
+        critical: share of the limit that may be used.
+
+    Raises:
+        MemoryLimitError: the estimate is not below the line; it names limit, estimate and what would fit.
+    """
+    if limit_mb is not None and not estimate_mb < critical * limit_mb:
+        needed = math.floor(estimate_mb / critical) + 1
+        raise MemoryLimitError(
+            f"memory limit of {limit_mb:g} MB: this is estimated to take {estimate_mb:.0f} MB, and "
+            f"{critical:.0%} of the limit may be used. Mend: raise limit_mb to at least {needed}, "
+            f"or make it smaller. {told}",
+            limit_mb,
+            needed,
+        )
