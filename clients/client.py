@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clients.poisoning import DataPoisoning
-from clients.resident import Arrays, ModuleMaker, OneModule, ResidentModel, Shapes
-from clients.split.trainer import SplitTrainer
+from clients.resident import Arrays, ModuleMaker, OneModule, ResidentModel, Shapes, arrays_of
+from clients.split.trainer import Turns
 from clients.store import ClientStore
 from clients.tasks import Examples, FederatedData, Task, evaluate
-from clients.trainers import SGD, DpSgd, Fit, FitJob
+from clients.trainers import SGD, Fit, FitJob
 from clients.trainers.together import fit_together
 from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.collectors import PlainClient
@@ -58,6 +59,15 @@ _STAGES = "stages/"
 
 class MismatchError(ValueError):
     """The server runs other code or another configuration than this client."""
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A trainer that writes down what must outlast a message."""
+
+    def keeping(self, folder: Path) -> SGD:
+        """The same trainer, which writes into a folder."""
+        ...
 
 
 class Client:
@@ -105,7 +115,7 @@ class Client:
         secretive: bool = False,
         silent: bool = False,
     ) -> None:
-        if ledgers is not None and isinstance(trainer, DpSgd | SplitTrainer):
+        if ledgers is not None and isinstance(trainer, Keeping):
             trainer = trainer.keeping(ledgers)
         self._task, self._trainer = task, trainer
         self._make = module if isinstance(module, ModuleMaker) else OneModule(module)
@@ -154,7 +164,7 @@ class Client:
             return self._evaluate(message)
         if config.get(TRAINS, True):
             return self._half.prepare(message.content)
-        if isinstance(self._trainer, SplitTrainer):
+        if isinstance(self._trainer, Turns):
             return self._trainer.turn(self._job(message, config, {}), self._resident, self._task)
         return self._half.answer(message.content)
 
@@ -272,7 +282,7 @@ class Client:
     def _nothing(self, job: FitJob) -> Fit:
         """What training on no examples comes to."""
         model = self._resident(_shapes(job.arrays), job.settings)
-        model.load(job.arrays)
+        model.load(job.arrays or arrays_of(model.module))
         return Fit(model.sections(), 1, {})
 
     def _failed(self, message: Message, error: Exception) -> Message:
@@ -322,7 +332,10 @@ class Client:
         return self._trainer.fit(jobs, model, self._task)
 
     def _resident(self, shapes: Shapes, settings: Mapping[str, object]) -> ResidentModel:
-        """The model that holds arrays of these names and shapes; those of the last few parts are kept."""
+        """The model that holds arrays of these names and shapes; those of the last few parts are kept.
+
+        A request without any is one for which no model travels: then what travels otherwise is the module's own state.
+        """
         key = self._make.key(shapes, settings)
         model = self._models.pop(key, None)
         if model is None:
@@ -330,7 +343,8 @@ class Client:
             while len(self._models) >= _MOST_MODELS:
                 self._models.pop(next(iter(self._models)))
             # Shapes alone are looked at: an array without memory has them.
-            empty = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+            held = shapes or _shapes(arrays_of(made))
+            empty = {n: np.broadcast_to(np.float32(0), shape) for n, shape in held.items()}
             model = ResidentModel(made, empty, self._trainer.torch_device)
         self._models[key] = model
         return model

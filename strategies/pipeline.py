@@ -265,7 +265,15 @@ class Pipeline:
         if self.privacy is not None and self.privacy.epsilon is not None:
             # What is claimed of sampling rests on nobody's foreseeing it, and a run's seed is no secret.
             seed = int.from_bytes(os.urandom(16), "big")
-        return self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
+        drawn = self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
+        # Drawn first and left out then: for all others the draw is the one that the sampler has claimed.
+        return [client for client in drawn if client not in self._apart]
+
+    @property
+    def _apart(self) -> frozenset[int]:
+        """Clients whom the collector keeps out of cohorts, for what else they do in a round."""
+        apart: frozenset[int] = getattr(self.collector, "apart", frozenset())
+        return apart
 
     @property
     def unconditional(self) -> bool:
@@ -291,6 +299,7 @@ class Pipeline:
         """
         if self.quarantine is not None:
             idle = self.quarantine.allowed(idle, round_number, min(count, len(idle)))
+        idle = [client for client in idle if client not in self._apart]
         assert isinstance(self.sampler, Picker)  # checked
         return self.sampler.pick(idle, count, seed=seed, round_number=round_number, attempt=number)
 

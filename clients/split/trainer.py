@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,14 +31,15 @@ from clients.tasks import Task
 from clients.trainers.adamw import AdamW
 from clients.trainers.sgd import SGD, Fit, FitJob, TrainingDivergedError
 from strategies.collectors.split_session import LAST, SPLIT
-from strategies.records import bundle
+from strategies.collectors.turns import write_turn
 from strategies.update import Layout
-from strategies.wire import RECEIPT, Refused, integer_in, pack, unpack_model
+from strategies.wire import Refused, integer_in, unpack_model
 
 Resident = Callable[[Shapes, Mapping[str, object]], ResidentModel]
 """The model that holds parameters of these names and shapes, given a request's settings."""
 
 
+@runtime_checkable
 class Turns(Protocol):
     """A trainer that answers requests that are no whole training."""
 
@@ -122,8 +123,7 @@ class SplitTrainer(AdamW):
             "turn": told.turn,
             LAST: told.turn == local.last_turn,
         }
-        record = ArrayRecord({name: pack(array) for name, array in arrays.items()})
-        return bundle({SPLIT: record, RECEIPT: ConfigRecord(dict(receipt))})
+        return write_turn(SPLIT, arrays, receipt)
 
     def fit_one(self, job: FitJob, model: ResidentModel, task: Task) -> Fit:
         """Takes the answer to the last turn: the change of the clients' half in all turns.

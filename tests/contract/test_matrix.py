@@ -329,7 +329,12 @@ def test_adapters_compose_or_are_refused_by_the_part_that_cannot_work(combinatio
             strategies.collectors,
             [clients.collector for clients in script.CLIENTS.values()],
             # Split training needs a model that is cut: test_split_contract.py, and the table of docs/split_training.md.
-            (strategies.collectors.PlainClient, strategies.collectors.Split),
+            # Encrypted training composes as vectors alone do, but for what test_encrypted_contract.py holds it to.
+            (
+                strategies.collectors.PlainClient,
+                strategies.collectors.Split,
+                strategies.collectors.Encrypted,
+            ),
         ),
         (
             strategies.server_models,
