@@ -130,7 +130,8 @@ class Histograms(Features):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(n, number) of images, (n, channels, height, width) float32, whose channels are averaged."""
-        return self._histograms(inputs) * self.size**0.5
+        histograms: Tensor = self._histograms(inputs)
+        return histograms * self.size**0.5
 
 
 def feature_map(kind: Kind, input_shape: Sequence[int], number: int | None = None) -> Features:

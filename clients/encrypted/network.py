@@ -37,8 +37,9 @@ class PolynomialNet(nn.Module):
     """Linear layers on public features, with a polynomial between them; without hidden layers, logistic regression.
 
     Weights are Gaussian, biases 0. For features of root mean square 1 every hidden unit's pre-activation has standard
-    deviation `hidden_scale` at the start, and every logit `logit_scale`; in a deep network these are what ciphertexts'
-    bounds begin from. A logistic regression is convex: `logit_scale=0` starts it at 0.
+    deviation `hidden_scale` at the start, and every logit `logit_scale` (behind a second hidden layer only as layers
+    get wide, and cubes late); a ciphertext's bounds begin from them. Logistic regression is convex: `logit_scale=0`
+    starts it at 0.
 
     Args:
         input_shape: shape of one input.
@@ -83,7 +84,9 @@ class PolynomialNet(nn.Module):
         self.features = feature_map(features, input_shape, number)
         self.sizes: tuple[int, ...] = (self.features.size, *hidden, num_classes)
         self.coefficients = ACTIVATIONS[activation]
-        self.layers = nn.ModuleList(nn.Linear(fan_in, out) for fan_in, out in pairwise(self.sizes))
+        self.layers: Sequence[nn.Linear] = nn.ModuleList(  # type: ignore[assignment]  # of linear layers alone
+            nn.Linear(fan_in, out) for fan_in, out in pairwise(self.sizes)
+        )
         self._draw(hidden_scale, logit_scale)
 
     @torch.no_grad()
@@ -98,7 +101,8 @@ class PolynomialNet(nn.Module):
     def featurise(self, inputs: Tensor) -> Tensor:
         """(n, d) float32 of inputs, (n, *input_shape) float32, without gradients: what an owner encrypts."""
         with torch.no_grad():
-            return self.features(inputs).float()
+            found: Tensor = self.features(inputs).float()
+            return found
 
     def activate(self, values: Tensor) -> Tensor:
         """The activation, element by element."""
@@ -107,7 +111,7 @@ class PolynomialNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, (n, K), of inputs, (n, *input_shape) float32."""
-        hidden = self.features(inputs)
+        hidden: Tensor = self.features(inputs)
         for index, layer in enumerate(self.layers):
             hidden = layer(self.activate(hidden) if index else hidden)
         return hidden
