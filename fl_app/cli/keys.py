@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clients.encrypted.keys import OwnerKeys
+from clients.encrypted.ring import MOST_BITS, Ring
 from fl_app.cli.main import DONE, REFUSED, Parser
 from fl_app.config.faults import nearest
 from strategies.ckks import CkksParameters, SharedKey
@@ -18,6 +20,7 @@ _KINDS = {
     "roster": "a roster of public identity keys, out of what `trellis keys identity` printed",
     "identities": "a roster and all private keys at once, to simulate the malicious mode on one machine",
     "ckks": "the key that all clients of collector=ckks share and the server never gets; prints its fingerprint",
+    "encrypted": "the key of a data owner of collector=encrypted, who alone decrypts; prints its fingerprint",
 }
 
 _EXAMPLES = """examples:
@@ -25,6 +28,7 @@ _EXAMPLES = """examples:
   trellis keys roster roster.json 0=5f0c… 1=a93b… …     by whoever all clients trust with it
   trellis keys identities keys --clients 20             a simulation
   trellis keys ckks shared.key                          once, by whoever all clients trust; copy it to each
+  trellis keys encrypted owner.key                      by a data owner; a copy to owners that share one key
   trellis run strategy=secure collector.malicious=true collector.roster=keys/roster.json \\
       collector.identities=keys num_clients=20
 
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     kind, *rest = arguments
     makers: dict[str, Callable[[Sequence[str]], None]] = {
         "identity": _identity, "roster": _roster, "identities": _identities,
-        "ckks": _ckks,
+        "ckks": _ckks, "encrypted": _encrypted,
     }  # fmt: skip
     if kind not in makers:
         guess = nearest(kind, list(makers))
@@ -129,6 +133,30 @@ def _ckks(arguments: Sequence[str]) -> None:
     key = SharedKey.generate(CkksParameters(degree=options.degree))
     key.save(options.file)
     print(key.fingerprint)
+
+
+def _encrypted(arguments: Sequence[str]) -> None:
+    parser = Parser("trellis keys encrypted", description=_KINDS["encrypted"])
+    parser.add_argument("file", type=Path, help="where the key goes, mode 0600")
+    parser.add_argument(
+        "--degree", type=int, default=8192, choices=tuple(MOST_BITS), help="of the runs' ring"
+    )
+    parser.add_argument(
+        "--bits",
+        type=_numbers,
+        default=(60, 52, 60),
+        metavar="B,B,…",
+        help="of the ring's primes, the special one last (60,52,60; with the loss on ciphertexts too 56,55,54,53)",
+    )
+    options = parser.read(arguments)
+    _absent(options.file)
+    keys = OwnerKeys.generate(Ring(options.degree, options.bits))
+    keys.save(options.file)
+    print(keys.fingerprint)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def _absent(path: Path) -> None:
