@@ -25,6 +25,8 @@ _COMMANDS = {
     "list": "what there is to choose from: strategies, tasks, models, …",
     "privacy-audit": "attack a run, and hold what it leaks against what it promises",
     "keys": "make identity keys and rosters for secure aggregation",
+    "serve-encrypted": "serve a trained model's predictions on encrypted inputs, without any key",
+    "predict-encrypted": "encrypt data, have them predicted by such a service, decrypt the answers",
     "make-base-model": "train a small language model from nothing, as a base for adapters",
 }
 
@@ -71,7 +73,7 @@ def _installed_version() -> str:
 
 
 def _parser() -> Parser:
-    commands = "\n".join(f"  {name:<15} {what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<17} {what}" for name, what in _COMMANDS.items())
     parser = Parser(
         "trellis",
         usage="trellis [-h] [--version] COMMAND …",
