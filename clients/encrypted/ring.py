@@ -179,6 +179,20 @@ class Desk:
         found.load(self._ring.context, self._frames.scratch.write(data))
         return found
 
+    def plain_residues(self, plaintext: Any, level: int) -> Residues:
+        """Residues (level, N) of a plaintext in NTT form."""
+        return self._frames.plain_residues(plaintext, level, self._ring.degree)
+
+    def transformed(self, residues: Residues, *, back: bool = False) -> Residues:
+        """Coefficients (level, N) in NTT form, or the other way."""
+        # SEAL transforms ciphertexts, and refuses results whose second component is 0.
+        both = np.broadcast_to(residues, (2, *residues.shape))
+        carrier = self.ciphertext(both, 1.0, ntt=back)
+        evaluator = self._ring.seal.Evaluator(self._ring.context)
+        move = evaluator.transform_from_ntt_inplace if back else evaluator.transform_to_ntt_inplace
+        move(carrier)
+        return self.residues(carrier)[0]
+
     def constant(self, values: list[int], scale: float = 1.0) -> Any:
         """A plaintext that multiplies residues modulo the i-th prime by the i-th value."""
         column = np.array(values, np.uint64)[:, None]

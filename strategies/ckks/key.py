@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import struct
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import numpy as np
-from filelock import FileLock
 
+from strategies import secret_file
 from strategies.ckks.parameters import CkksParameters, ring
 from strategies.ckks.streams import Residues, Streams, scratch
 
@@ -64,16 +62,13 @@ class SharedKey:
         """
         mend = "make one by `trellis keys ckks FILE` and give every client a copy"
         try:
-            if path.stat().st_mode & 0o077:
-                raise KeyFileError(f"others can read the CKKS key {path}: chmod 600 {path}")
-            with path.open("rb") as file:
-                data = file.read(_LARGEST + 1)
+            return cls._parse(secret_file.load(path, _LARGEST))
         except OSError as error:
             raise KeyFileError(
                 f"cannot read the CKKS key {path}: {error.strerror}; {mend}"
             ) from error
-        try:
-            return cls._parse(data)
+        except secret_file.ReadableError as error:
+            raise KeyFileError(f"the CKKS key must be the clients' alone: {error}") from error
         except ValueError as error:
             raise KeyFileError(f"{path} holds no CKKS key: {error}; {mend}") from error
 
@@ -84,10 +79,7 @@ class SharedKey:
         Raises:
             KeyFileError, OSError: as `load` and `save`.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock"), mode=0o600):
-            if not path.exists():
-                cls.generate(parameters).save(path)
+        secret_file.make_once(path, lambda: cls.generate(parameters).save(path))
         return cls.load(path)
 
     @classmethod
@@ -113,19 +105,9 @@ class SharedKey:
             FileExistsError: there is such a file.
             OSError: the folder can't be written.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         degree, bits = self.ring
         shape = _SHAPE.pack(degree, len(bits), *(*bits, 0)[:2])
-        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-        try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(_MAGIC + shape + self._residues.astype("<u8").tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(part, path)  # unlike a rename, this refuses to replace a key
-        finally:
-            part.unlink(missing_ok=True)
+        secret_file.save(path, _MAGIC + shape + self._residues.astype("<u8").tobytes())
 
     @property
     def fingerprint(self) -> str:
