@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from math import isqrt, prod
+from math import isqrt, prod, sqrt
 from typing import Literal
 
 import numpy as np
@@ -131,7 +131,7 @@ class Histograms(Features):
     def forward(self, inputs: Tensor) -> Tensor:
         """(n, number) of images, (n, channels, height, width) float32, whose channels are averaged."""
         histograms: Tensor = self._histograms(inputs)
-        return histograms * self.size**0.5
+        return histograms * sqrt(self.size)
 
 
 def feature_map(kind: Kind, input_shape: Sequence[int], number: int | None = None) -> Features:
