@@ -27,8 +27,6 @@ from strategies.ckks.streams import CiphertextError, Residues
 
 _AT_ONCE: Final = 64
 """Inputs of the first layer."""
-_LONGEST_PRIME: Final = 56
-"""Bits, that `multiplied` is exact for."""
 
 
 class EncryptedInference:
@@ -45,10 +43,6 @@ class EncryptedInference:
     def __init__(self, network: Polynomial, plan: InferencePlan) -> None:
         if len(plan.weight_bits) != len(network.weights):
             raise ValueError(f"a plan of {len(plan.weight_bits)} layers for another network")
-        if max(plan.terms.ring.bits[:-1]) > _LONGEST_PRIME:
-            raise ValueError(
-                f"primes {plan.terms.ring.bits}: ciphertexts' should have 56 bits or fewer"
-            )
         monic = network.monic()
         self._ring, self._sizes = plan.terms.ring, network.sizes
         self._primes = self._ring.primes[: self._ring.levels]

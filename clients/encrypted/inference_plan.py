@@ -40,8 +40,13 @@ _LEAST, _MOST = 12, 20
 """Bits of a layer's largest weight: with fewer, labels begin to change; with more, they don't."""
 _INPUT_BITS: Final = 10
 """By which an input at its bound has more: a fresh ciphertext's noise is some 2^8 units in a slot."""
+_INPUT_BITS_RANGE: Final = (1, 50)
+_WEIGHT_BITS: Final = (-64, 64)
+"""Whatever the largest weight or input is."""
 _NOISE_BITS: Final = 12
 """Of the noise that a slot of a fresh ciphertext has at most: eight deviations at N = 16384."""
+_LONGEST_PRIME: Final = 56
+"""Bits: products of longer residues are not exact in `inference`."""
 _MOST_COMPONENTS: Final = 16
 """That SEAL decrypts."""
 
@@ -116,10 +121,11 @@ class Polynomial:
     def largest(self) -> float:
         """What no logit exceeds in magnitude for inputs within the bound: the worst case of each layer in turn."""
         top = np.full(self.sizes[0], self.bound)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
                 top = polyval(np.abs(weight) @ top + np.abs(bias), np.abs(self.activation))
-            return float((np.abs(self.weights[-1]) @ top + np.abs(self.biases[-1])).max())
+            found = float((np.abs(self.weights[-1]) @ top + np.abs(self.biases[-1])).max())
+        return math.inf if math.isnan(found) else found
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,12 @@ class Terms:
 
     def __post_init__(self) -> None:
         modulus = sum(self.ring.bits[:-1])
-        if not 1 <= self.input_bits <= 50 or not self.input_bits < self.logit_bits < modulus:
+        if max(self.ring.bits[:-1]) > _LONGEST_PRIME:
+            raise ValueError(
+                f"primes {self.ring.bits}: ciphertexts' have {_LONGEST_PRIME} bits or less"
+            )
+        low, high = _INPUT_BITS_RANGE
+        if not low <= self.input_bits <= high or not self.input_bits < self.logit_bits < modulus:
             raise ValueError(
                 f"inputs at 2^{self.input_bits} and logits at 2^{self.logit_bits} in a modulus of {modulus} bits"
             )
@@ -193,8 +204,11 @@ def plan(
     for degree, bits in rings:
         ring = Ring(degree, bits)
         for precision in range(_MOST, _LEAST - 1, -1):
-            weights = [precision - _exponent(float(np.abs(w).max())) for w in monic.weights]
-            inputs = precision + _INPUT_BITS - _exponent(network.bound)
+            weights = [
+                _within(precision - _exponent(float(np.abs(weight).max())), *_WEIGHT_BITS)
+                for weight in monic.weights
+            ]
+            inputs = _within(precision + _INPUT_BITS - _exponent(network.bound), *_INPUT_BITS_RANGE)
             try:
                 return fitted(network, ring, inputs, weights)
             except HeadroomError as error:
@@ -211,7 +225,8 @@ def fitted(
         HeadroomError: the ring has no room for them.
         ValueError: the bits are none that a plan of ours can have.
     """
-    if len(weight_bits) != len(network.weights) or not all(-64 <= b <= 64 for b in weight_bits):
+    bounded = all(bits == _within(bits, *_WEIGHT_BITS) for bits in weight_bits)
+    if len(weight_bits) != len(network.weights) or not bounded:
         raise ValueError(f"weight bits {list(weight_bits)} for {len(network.weights)} layers")
     monic, hidden = network.monic(), len(weight_bits) - 1
     noisy = network.bound + math.ldexp(1, _NOISE_BITS - input_bits)
@@ -227,6 +242,10 @@ def fitted(
         )
     terms = Terms(ring, input_bits, scale, 1 + network.degree**hidden, network.bound)
     return InferencePlan(terms, tuple(weight_bits), room)
+
+
+def _within(value: int, low: int, high: int) -> int:
+    return min(max(value, low), high)
 
 
 def _exponent(value: float) -> int:
