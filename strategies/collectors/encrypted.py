@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from abc import ABC
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,21 +201,26 @@ class Encrypted(Ranged):
 
 
 @dataclass(kw_only=True)
-class EncryptedSession(TurnSession[Member]):
+class _OwnersSession(TurnSession[Member], ABC):
+    """Turns of owners, who are sent no model."""
+
+    record: ClassVar[str] = ENCRYPTED
+    travels: ClassVar[bool] = False
+
+    def _member(self, client: int) -> Member:
+        return Member(part_of(self.job, client))
+
+
+@dataclass(kw_only=True)
+class EncryptedSession(_OwnersSession):
     """Turns of owners with the server, which has the model: it is sent to nobody.
 
     Attributes:
         served: the server's half.
     """
 
-    record: ClassVar[str] = ENCRYPTED
-    travels: ClassVar[bool] = False
-
     served: Served
     _learner: Learner | None = field(default=None, init=False)
-
-    def _member(self, client: int) -> Member:
-        return Member(part_of(self.job, client))
 
     def _answer(self, client: int, member: Member, arrays: Arrays, *, last: bool) -> list[Event]:
         if self._learner is None:
@@ -231,18 +237,16 @@ class _Turn(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class RelayedSession(TurnSession[Member]):
+class RelayedSession(_OwnersSession):
     """Turns of owners with a client that computes: the server passes them on, one after the other.
 
-    The client is sent the model with each turn, since it may keep nothing between two. What it fails at is no owner's
-    fault: without it, whoever still needs it is out, and whoever has its gradient already goes on.
+    The client is sent the model with each turn, since it may keep nothing between two; turns that wait for it are held
+    in memory as they came. What it fails at is no owner's fault: without it, whoever still needs it is out, and whoever
+    has its gradient already goes on.
 
     Attributes:
         party: the client that computes, a logical id.
     """
-
-    record: ClassVar[str] = ENCRYPTED
-    travels: ClassVar[bool] = False
 
     party: int
     _queue: deque[_Turn] = field(default_factory=deque, init=False)
@@ -262,9 +266,6 @@ class RelayedSession(TurnSession[Member]):
             self._excused.discard(client)
             return []
         return super().receive(reply)
-
-    def _member(self, client: int) -> Member:
-        return Member(part_of(self.job, client))
 
     def _answer(self, client: int, member: Member, arrays: Arrays, *, last: bool) -> list[Event]:
         self._queue.append(_Turn(client, arrays, last))

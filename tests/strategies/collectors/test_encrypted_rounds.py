@@ -18,7 +18,7 @@ from clients.client import NUM_CLIENTS, Client
 from clients.models import Mlp
 from clients.resident import ResidentModel, arrays_of
 from clients.store import ClientStore
-from clients.tasks import Digits, FederatedData
+from clients.tasks import Digits, FederatedData, evaluate
 from clients.trainers import FedSgd, Fit
 from clients.trainers.sgd import FitJob
 from fl_app.engine.flwr_internals import claim_identity
@@ -114,18 +114,20 @@ class Nothing(BareTrainer):
 
 
 def rounds(
-    tmp_path, collector, trainer, *, dead=frozenset(), count=2, stages=(), **own
+    tmp_path, collector, trainer, *, dead=frozenset(), count=2, stages=(), every=0, one=None, **own
 ) -> PipelineStrategy:
-    """A run over real clients, each message answered by a process of its own."""
+    """A run over real clients, each message answered as by a process of its own; or all by `one`."""
     claim_identity(1)
     seen: list = []
 
     def node(client: int):
         def answer(message: Message):
             store = ClientStore(tmp_path / f"{client}")
-            one = Client(TASK, module(), data, trainer, store=store, stages=stages, seed=1, **own)
+            mine = one or Client(
+                TASK, module(), data, trainer, store=store, stages=stages, seed=1, **own
+            )
             seen.append((client, message.content))
-            return [] if client in dead else one.answer([message])
+            return [] if client in dead else mine.answer([message])
 
         return answer
 
@@ -138,11 +140,11 @@ def rounds(
         admission=Admission(on_shortfall="skip"),
     )
     views: list = []
-    one = PipelineStrategy(pipeline, federated_every=0, hooks=[views.append])
+    run = PipelineStrategy(pipeline, federated_every=every, hooks=[views.append])
     grid = ScriptedGrid({client + 1: node(client) for client in range(CLIENTS)})
-    one.start(grid, pack_model(arrays_of(module())), num_rounds=count, timeout=10.0)
-    one.seen, one.views = seen, views
-    return one
+    run.start(grid, pack_model(arrays_of(module())), num_rounds=count, timeout=10.0)
+    run.seen, run.views = seen, views
+    return run
 
 
 def test_a_round_is_the_step_that_fedsgd_takes(tmp_path):
@@ -220,6 +222,23 @@ def test_a_silent_owner_whose_training_fails_sends_zeros(tmp_path):
     assert not ours.views[0].void
     start = ours.model.layouts[DELTA].flatten(arrays_of(module()))
     np.testing.assert_array_equal(ours.model.parameters, start)
+
+
+def test_owners_that_evaluate_are_sent_the_model_for_it(tmp_path):
+    """One process trains without a model, and then evaluates one: what it holds for the two must be the same."""
+    claim_identity(1)
+    one = Client(
+        TASK, module(), data, BareTrainer(batch_size=64), store=ClientStore(tmp_path), seed=1
+    )
+    ours = rounds(tmp_path, Encrypted(served=Bare()), BareTrainer(batch_size=64), every=2, one=one)
+    model = Mlp(TASK.input_shape, TASK.num_classes, hidden=(8,))
+    arrays = unpack_model(pack_model(ours.model.view()))
+    model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    tested = [data(CLIENTS).test(client) for client in range(CLIENTS)]
+    figures = [(len(part), evaluate(model, TASK, part)["loss"]) for part in tested]
+    whole = sum(count for count, _ in figures)
+    expected = sum(count * loss for count, loss in figures) / whole
+    assert ours.views[1].federated["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_trainer_without_turns_takes_no_part(tmp_path):
