@@ -155,7 +155,7 @@ class Governor:
         self._pulled: list[Lever] = []
         self._given_back: set[str] = set()
         self._quiet = limit.quiet
-        self._looked = self._acted = self._calm_since = -math.inf
+        self._looked = self._worked = self._acted = self._calm_since = -math.inf
         self._failure: MemoryLimitError | None = None
         self.used_mb = self.peak_mb = 0.0
         self.tier = Tier.NORMAL
@@ -209,8 +209,7 @@ class Governor:
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
-                fresh = time.monotonic() - self._looked < self._limit.interval
-                if self.tier < Tier.CRITICAL and fresh and not self._due():
+                if self._nothing_to_do():
                     return self.tier
                 pulled = self._step(within_work=True)
                 if self.tier < Tier.CRITICAL:
@@ -261,6 +260,8 @@ class Governor:
         """One look and what follows from it; whether a lever was pulled."""
         self._look()
         limit, now = self._limit, self._looked
+        if within_work:
+            self._worked = now
         if limit.limit_mb is None or self._failure is not None:
             return False
         if self.used_mb >= limit.warning * limit.limit_mb:
@@ -269,9 +270,13 @@ class Governor:
             self._restore(within_work)
         return False
 
-    def _due(self) -> bool:
-        """Whether a lever waits for the work's own thread to be given back."""
-        return self.tier is Tier.NORMAL and bool(self._pulled) and self._quiet_enough()
+    def _nothing_to_do(self) -> bool:
+        """Whether the last look is good enough for work to go on, without one of its own."""
+        # The thread's looks neither pull nor give back a lever that is left to the work.
+        waits = self.tier is not Tier.NORMAL or bool(self._pulled)
+        since = self._worked if waits else self._looked
+        recent = time.monotonic() - since < self._limit.interval
+        return recent and self.tier < Tier.CRITICAL
 
     def _quiet_enough(self) -> bool:
         return time.monotonic() - max(self._calm_since, self._acted) >= self._quiet
