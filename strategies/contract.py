@@ -83,6 +83,8 @@ class Claim:
             server step of exactly 1 makes sense of it.
         served: where the server itself trains a part of each update: on what the client sent alone (`each`), or on
             what all of a round sent (`shared`); None where clients train all of it.
+        blind: whether clients are sent no model: whoever has it computes for them on ciphertexts, and a mean over a
+            mini-batch is the least that they open.
         set_by: the part that set each property.
     """
 
@@ -118,6 +120,7 @@ class Claim:
     parts: bool = False
     replaced: bool = False
     served: Literal["each", "shared"] | None = None
+    blind: bool = False
     set_by: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -262,7 +265,7 @@ class Claim:
                 name_of(part),
                 f"{', '.join(sorted(self.clear))} would travel in clear beside the protected vector",
                 "use collector=bare, which asks for vectors alone (or sums, with metrics inside), and uniform weights"
-                if self.served is None
+                if self.served is None and not self.blind
                 else "set collector.metrics=false, and weigh clients alike",
             )
 
@@ -318,6 +321,11 @@ class Claim:
                 "a vanilla client returns weights and does not run a part's client half",
                 "add `strategies.pipeline_mod` to the ClientApp, or leave the part out",
             )
+
+    def need_model_sent(self, part: object, *, why: str, instead: str) -> None:
+        """Refuses where clients are sent no model, and never see what came of a single example."""
+        if self.blind:
+            raise ContractError(self.source("blind"), name_of(part), why, instead)
 
     def need_rounds(self, part: object, *, why: str, instead: str) -> None:
         """Refuses updates that started from several versions of the model."""

@@ -125,6 +125,7 @@ class Encrypted(Ranged):
             clear=claim.clear
             | (frozenset({NUM_EXAMPLES, METRICS}) if self.metrics else frozenset()),
             summed=None if self.metrics else "uniform",
+            blind=True,
             **changes,
         )
 

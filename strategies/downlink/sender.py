@@ -75,8 +75,17 @@ class Downlink(Ranged):
     label = "downlink=delta"
 
     def check(self, claim: Claim) -> Claim:
-        """Clients must restore what they are sent. Of the aggregate nothing changes: the model is released already."""
+        """Clients must restore what they are sent. Of the aggregate nothing changes: the model is released already.
+
+        Raises:
+            ContractError: clients have no client half, or are sent no model.
+        """
         claim.need_client_half(self)
+        claim.need_model_sent(
+            self,
+            why="clients are sent no model, so there is none for a change to be added to",
+            instead="set downlink=none",
+        )
         return claim
 
     def release(self, arrays: Mapping[str, Array]) -> ArrayRecord:

@@ -51,8 +51,15 @@ class OwnAccounts:
         """Refuses what would tell of examples beside what was trained under noise.
 
         Raises:
-            ContractError: as said; or sums hide what clients have spent, and nothing bounds it.
+            ContractError: as said; or no client sees a single example's gradient; or sums hide what clients have spent,
+                and nothing bounds it.
         """
+        claim.need_model_sent(
+            self,
+            why="each example's gradient must be clipped by its own length, and on ciphertexts only the mean of a"
+            " mini-batch's gradients is computed",
+            instead="use privacy=local or privacy=central, which protect all that a client sends, or collector=bare",
+        )
         claim.need_nothing_in_clear(self)
         claim.need_nothing_summed(self)
         claim.need_no_statistics(self)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,7 @@ VALUES = {
     "parts": st.booleans(),
     "replaced": st.booleans(),
     "served": st.sampled_from([None, "each", "shared"]),
+    "blind": st.booleans(),
 }
 changes = st.fixed_dictionaries({}, optional=VALUES)
 claims = st.builds(Claim, **VALUES)
@@ -187,6 +189,7 @@ def test_the_other_needs_are_refused_exactly_when_they_are_not_met(claim):
         (claim.support == "shared", claim.need_shared_support, ()),
         (not claim.clear, claim.need_nothing_in_clear, ()),
         (claim.client_half, claim.need_client_half, ()),
+        (not claim.blind, partial(claim.need_model_sent, why="why", instead="instead"), ()),
     ]
     for met, need, arguments in needs:
         if met:

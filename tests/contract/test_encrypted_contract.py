@@ -11,8 +11,9 @@ from strategies.admission import Admission
 from strategies.collectors import Encrypted, Plain
 from strategies.combiners import Mean
 from strategies.contract import Claim, ContractError, Visibility, check
+from strategies.downlink import Downlink
 from strategies.pipeline import Pipeline
-from strategies.privacy import Central, Local
+from strategies.privacy import Central, Local, OwnAccounts
 from strategies.samplers import Poisson, Uniform
 from strategies.schedulers import Buffered, Synchronous
 from strategies.stages import Clip
@@ -20,7 +21,12 @@ from strategies.update import BUFFERS, CONTROL, DELTA
 from tests.contract.test_matrix import COMPRESSED, PRIVATE
 
 BARE = "`collector=bare`"
-VECTORS = [one for one in (*PRIVATE, *COMPRESSED) if one.collector == BARE]
+DP_SGD = "`none` with `client=dp_sgd`"
+VECTORS = [
+    one
+    for one in (*PRIVATE, *COMPRESSED)
+    if one.collector == BARE and getattr(one, "privacy", None) != DP_SGD
+]
 IDS = ["|".join(map(str, vars(one).values())).replace("`", "") for one in VECTORS]
 
 
@@ -63,6 +69,25 @@ def test_a_buffer_is_refused():
     buffered = Buffered(population=10)
     pipeline = Pipeline(collector=Encrypted(), scheduler=buffered)
     refused(pipeline, "scheduler=buffered", "use scheduler=synchronous")
+
+
+def test_a_change_to_a_model_that_nobody_holds_is_refused():
+    pipeline = Pipeline(collector=Encrypted(), downlink=Downlink())
+    refused(pipeline, "downlink=delta", "set downlink=none")
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_clipping_of_single_examples_is_refused(metrics):
+    own = OwnAccounts(1e-5, "pld", budget=8.0)
+    pipeline = Pipeline(collector=Encrypted(metrics=metrics), combiner=uniform(), privacy=own)
+    refused(pipeline, "client=dp_sgd", "use privacy=local or privacy=central", "collector=bare")
+
+
+def test_numbers_in_clear_under_a_promise_are_refused_with_their_own_mend():
+    clip, promise = Clip(norm=0.5), Local(noise_multiplier=1.0, population=9, rounds=3)
+    stages = [clip, *promise.stages(clip.bounds)]
+    pipeline = Pipeline(collector=Encrypted(), stages=stages, combiner=uniform(), privacy=promise)
+    refused(pipeline, "privacy=local", "metrics, num-examples", "set collector.metrics=false")
 
 
 def test_parts_of_the_model_are_refused():
