@@ -158,7 +158,9 @@ class Evaluation:
         kept.gradients = gradients
         return self._value(gradients)
 
-    def first_means(self, packed: Value, errors: Value | None = None) -> list[Packed]:
+    def first_means(
+        self, packed: Value, errors: Value | None = None
+    ) -> tuple[list[Packed], list[Packed]]:
         """Mean gradients of the first layer's weights and biases, for this share's units.
 
         Args:
@@ -166,13 +168,13 @@ class Evaluation:
             errors: the outputs' errors of this share, where there is no hidden layer.
 
         Returns:
-            Weights, unit by unit and pack by pack; then biases, two units an element.
+            Weights, unit by unit and pack by pack; biases, two units an element.
         """
         gradients = self._layers[0].gradients if errors is None else self._loaded(errors)
         gradients = [self._lowered(gradient, 1) for gradient in gradients]
         packs = self._loaded(packed)
         pairs = [(unit, pack) for unit in gradients for pack in packs]
-        return self._products(pairs) + self._sums(gradients)
+        return self._products(pairs), self._sums(gradients)
 
     def means(self, layer: int, packed: Value) -> list[Packed]:
         """Mean gradients of the weights of a layer behind the first, by this share's units below.

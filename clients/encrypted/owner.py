@@ -35,7 +35,7 @@ PACKED_ERRORS: Final = "packed_errors"
 LOSS: Final = "loss"
 
 
-class OverflowError(ArithmeticError):  # noqa: A001 - the field's word
+class WrapAroundError(ArithmeticError):
     """A decrypted mean is larger than its format holds safely: something has wrapped round."""
 
 
@@ -199,7 +199,7 @@ class Owner:
             errors: the last layer's gradient by its biases, where the owner has it.
 
         Raises:
-            OverflowError: a mean is too large for its format.
+            WrapAroundError: a mean is too large for its format.
             CiphertextError: what came is not what the plan says.
         """
         spec, found = self._plan.spec, {}
@@ -240,7 +240,7 @@ class Owner:
         found = np.concatenate(rows)
         largest = float(np.abs(found).max())
         if largest > most:
-            raise OverflowError(
+            raise WrapAroundError(
                 f"{name}: a mean of {largest:g} where {most:g} is the most that is safe: the training"
                 " has diverged, or a sum has wrapped round; lower server.lr, or start from smaller weights"
             )

@@ -2,7 +2,7 @@
 
 A ring element has N / 2 complex slots; slot i is the value at the 3^i-th power of a root of X^N + 1. With m samples and
 b = N / (2 m) copies, slot i belongs to sample i // b. A *repeated* vector has the same number in all b slots of a
-sample. A *packed* one has 2 b different numbers of it: number f < b in the slots with i mod b = f, and numbers b ... 2b - 1
+sample. A *packed* one has 2 b different numbers of it: number f < b in the slots with i mod b = f, and the other b
 beside them, times X^(N/2), whose slots are ±1j.
 
 The slots with the same i mod b are those over one slot of the subring Z[X^(N / 2b)], because 3 has order b modulo 4 b.

@@ -1,0 +1,186 @@
+"""The compute party's workers, as one: a call goes to all of them, and their shares come back in order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from clients.encrypted.plan import Plan
+from clients.encrypted.worker import Setup
+
+_PATIENCE: Final = 10.0
+"""Seconds that a worker is given to end by itself."""
+
+
+class WorkerError(RuntimeError):
+    """A worker has ended, or can't be started."""
+
+
+class _Process:
+    """A worker and the socket to it."""
+
+    def __init__(self, setup: Setup) -> None:
+        ours, theirs = socket.socketpair()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "clients.encrypted.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+        self.send(setup)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except (ConnectionError, OSError) as error:
+            raise self._ended() from error
+
+    def receive(self) -> Any:
+        try:
+            good, answer = self._connection.recv()
+        except (EOFError, ConnectionError, OSError) as error:
+            raise self._ended() from error
+        if not good:
+            raise answer
+        return answer
+
+    def _ended(self) -> WorkerError:
+        code = self._process.poll()
+        told = "its connection broke" if code is None else f"it ended with code {code}"
+        if code == -9:
+            told += ": killed, perhaps for memory; lower memory.limit_mb to make the governor act earlier"
+        return WorkerError(f"a worker of the compute party is gone (pid {self.pid}): {told}")
+
+    def close(self) -> None:
+        self._connection.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Crew:
+    """Workers that share the units of each layer; started when the first call comes, and again after one has died.
+
+    Args:
+        plan: of the steps.
+        keys: folder of the owners' evaluation keys.
+        ciphertexts: folder of their mini-batches.
+        size: how many.
+        chunk: leaves of one tree.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def __init__(self, plan: Plan, keys: Path, ciphertexts: Path, size: int, chunk: int) -> None:
+        if size < 1:
+            raise ValueError(f"a crew of {size} workers does no work")
+        self._plan, self._keys, self._ciphertexts = plan, keys, ciphertexts
+        self._most = max(
+            1, min(plan.spec.sizes[1:]) // 2
+        )  # a worker without a pair of units would have nothing to do
+        self.size, self.chunk = min(size, self._most), chunk
+        self._processes: list[_Process] = []
+        self._finalizer: Any = None
+
+    def share(self, layer: int) -> list[range]:
+        """The units of a layer, worker by worker."""
+        return self._plan.spec.share(layer, self.size)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers that run."""
+        return [process.pid for process in self._processes]
+
+    def start(self) -> None:
+        """Starts them, if they do not run."""
+        if self._processes:
+            return
+        layers = range(self._plan.spec.layers)
+        for index in range(self.size):
+            share = [self.share(layer)[index] for layer in layers]
+            setup = Setup(self._plan, self._keys, self._ciphertexts, share, self.chunk)
+            self._processes.append(_Process(setup))
+        self._finalizer = weakref.finalize(self, _close, list(self._processes))
+
+    def resize(self, size: int) -> None:
+        """So many from the next step on."""
+        size = min(size, self._most)
+        if size != self.size:
+            self.close()
+            self.size = size
+
+    def all(self, name: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """A call with each worker's own arguments.
+
+        Raises:
+            WorkerError: one is gone; all are ended, and started again by the next call.
+            Exception: what a worker raised, when all have answered.
+        """
+        self.start()
+        failure: Exception | None = None
+        answers = []
+        try:
+            for process, own in zip(self._processes, arguments, strict=True):
+                process.send((name, tuple(own)))
+            for process in self._processes:
+                try:
+                    answers.append(process.receive())
+                except WorkerError:
+                    raise
+                except Exception as error:
+                    failure = failure or error
+        except WorkerError:
+            self.close()
+            raise
+        if failure is not None:
+            raise failure
+        return answers
+
+    def each(self, name: str, *arguments: Any) -> list[Any]:
+        """A call with the same arguments for all."""
+        return self.all(name, [arguments] * self.size)
+
+    def one(self, name: str, *arguments: Any) -> Any:
+        """A call of the first worker alone."""
+        self.start()
+        first = self._processes[0]
+        try:
+            first.send((name, arguments))
+            return first.receive()
+        except WorkerError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends them."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._processes.clear()
+
+
+def _close(processes: Sequence[_Process]) -> None:
+    for process in processes:
+        process.close()
