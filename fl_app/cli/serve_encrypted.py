@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(
         "trellis serve-encrypted",
         usage="trellis serve-encrypted [-h] MODEL [--host HOST] [--port PORT] [--workers N] [--waiting N] "
-        "[--max-body-mb MB] [--bound B] [--export FILE]",
+        "[--max-body-mb MB] [--body-seconds S] [--bound B] [--export FILE]",
         description="Serves predictions on encrypted inputs; it has no key.",
         epilog=_EXAMPLES,
     )
@@ -62,6 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-body-mb", type=float, default=256.0, metavar="MB", help="of a request (256)"
+    )
+    parser.add_argument(
+        "--body-seconds", type=float, default=60.0, metavar="S", help="in which a request came (60)"
     )
     parser.add_argument(
         "--bound",
@@ -111,7 +114,7 @@ def _serve(model: TrainedModel, options: Namespace) -> int:
     from fl_app.encrypted_service.server import Limits, application
 
     try:
-        limits = Limits(options.workers, options.waiting, options.max_body_mb)
+        limits = Limits(options.workers, options.waiting, options.max_body_mb, options.body_seconds)
         app = application(model, limits)
     except ValueError as error:
         raise ConfigError([Fault("options", str(error))]) from error
