@@ -36,10 +36,10 @@ _GAUSSIAN_MOMENTS: Final = (1, 0, 1, 0, 3, 0, 15)
 class PolynomialNet(nn.Module):
     """Linear layers on public features, with a polynomial between them; without hidden layers, logistic regression.
 
-    Weights are Gaussian, biases 0. For features of root mean square 1 every hidden unit's pre-activation has standard
-    deviation `hidden_scale` at the start, and every logit `logit_scale` (behind a second hidden layer only as layers
-    get wide, and cubes late); a ciphertext's bounds begin from them. Logistic regression is convex: `logit_scale=0`
-    starts it at 0.
+    Weights are Gaussian, hidden units' biases 0. For features of root mean square 1 every hidden unit's pre-activation
+    has standard deviation `hidden_scale` at the start, and every logit `logit_scale` (behind a second hidden layer only
+    as layers get wide, and cubes late); a ciphertext's bounds begin from them. Logistic regression is convex:
+    `logit_scale=0` starts it at 0.
 
     Args:
         input_shape: shape of one input.
@@ -51,6 +51,7 @@ class PolynomialNet(nn.Module):
         number: of features, as `clients.encrypted.features.feature_map` counts them; None for the map's own.
         hidden_scale: see above.
         logit_scale: see above.
+        logit_bias: of each logit at the start. Under the squared loss 1 / K is the best constant to start from.
 
     Attributes:
         features: the map.
@@ -72,7 +73,8 @@ class PolynomialNet(nn.Module):
         features: Kind = "dct",
         number: Annotated[int, Ge(1)] | None = None,
         hidden_scale: Annotated[float, Gt(0)] = 1.0,
-        logit_scale: Annotated[float, Ge(0)] = 0.2,
+        logit_scale: Annotated[float, Ge(0)] = 0.7,
+        logit_bias: float = 0.0,
     ) -> None:
         super().__init__()
         if vocab_size is not None:
@@ -88,6 +90,7 @@ class PolynomialNet(nn.Module):
             nn.Linear(fan_in, out) for fan_in, out in pairwise(self.sizes)
         )
         self._draw(hidden_scale, logit_scale)
+        nn.init.constant_(self.layers[-1].bias, logit_bias)
 
     @torch.no_grad()
     def _draw(self, hidden_scale: float, logit_scale: float) -> None:

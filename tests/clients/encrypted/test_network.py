@@ -99,6 +99,12 @@ def test_biases_and_an_unscaled_output_start_at_zero():
     assert not any(layer.bias.any() for layer in PolynomialNet(SHAPE, 10).layers)
 
 
+def test_the_start_of_the_logits_biases_can_be_set():
+    first, last = PolynomialNet(SHAPE, 10, logit_bias=0.1).layers
+    assert not first.bias.any()
+    assert torch.equal(last.bias, torch.full((10,), 0.1))
+
+
 def test_the_callers_seed_decides_the_initial_weights():
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
