@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -27,6 +27,8 @@ from fl_app.batching import Batching, plan_batching
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config, TargetNode
 from fl_app.config.targets import build
+from fl_app.encryption import FOLDER as COMPUTE_FOLDER
+from fl_app.encryption import Serving, compute_client, is_encrypted, owning
 from fl_app.engine import Adversary, resolve_workers
 from fl_app.halves import PartMaker, is_split, planned_cut, upper_server
 from fl_app.identity import code_hash
@@ -34,7 +36,6 @@ from fl_app.node import Node
 from fl_app.portions import ClientParts, check_factors, of_goal, planned_ranks
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
-from strategies.collectors.split_session import Served
 from strategies.contract import Claim
 from strategies.downlink import Downlink, HeldModels
 from strategies.encoding import reshaped
@@ -80,7 +81,7 @@ class Assembly:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.task: Task = build(config.task, directory=config.directory)
-        self.trainer: SGD = build(config.client)
+        self.trainer: SGD = build(config.client, directory=config.directory)
         self.attack = self._attack()
         self._data: dict[int, FederatedData] = {}
 
@@ -180,6 +181,28 @@ class Assembly:
         return cut
 
     @cached_property
+    def encrypted(self) -> bool:
+        """Whether the run trains on ciphertexts.
+
+        Raises:
+            ConfigError: some parts are for ciphertexts and others are not.
+        """
+        return is_encrypted(self.config)
+
+    @cached_property
+    def serving(self) -> Serving:
+        """Who computes on ciphertexts, where that is the server."""
+        return self._serving(self.config.run_dir)
+
+    def _serving(self, folder: Path) -> Serving:
+        return Serving(self.config, self.module(), self.trainer, folder / COMPUTE_FOLDER)
+
+    def close(self) -> None:
+        """Ends what was started."""
+        if "serving" in vars(self):
+            self.serving.close()
+
+    @cached_property
     def _at(self) -> dict[str, int]:
         """How many blocks of a model that is cut clients hold, where that has to be measured."""
         if not self.split:
@@ -235,6 +258,8 @@ class Assembly:
     def workers(self, num_clients: int) -> int:
         """Processes that train the engine's clients: no more than a round of clients trained at once can keep busy."""
         config = self.config
+        if self.encrypted and compute_client(config) is not None:
+            return 1  # what a client is in the middle of computing is in one process
         count = resolve_workers(config.runtime.workers)
         if config.runtime.workers != "auto" or self.batching.size == 1:
             return count
@@ -311,8 +336,10 @@ class Assembly:
         )
         return collector
 
-    def _served(self) -> Served | None:
-        """The server's half of a model that is cut."""
+    def _served(self) -> Any:
+        """The server's half: of a model that is cut, or of a training on ciphertexts."""
+        if self.encrypted:
+            return None if compute_client(self.config) is not None else self.serving
         if not self.split:
             return None
         return upper_server(self._build, self.config, self.task, self.trainer, self._at)
@@ -364,6 +391,9 @@ class Assembly:
                 node.admit_trainer(self.trainer)
             except ValueError as error:
                 raise ConfigError([Fault("client", str(error), self.config.client.name)]) from error
+        folder = self.config.client_state_dir if node is None else node.folder
+        relayed = self.encrypted and compute_client(self.config) is not None
+        serving = self._serving(folder) if relayed else None
         promise = self.privacy()
         # A server that noises what it sees is trusted with it, and with why a training failed.
         guarded = promise is not None and not promise.unconditional
@@ -371,12 +401,12 @@ class Assembly:
             self.task,
             self._clients_module(),
             self.data,
-            self.trainer,
+            owning(self.trainer, node, serving),
             stages=self.stages(),
             half=half,
             held=self._held(node),
             store=ClientStore(self.config.client_state_dir),
-            ledgers=self.config.client_state_dir if node is None else node.folder,
+            ledgers=folder,
             seed=self.config.seed,
             hashes=self.hashes,
             attack=self.attack if engine else None,

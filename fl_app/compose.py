@@ -410,12 +410,11 @@ def _reason(error: Exception) -> str:
 def _name(path: str, target: str, choices: Mapping[str, str | None], conf: Path) -> str:
     """The choice of the group, or the class's own name where the class is not the one of that file."""
     choice = choices.get(path)
-    if (
-        choice
-        and OmegaConf.select(OmegaConf.load(catalogue.file_of(path, choice, conf)), "_target_")
-        == target
-    ):
-        return choice
+    if choice:
+        file = OmegaConf.load(catalogue.file_of(path, choice, conf))
+        # A file of package _global_ has the part's settings under the group's own name.
+        if target in (OmegaConf.select(file, key) for key in ("_target_", f"{path}._target_")):
+            return choice
     return target.rpartition(".")[2].lower()
 
 

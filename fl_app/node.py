@@ -23,11 +23,12 @@ from strategies.secagg.policy import COLLUDERS, DROPOUTS, IDENTITY, LEAST_COHORT
 PARTITION, FOLDER = "partition-id", "client-folder"
 DP_EPSILON, DP_DELTA = "dp-epsilon", "dp-delta"
 """The most that the device's own examples may be charged, over all runs."""
-_OURS = ("secagg-", "ckks-", "client-", "dp-")
+OWNER_KEY = "encrypted-key"
+_OURS = ("secagg-", "ckks-", "client-", "dp-", "encrypted-")
 _HIDING = ("secagg-", "ckks-")
 _SECAGG = {ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS}
 _CKKS = {KEY_SETTING, LEAST_QUORUM, LEAST_NOISE, MOST_DECRYPTIONS}
-_KNOWN = frozenset(_SECAGG | _CKKS | {FOLDER, DP_EPSILON, DP_DELTA})
+_KNOWN = frozenset(_SECAGG | _CKKS | {FOLDER, DP_EPSILON, DP_DELTA, OWNER_KEY})
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,17 @@ class Node:
             if not state.is_absolute():  # as its specification asks
                 state = Path.home() / ".local" / "state"
             return state / "trellis" / "clients"
-        path = Path(named).expanduser() if isinstance(named, str) else Path()
-        if not path.is_absolute():
-            raise ValueError(
-                f'the node config\'s {FOLDER} is {named!r}: an absolute path is needed, such as "/var/lib/trellis"'
-            )
-        return path
+        return _absolute(FOLDER, named, "/var/lib/trellis")
+
+    @property
+    def owner_key(self) -> Path | None:
+        """The file of this device's secret key of encrypted training; None for one in its folder.
+
+        Raises:
+            ValueError: the setting is no absolute path.
+        """
+        named = self.settings.get(OWNER_KEY)
+        return None if named is None else _absolute(OWNER_KEY, named, "/etc/owner.key")
 
     @property
     def pinned(self) -> str | None:
@@ -149,3 +155,12 @@ class Node:
                     f"the node config's {self.pinned} keeps this device from sending updates in clear: start the run"
                     f" with collector=masked or collector=ckks, or the SuperNode without {self.pinned}"
                 )
+
+
+def _absolute(setting: str, named: ConfigValue, example: str) -> Path:
+    path = Path(named).expanduser() if isinstance(named, str) else Path()
+    if not path.is_absolute():
+        raise ValueError(
+            f'the node config\'s {setting} is {named!r}: an absolute path is needed, such as "{example}"'
+        )
+    return path

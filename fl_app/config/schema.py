@@ -24,6 +24,8 @@ BESIDE_IDENTITY = (
     "run_name",
     "experiment",
     "runtime.workers",
+    "compute",
+    "memory.limit_mb",
 )
 
 Positive = Annotated[float, Gt(0)]
@@ -158,6 +160,21 @@ class Runtime(_Settings):
     devices: Annotated[TargetNode, Part(needs=("duration",), offered=frozenset({"dropout"}))]
 
 
+class Compute(_Settings):
+    """Whoever computes on ciphertexts (`collector=encrypted`).
+
+    Attributes:
+        workers: processes that do; auto for one a CPU. The result is the same for any number, up to the ciphertexts'
+            own error.
+        cache_mb: MB of ciphertexts that are kept in memory; the others are read from the disk in each round.
+        chunk: packed mean gradients that a worker has in the making at once.
+    """
+
+    workers: Count | Literal["auto"] = "auto"
+    cache_mb: Annotated[float, Ge(0)] = 64.0
+    chunk: Count = 512
+
+
 class Config(_Settings):
     """All that a run is told. Immutable; `fl_app.compose.compose` makes it.
 
@@ -181,6 +198,8 @@ class Config(_Settings):
         clusters: looks for groups of clients with one task, None where nobody does.
         ranks: which ranks each client's adapters have, None where all have the model's.
         runtime: the machine and the devices.
+        compute: whoever computes on ciphertexts.
+        memory: what its processes may take (`clients.encrypted.governor.MemoryLimit`), None for anything.
         travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
         num_clients: auto for as many as there are nodes.
         rounds: model versions to reach.
@@ -214,7 +233,7 @@ class Config(_Settings):
             ),
         ),
     ]
-    client: Annotated[TargetNode, Part(needs=("fit",), offered=frozenset({"folder"}))]
+    client: Annotated[TargetNode, Part(needs=("fit",), offered=frozenset({"folder", "party"}))]
     clip: Annotated[TargetNode | None, Part(needs=("check", "encode", "decode"))] = None
     compression: Annotated[
         TargetNode | None, Part(needs=("stages",), offered=frozenset({"seed"}))
@@ -264,6 +283,8 @@ class Config(_Settings):
         ),
     ] = None
     runtime: Runtime
+    compute: Compute = Compute()
+    memory: Annotated[TargetNode | None, Part(needs=("tier",))] = None
     travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     num_clients: Count | Literal["auto"] = "auto"
     rounds: Count = 10

@@ -1,0 +1,150 @@
+"""Runs on ciphertexts: which parts go together, and who computes.
+
+The compute party is made here from the run's configuration and handed to the collector, or to the client that computes
+in the server's place. It is begun by the first turn that comes: the engine's workers are forked before that.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from clients.encrypted.network import PolynomialNet
+from clients.encrypted.party import ComputeParty
+from clients.encrypted.plan import Plan, plan_of
+from clients.encrypted.trainer import SPEC, EncryptedTrainer, spec_of
+from clients.trainers import SGD
+from fl_app.config.faults import ConfigError, Fault
+from fl_app.config.schema import Config
+from fl_app.config.targets import build, locate
+from fl_app.engine import resolve_workers
+from fl_app.node import Node
+from strategies.collectors import Encrypted
+from strategies.collectors.turns import Learner
+from strategies.protocols import ConfigValue
+
+FOLDER: Final = "compute"
+"""In a run's folder, or in that of the client that computes: public keys and ciphertexts of owners."""
+
+
+def is_encrypted(config: Config) -> bool:
+    """Whether a run trains on ciphertexts.
+
+    Raises:
+        ConfigError: a part of it is for ciphertexts, and another is not; or some parameters would not be trained.
+    """
+    found = {
+        "client": _is(config.client.target, EncryptedTrainer),
+        "collector": _is(config.collector.target, Encrypted),
+    }
+    if not any(found.values()):
+        return False
+    found["model"] = _is(config.model.target, PolynomialNet)
+    others = sorted(group for group, encrypted in found.items() if not encrypted)
+    if others:
+        chosen = ", ".join(f"{group}={getattr(config, group).name}" for group in others)
+        told = (
+            f"owners train on ciphertexts, and {chosen} does not: strategy=encrypted chooses model, client and"
+            " collector together"
+        )
+        raise ConfigError([Fault(others[0], told)])
+    if tuple(config.travel) != ("*",):
+        told = (
+            "the whole model is trained on ciphertexts, all of its parameters: leave travel=['*']"
+        )
+        raise ConfigError([Fault("travel", told)])
+    return True
+
+
+def _is(target: str, kind: type) -> bool:
+    found: Any = locate(target)
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+def compute_client(config: Config) -> int | None:
+    """The client that computes in the server's place, where one does."""
+    found: int | None = config.collector.arguments.get("compute_client")
+    return found
+
+
+class Serving:
+    """The compute party, as collectors and clients are handed it.
+
+    Args:
+        config: of the run.
+        module: the configured model.
+        trainer: the owners'.
+        folder: where keys and ciphertexts stay.
+
+    Raises:
+        ConfigError: the model can't be trained on ciphertexts.
+    """
+
+    def __init__(self, config: Config, module: nn.Module, trainer: SGD, folder: Path) -> None:
+        assert isinstance(trainer, EncryptedTrainer)  # is_encrypted has looked
+        try:
+            spec = spec_of(module, trainer.batch_size, config.collector.arguments["mode"])
+            self.plan: Plan = plan_of(spec)
+        except ValueError as error:
+            raise ConfigError([Fault("model", str(error), config.model.name)]) from error
+        self._config, self._folder = config, folder
+        self._party: ComputeParty | None = None
+
+    def describe(self) -> str:
+        """The model and its ring."""
+        spec, ring = self.plan.spec, self.plan.ring
+        sizes = "-".join(map(str, spec.sizes))
+        return (
+            f"{sizes}, {spec.activation}, {spec.loss.replace('_', ' ')}, {spec.batch} samples a mini-batch, CKKS of"
+            f" degree {ring.degree} and {sum(ring.bits)} bits"
+        )
+
+    def settings(self) -> Mapping[str, ConfigValue]:
+        """By which owners know that they mean the same."""
+        return {SPEC: self.plan.spec.digest}
+
+    def begin(self, sent: Mapping[str, NDArray[np.generic]]) -> Learner:
+        """Steps with one version of the model."""
+        return self.party.learner(sent)
+
+    @property
+    def party(self) -> ComputeParty:
+        """At work: begun, where it was not."""
+        if self._party is None:
+            settings = self._config.compute
+            party = ComputeParty(
+                self.plan,
+                self._folder,
+                workers=resolve_workers(settings.workers),
+                memory=None if self._config.memory is None else build(self._config.memory),
+                cache_mb=settings.cache_mb,
+                chunk=settings.chunk,
+            )
+            self._party = party.__enter__()
+            weakref.finalize(self, party.close)
+        return self._party
+
+    def report(self) -> Mapping[str, object] | None:
+        """What the memory governor saw and did; None before anything was computed."""
+        return None if self._party is None else self._party.governor.report()
+
+    def close(self) -> None:
+        """Ends the workers; what is on the disk stays."""
+        party, self._party = self._party, None
+        if party is not None:
+            party.close()
+
+
+def owning(trainer: SGD, node: Node | None, serving: Serving | None) -> SGD:
+    """The trainer of this process's clients: with the key that a device's operator names, and what computes."""
+    if not isinstance(trainer, EncryptedTrainer):
+        return trainer
+    key = trainer.key if node is None else node.owner_key
+    return replace(trainer, key=key, party=serving)
