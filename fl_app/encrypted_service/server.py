@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -25,6 +25,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from clients.encrypted.inference import EncryptedInference
 from clients.encrypted.model_file import TrainedModel
@@ -45,6 +46,9 @@ _STATUS: Final = {
     "bad_residues": 422,
 }
 
+_UNREAD: Final = (413, 415, 503)
+"""With which a request is refused before its body has been read."""
+_LINGER_SECONDS: Final = 2.0
 _LONGEST_LENGTH: Final = 15
 """Digits of a Content-Length."""
 
@@ -185,22 +189,39 @@ def application(model: TrainedModel, limits: Limits | None = None) -> FastAPI:
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
-        # What is left of a body is not read: the connection can't be used again.
         headers = {"Connection": "close"} | ({"Retry-After": "1"} if error.status == 503 else {})
-        return _error(error.status, error.code, str(error), headers)
+        kind = _Lingering if error.status in _UNREAD else JSONResponse
+        return kind(_told(error.code, str(error)), error.status, headers)
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, "http", str(error.detail), dict(error.headers or {}))
+        return JSONResponse(_told("http", str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         log.error("a request failed", exc_info=error)
-        return _error(500, "failed", "the service could not answer; its log says why", {})
+        return JSONResponse(_told("failed", "the service could not answer"), 500)
 
     return app
 
 
-def _error(status: int, code: str, message: str, headers: dict[str, str]) -> JSONResponse:
-    content = {"error": {"code": code, "message": message}}
-    return JSONResponse(content, status, headers or None)
+def _told(code: str, message: str) -> dict[str, dict[str, str]]:
+    return {"error": {"code": code, "message": message}}
+
+
+class _Lingering(JSONResponse):
+    """An answer to a request whose body is not wanted.
+
+    A connection that is closed on bytes that nobody has read is reset, and the answer lost with it: the client is given
+    a moment to read it, and what it still sends is thrown away.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while (await receive()).get("more_body", False):
+                    pass
+        await send({"type": "http.response.body", "body": b""})

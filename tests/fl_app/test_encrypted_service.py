@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
 import json
 import os
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from clients.encrypted.inference_key import InferenceKey
 from clients.encrypted.model_file import TrainedModel, load
@@ -77,7 +79,7 @@ def serving(path: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[s
 
 @pytest.fixture(scope="module")
 def url(path: Path) -> Iterator[str]:
-    options = ("--waiting", "1", "--max-body-mb", "1.5", "--body-seconds", "3")
+    options = ("--waiting", "1", "--max-body-mb", "1.5", "--body-seconds", "2")
     with serving(path, *options) as (found, _):
         yield found
 
@@ -246,12 +248,9 @@ def request_line(length: str) -> bytes:
 
 def reply(connection: socket.socket) -> tuple[int, str]:
     """Status and the error's code."""
-    data = b""
-    with connection:
-        while part := connection.recv(1 << 16):
-            data += part
-    top, _, body = data.partition(b"\r\n\r\n")
-    return int(top.split()[1]), json.loads(body)["error"]["code"]
+    with connection, http.client.HTTPResponse(connection) as response:
+        response.begin()
+        return response.status, json.loads(response.read())["error"]["code"]
 
 
 @pytest.mark.parametrize("length", [str(2**22), str(10**14), str(10**19)])
@@ -270,6 +269,15 @@ def test_a_body_in_pieces_is_cut_off_where_it_is_too_long(
     for _ in range(client.sizes.largest_request // (1 << 16) + 1):
         connection.sendall(piece)
     assert reply(connection) == (413, "too_large")
+    answers(client)
+
+
+def test_who_sends_it_all_the_same_is_told_too(
+    client: EncryptedClient, url: str, good: bytes
+) -> None:
+    for body in (bytes(20_000_000), iter([bytes(1 << 20)] * 20)):
+        found = httpx.post(f"{url}/v1/predict", content=body, headers=BINARY, timeout=30)
+        assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
     answers(client)
 
 
@@ -375,7 +383,7 @@ def stranger() -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", said
     server.shutdown()
@@ -467,18 +475,20 @@ def test_nobody_at_the_address_is_told() -> None:
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_an_interrupt_ends_it_cleanly_after_what_it_is_at(path: Path, number: int) -> None:
-    with serving(path) as (url, process), EncryptedClient(url) as client:
-        images = Mnist().test().inputs[:4]
-        found: list[np.ndarray] = []
-        thread = threading.Thread(target=lambda: found.append(client.predict(images).logits))
-        thread.start()
+def test_an_interrupt_ends_it_cleanly_after_what_it_is_at(
+    client: EncryptedClient, good: bytes, path: Path, number: int
+) -> None:
+    with serving(path) as (url, process):
+        connection = raw(url, request_line(f"Content-Length: {len(good)}") + good[:-100])
         until(lambda: httpx.get(f"{url}/health").json()["requests"] == 1)
         process.send_signal(number)
-        thread.join()
+        connection.sendall(good[-100:])
+        with connection:
+            data = b"".join(iter(lambda: connection.recv(1 << 20), b""))
+        assert data.startswith(b"HTTP/1.1 200 OK")
+        Answer.from_bytes(data.partition(b"\r\n\r\n")[2], client.sizes)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0
-        assert found[0].shape == (4, 10)
         assert errors.splitlines()[-1] == "ended"
         assert "Traceback" not in errors
 
@@ -538,3 +548,36 @@ def test_data_of_another_shape_and_a_service_that_is_none(url: str, tmp_path: Pa
     assert "the model takes" in capsys.readouterr().err
     assert main(["predict-encrypted", "http://127.0.0.1:9", str(data)]) == 1
     assert main(["predict-encrypted", url, str(data), "--timeout", "0"]) == 2
+
+
+# -- from a run --
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    known = ["task=digits", "num_clients=1", "task.partition=iid", "rounds=2", "runtime.workers=1"]
+    assert main(["run", *known, f"output_dir={folder}", *overrides]) == 0
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_the_model_of_a_run_is_served_as_it_was_trained(tmp_path: Path, capsys) -> None:
+    folder = run(tmp_path / "runs", "model=encrypted_mlp", "client=fedsgd", "server=adam")
+    before = sorted(folder.rglob("*"))
+    target = tmp_path / "model.safetensors"
+    arguments = ["serve-encrypted", str(folder), "--export", str(target), "--bound", "9"]
+    assert main(arguments) == 0
+    model, weights = load(target), load_file(folder / "model.safetensors")
+    assert model.trained_by.startswith(folder.name)
+    assert model.bound == 9
+    state = model.network.state_dict()
+    assert state.keys() == weights.keys()
+    assert all((state[name].numpy() == weights[name]).all() for name in weights)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_of_another_model_is_refused(tmp_path: Path, capsys) -> None:
+    folder = run(tmp_path / "runs", "model=linear")
+    assert main(["serve-encrypted", str(folder)]) == 2
+    assert (
+        "Linear can't be evaluated on ciphertexts: model=encrypted_mlp" in capsys.readouterr().err
+    )
