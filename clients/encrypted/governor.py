@@ -2,10 +2,12 @@
 
 Tiers are normal, warning and critical. From warning on, levers that cost only time are pulled; at critical all that are
 allowed, and `check`, which work calls between its chunks, does not return before there is room, or raises
-`MemoryLimitError` after everything has been let go. So the kernel never needs to kill anybody, as long as no single
-chunk takes more than what lies between the critical line and the limit. When memory has been normal for a while, levers
-are given back, the last one first. This file knows no ciphertexts and no models, and nothing of how memory is measured
-(`footprint`) or what levers do (`levers`).
+`MemoryLimitError` after everything has been let go. A step that can't be made smaller while it runs is abandoned at
+critical, and begun again with less; where the limit itself is passed inside a call that `check` can't reach, the
+sampling thread has the call interrupted (`on_overrun`). So the kernel need never kill anybody, as long as memory does
+not run away between two samples. When memory has been normal for a while, levers are given back, the last one first.
+This file knows no ciphertexts and no models, and nothing of how memory is measured (`footprint`), of settings
+(`limits`), or of what levers do (`levers`).
 """
 
 from __future__ import annotations
@@ -18,92 +20,29 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import IntEnum
 from types import TracebackType
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import psutil
-from annotated_types import Ge, Gt, Lt
 
 from clients.encrypted.footprint import tree_mb, trim
 from clients.encrypted.levers import Lever
-from strategies.ranges import Ranged
+from clients.encrypted.limits import (
+    MemoryLimit,
+    MemoryLimitError,
+    StepAbandonedError,
+    Tier,
+    require,
+)
+
+__all__ = [
+    "Action", "Governor", "MemoryLimit", "MemoryLimitError", "StepAbandonedError", "Tier", "require"
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-CRITICAL_SHARE: Final = 0.95
 _LONGEST_QUIET: Final = 3600.0
 """Seconds; a lever that is pulled again and again is given back no more rarely than this."""
-
-
-class Tier(IntEnum):
-    """How near to the limit."""
-
-    NORMAL = 0
-    WARNING = 1
-    CRITICAL = 2
-
-
-class MemoryLimitError(RuntimeError):
-    """The limit can't be met.
-
-    Attributes:
-        limit_mb: the limit.
-        needed_mb: the least limit that would do.
-    """
-
-    def __init__(self, message: str, limit_mb: float, needed_mb: float) -> None:
-        super().__init__(message, limit_mb, needed_mb)
-        self.message, self.limit_mb, self.needed_mb = message, limit_mb, needed_mb
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass(frozen=True)
-class MemoryLimit(Ranged):
-    """Settings of a governor.
-
-    Attributes:
-        limit_mb: MB that the process and all its descendants may take; None for no limit, when only the peak is taken.
-        warning: share of the limit from which levers are pulled that cost time only.
-        critical: share from which all that are allowed are pulled, and work waits.
-        hysteresis: share by which memory must fall below a line before its tier is left.
-        interval: seconds between two looks.
-        settle: seconds that an action is given to show before the next.
-        quiet: seconds of normal tier before a lever is given back, one at a time, the last one first; twice as long
-            each time that a lever must be pulled again.
-        patience: seconds that work waits at critical when there is nothing left to shed.
-        allow: names of levers that change what is learned and may be pulled all the same.
-    """
-
-    limit_mb: Annotated[float, Gt(0)] | None = None
-    warning: Annotated[float, Gt(0), Lt(1)] = 0.80
-    critical: Annotated[float, Gt(0), Lt(1)] = CRITICAL_SHARE
-    hysteresis: Annotated[float, Ge(0), Lt(1)] = 0.05
-    interval: Annotated[float, Gt(0)] = 0.5
-    settle: Annotated[float, Ge(0)] = 0.5
-    quiet: Annotated[float, Ge(0)] = 30.0
-    patience: Annotated[float, Ge(0)] = 10.0
-    allow: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.hysteresis < self.warning < self.critical:
-            raise ValueError(
-                f"MemoryLimit: hysteresis = {self.hysteresis:g}, warning = {self.warning:g} and "
-                f"critical = {self.critical:g} must rise in this order"
-            )
-
-    def tier(self, used_mb: float, before: Tier) -> Tier:
-        """The tier of a figure, after one that was in the tier before."""
-        if self.limit_mb is None:
-            return Tier.NORMAL
-        share = used_mb / self.limit_mb
-        reached = Tier((share >= self.warning) + (share >= self.critical))
-        share += self.hysteresis
-        held = Tier((share >= self.warning) + (share >= self.critical))
-        return max(reached, min(before, held))
 
 
 @dataclass(frozen=True)
@@ -149,6 +88,8 @@ class Governor:
         self._process = process or psutil.Process()
         self._levers: list[Lever] = []
         self._let_go = ExitStack()
+        self._interrupts: list[Callable[[], object]] = []
+        self._overrun: float | None = None
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -196,12 +137,23 @@ class Governor:
         """Adds what is called before `MemoryLimitError` is raised, the last one first: stop workers, drop arrays."""
         self._let_go.callback(let_go)
 
-    def check(self) -> Tier:
+    def on_overrun(self, interrupt: Callable[[], object]) -> None:
+        """Adds what the sampling thread calls when the limit is passed: it must end a call that work waits in.
+
+        Work then calls `check(midway=True)`, which says how to go on.
+        """
+        self._interrupts.append(interrupt)
+
+    def check(self, midway: bool = False) -> Tier:
         """Called by work between chunks: returns at once where there is room, sheds or waits where there is none.
 
         A look is taken only where the last is older than `interval`, or was critical.
 
+        Args:
+            midway: in a step, whose levers that aren't immediate must not be pulled unless it is abandoned.
+
         Raises:
+            StepAbandonedError: midway, and critical whatever is immediate; one other lever has been pulled.
             MemoryLimitError: critical, all allowed levers pulled and `patience` over; or raised before.
         """
         waited_until = math.inf
@@ -209,22 +161,28 @@ class Governor:
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
+                overrun, self._overrun = self._overrun, None
+                if midway and overrun is not None:
+                    self.used_mb, self.tier = overrun, Tier.CRITICAL
+                    raise self._abandoned() if self._shed(within_work=True) else self._give_up()
                 if self._nothing_to_do():
                     return self.tier
-                pulled = self._step(within_work=True)
+                pulled = self._step(within_work=not midway)
+                self._worked = self._looked
                 if self.tier < Tier.CRITICAL:
                     return self.tier
                 now = time.monotonic()
                 if pulled or now - self._acted < self._limit.settle:
                     waited_until = math.inf
+                elif midway and self._shed(within_work=True):
+                    raise self._abandoned()
                 elif waited_until == math.inf:
                     waited_until = now + self._limit.patience
                 if now >= waited_until:
                     if self.used_mb >= self._limit.critical * (self._limit.limit_mb or math.inf):
                         raise self._give_up()
-                    self.tier = (
-                        Tier.WARNING
-                    )  # no more is to be had, and this much is below the line
+                    # No more is to be had, and this much is below the line.
+                    self.tier = Tier.WARNING
                     return self.tier
             time.sleep(min(self._limit.interval, 0.05))
 
@@ -243,6 +201,7 @@ class Governor:
             try:
                 with self._lock:
                     self._step(within_work=False)
+                    self._interrupt()
             except Exception:  # a lever that breaks must not end the watch
                 log.exception("memory: the governor's thread goes on after an error")
 
@@ -260,8 +219,6 @@ class Governor:
         """One look and what follows from it; whether a lever was pulled."""
         self._look()
         limit, now = self._limit, self._looked
-        if within_work:
-            self._worked = now
         if limit.limit_mb is None or self._failure is not None:
             return False
         if self.used_mb >= limit.warning * limit.limit_mb:
@@ -269,6 +226,23 @@ class Governor:
         if self.tier is Tier.NORMAL and self._quiet_enough():
             self._restore(within_work)
         return False
+
+    def _abandoned(self) -> StepAbandonedError:
+        lever, limit = self.actions[-1].lever, self._limit.limit_mb
+        return StepAbandonedError(
+            f"the step does not fit into {limit:g} MB: {lever} shed, begin again"
+        )
+
+    def _interrupt(self) -> None:
+        """In the sampling thread: has work interrupted, once, when the limit is passed."""
+        limit = self._limit.limit_mb
+        if limit is None or self.used_mb < limit or self._failure is not None:
+            return
+        if self._overrun is None:
+            log.warning("memory: %s: the call under way is interrupted", self._figures())
+            self._overrun = self.used_mb
+            for interrupt in self._interrupts:
+                interrupt()
 
     def _nothing_to_do(self) -> bool:
         """Whether the last look is good enough for work to go on, without one of its own."""
@@ -353,28 +327,3 @@ class Governor:
 
     def _figures(self) -> str:
         return f"{self.used_mb:.0f} of {self._limit.limit_mb or math.inf:.0f} MB ({self.tier.name.lower()})"
-
-
-def require(
-    limit_mb: float | None, estimate_mb: float, told: str, critical: float = CRITICAL_SHARE
-) -> None:
-    """Refuses work before it begins where its memory would not stay below the critical line.
-
-    Args:
-        limit_mb: the limit in MB; None for none.
-        estimate_mb: what the whole tree of processes takes at its peak, interpreters and libraries with it.
-        told: what would fit, as a sentence for whoever set the limit.
-        critical: share of the limit that may be used.
-
-    Raises:
-        MemoryLimitError: the estimate is not below the line; it names limit, estimate and what would fit.
-    """
-    if limit_mb is not None and not estimate_mb < critical * limit_mb:
-        needed = math.floor(estimate_mb / critical) + 1
-        raise MemoryLimitError(
-            f"memory limit of {limit_mb:g} MB: this is estimated to take {estimate_mb:.0f} MB, and "
-            f"{critical:.0%} of the limit may be used. Mend: raise limit_mb to at least {needed}, "
-            f"or make it smaller. {told}",
-            limit_mb,
-            needed,
-        )

@@ -1,20 +1,21 @@
 """A governor holds a tree of processes below its limit: levers in order, recovery, and an error instead of a kill."""
 
-import pickle
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
 
-import numpy as np
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from clients.encrypted.footprint import tree_mb, trim
-from clients.encrypted.governor import Governor, MemoryLimit, MemoryLimitError, Tier, require
+from clients.encrypted.governor import (
+    Governor,
+    MemoryLimit,
+    MemoryLimitError,
+    StepAbandonedError,
+    Tier,
+)
 from clients.encrypted.levers import Dial, Order
 
 HOG = """
@@ -86,113 +87,6 @@ def governed(settings: MemoryLimit, hog: Hog, *levers: Dial):
         for lever in levers:
             governor.register(lever)
         yield governor
-
-
-@given(used=st.lists(st.floats(0, 200), min_size=1, max_size=20), hysteresis=st.floats(0.001, 0.3))
-def test_a_tier_is_entered_at_its_line_and_left_below_the_hysteresis(used, hysteresis):
-    settings = MemoryLimit(limit_mb=100, hysteresis=hysteresis)
-    tier = Tier.NORMAL
-    for figure in used:
-        before, tier = tier, settings.tier(figure, tier)
-        for line, reached in ((80, Tier.WARNING), (95, Tier.CRITICAL)):
-            if figure >= line:
-                assert tier >= reached
-            elif before < reached or figure < line - 100 * hysteresis - 1e-6:
-                assert tier < reached
-            elif figure > line - 100 * hysteresis + 1e-6:
-                assert tier >= reached
-
-
-@given(start=st.integers(1, 1000), least=st.integers(1, 1000), steps=st.integers(0, 15))
-def test_a_dial_gives_back_what_it_took(start, least, steps):
-    told: list[int] = []
-    dial = Dial("any", Order.CHUNKS, start, least=least, unit_mb=2.0, changed=told.append)
-    values = [start]
-    for _ in range(steps):
-        if dial.shed():
-            assert dial.value == max(least, values[-1] // 2)
-            assert dial.returns_mb == 2.0 * (values[-1] - dial.value)
-            values.append(dial.value)
-        else:
-            assert values[-1] <= least
-    downwards = values[1:]
-    for value in reversed(values[:-1]):
-        assert dial.restore()
-        assert dial.value == value
-    assert not dial.restore()
-    assert told == downwards + values[-2::-1]
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"warning": 0.96}, {"hysteresis": 0.8}, {"limit_mb": 0.0}, {"interval": 0.0}]
-)
-def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match="MemoryLimit"):
-        MemoryLimit(**wrong)
-
-
-def test_work_that_cannot_fit_is_refused_before_it_begins():
-    require(400, 379, "")
-    require(None, 1e9, "")
-    with pytest.raises(
-        MemoryLimitError, match=r"limit of 400 MB.*take 381 MB.*at least 402.*"
-    ) as told:
-        require(400, 381, "A batch of 256 takes 300 MB.")
-    assert "A batch of 256 takes 300 MB." in str(told.value)
-    assert (told.value.limit_mb, told.value.needed_mb) == (400, 402)
-    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)
-    require(told.value.needed_mb, 381, "")
-
-
-@given(st.floats(1, 1e6))
-def test_the_limit_that_an_error_names_would_do(estimate):
-    with pytest.raises(MemoryLimitError) as told:
-        require(estimate / 2, estimate, "")
-    require(told.value.needed_mb, estimate, "")
-
-
-MAPS = """
-import mmap, subprocess, sys
-file, more = open("shared"), sys.argv[1:]
-pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-pages[::mmap.PAGESIZE]
-print(flush=True)
-if more:
-    subprocess.Popen([sys.executable, "-S", "maps.py", *more[1:]])
-sys.stdin.read()
-"""
-
-
-def test_children_count_and_what_they_share_counts_once(tmp_path):
-    (tmp_path / "shared").write_bytes(bytes(60 << 20))
-    (tmp_path / "maps.py").write_text(MAPS)
-    root = subprocess.Popen(
-        [sys.executable, "-S", "maps.py", "and", "two more"],
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    process = psutil.Process(root.pid)
-    for _ in range(3):
-        assert root.stdout.readline()
-    family = [process, *process.children(recursive=True)]
-    assert len(family) == 3
-    assert 60 < tree_mb(process) < 100
-    assert sum(each.memory_info().rss for each in family) > 180 << 20
-    for each in reversed(family):
-        each.kill()
-    root.communicate()
-    assert tree_mb(process) == 0
-
-
-def test_freed_memory_goes_back_when_it_is_trimmed():
-    blocks = [np.ones(2**13) for _ in range(1600)]  # 100 MB in blocks below any threshold
-    last = blocks[-1]  # holds the heap's end
-    full = tree_mb(psutil.Process())
-    del blocks
-    trim()
-    assert full - tree_mb(psutil.Process()) > 80
-    assert last[0] == 1
 
 
 def test_levers_that_cost_time_go_at_warning_in_their_order_and_no_others(hog):
@@ -282,6 +176,78 @@ def test_where_nothing_helps_everything_is_let_go_and_the_error_says_what_would(
     assert hog.popen.poll() is None
     assert "ZeroDivisionError" in caplog.text
     assert "Work is let go" in caplog.text
+
+
+def test_in_the_middle_of_a_step_only_what_any_thread_may_pull_goes_at_warning(hog):
+    chunks, workers = Dial("chunks", 1, 2, immediate=True), Dial("workers", 2, 2)
+    with governed(limit(), hog, chunks, workers) as governor:
+        hog.take(80)
+        until(lambda: chunks.value == 1, lambda: governor.check(midway=True))
+        until(time_is_over(0.1), lambda: governor.check(midway=True))
+        assert workers.value == 2
+        until(lambda: workers.value == 1, governor.check)
+
+
+def test_a_step_that_does_not_fit_is_abandoned_with_one_lever_pulled_until_there_is_none(hog):
+    chunks, workers = Dial("chunks", 1, 2, immediate=True), Dial("workers", 2, 4)
+    with governed(limit(), hog, chunks, workers) as governor:
+        governor.on_failure(hog.free)
+        hog.take(95)
+        until(lambda: governor.tier is Tier.CRITICAL)
+        for left in (2, 1):
+            with pytest.raises(StepAbandonedError, match="fit into 100 MB: workers shed"):
+                governor.check(midway=True)
+            assert (chunks.value, workers.value) == (1, left)
+        with pytest.raises(MemoryLimitError, match="shed already: chunks, workers"):
+            governor.check(midway=True)
+
+
+GROWS = """
+import sys, time
+held = sys.stdin.readline()
+held = [held]
+for _ in range(3000):
+    held.append(b"x" * (1 << 20))
+    time.sleep(0.001)
+print("has all it wants")
+"""
+
+
+@pytest.mark.parametrize("size", [2, 1])
+def test_a_call_that_passes_the_limit_is_interrupted_and_its_step_begun_again_with_less(size):
+    """Work waits for a worker that would take 3 GB; nothing but the sampling thread can end that."""
+    worker = subprocess.Popen(
+        [sys.executable, "-S", "-c", GROWS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    workers = Dial("workers", Order.WORKERS, size)
+    with Governor(limit(), psutil.Process(worker.pid)) as governor:
+        governor.register(workers)
+        governor.on_overrun(worker.kill)
+        assert worker.communicate("go\n")[0] == ""
+        if size == 2:
+            with pytest.raises(StepAbandonedError, match="workers shed"):
+                governor.check(midway=True)
+            assert workers.value == 1
+            assert governor.check(midway=True) is Tier.NORMAL
+        else:
+            with pytest.raises(MemoryLimitError, match="shed already: nothing") as told:
+                governor.check(midway=True)
+            assert told.value.needed_mb > 100
+
+
+def test_what_passed_the_limit_between_steps_abandons_none(hog):
+    ended = threading.Event()
+    with governed(limit(), hog, Dial("workers", Order.WORKERS, 2)) as governor:
+        governor.on_overrun(ended.set)
+        hog.take(120)
+        assert ended.wait(PATIENCE)
+        hog.free()
+        until(lambda: governor.tier is Tier.NORMAL)
+        governor.check()
+        assert governor.check(midway=True) is Tier.NORMAL
 
 
 def test_a_lever_that_is_pulled_again_is_given_back_after_twice_the_quiet(hog):
