@@ -6,6 +6,8 @@ in the server's place. It is begun by the first turn that comes: the engine's wo
 
 from __future__ import annotations
 
+import json
+import logging
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +31,8 @@ from fl_app.node import Node
 from strategies.collectors import Encrypted
 from strategies.collectors.turns import Learner
 from strategies.protocols import ConfigValue
+
+log = logging.getLogger(__name__)
 
 FOLDER: Final = "compute"
 """In a run's folder, or in that of the client that computes: public keys and ciphertexts of owners."""
@@ -131,14 +135,11 @@ class Serving:
             weakref.finalize(self, party.close)
         return self._party
 
-    def report(self) -> Mapping[str, object] | None:
-        """What the memory governor saw and did; None before anything was computed."""
-        return None if self._party is None else self._party.governor.report()
-
     def close(self) -> None:
         """Ends the workers; what is on the disk stays."""
         party, self._party = self._party, None
         if party is not None:
+            log.info("the compute party's memory: %s", json.dumps(party.governor.report()))
             party.close()
 
 

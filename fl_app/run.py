@@ -169,7 +169,7 @@ def _run(
             )
             result = RunResult("completed", "", folder.summary)
         else:
-            with PeakMemory() as memory:
+            with PeakMemory() as memory, closing(assembly):
                 result = _Run(
                     assembly, num_clients, console, folder, memory, virtual=virtual
                 ).conduct(open_grid, earlier)
