@@ -117,7 +117,10 @@ class Evaluation:
             biases: (own units,).
             below: activations of all units below; None for the first layer, whose inputs are the mini-batch.
         """
-        plan = self._plan
+        plan, last = self._plan, layer == self._plan.spec.layers - 1
+        kept = self._layers[layer] = _Layer()
+        if not len(weights):
+            return self._none("o" if last else f"h{layer}")
         factor = 2.0 ** (plan.scales.weights if layer else plan.scales.first)
         scale = 2.0**plan.scales.inputs if below is None else below.scale
         # What a bias is multiplied with is encrypted too, and 0 where there is no sample: so is all that comes of it.
@@ -129,9 +132,8 @@ class Evaluation:
             level = plan.ring.levels if below is None else below.level
             whole = quantised(np.column_stack([weights, ones]), factor)
             sums = self._matmul(whole, columns, level)
-        if layer == plan.spec.layers - 1:
+        if last:
             return Value(sums, scale * factor)
-        kept = self._layers[layer] = _Layer()
         for row in sums:
             value = self._desk.ciphertext(row, scale * factor)
             unit, slope = self._activate(value)
@@ -148,6 +150,8 @@ class Evaluation:
             above: gradients by z of all units above; of the last layer, the outputs' errors.
         """
         kept, power = self._layers[layer], self._plan.spec.power
+        if not kept.units:
+            return self._none(f"g{layer}")
         factor = 2.0**self._plan.scales.back
         whole = quantised(weights.T * power, factor)
         sums = self._matmul(whole, above.columns, above.level)
@@ -276,7 +280,7 @@ class Evaluation:
         product = self._matmul(both, self._batch, level)
         first, second = product.reshape(2, len(weights), 2, level, -1)
         turn = encode(self._ring, self._slots.second, 1.0, level)
-        found = np.empty_like(first)
+        found: Residues = np.empty_like(first)
         for index in range(len(weights)):
             real = self._desk.ciphertext(first[index], 1.0)
             other = self._desk.ciphertext(second[index], 1.0)
@@ -375,6 +379,12 @@ class Evaluation:
     def _value(self, items: Sequence[Any]) -> Value:
         residues = np.stack([self._desk.residues(item) for item in items])
         return Value(residues, items[0].scale)
+
+    def _none(self, name: str) -> Value:
+        """No unit: what a late worker has of a layer with few."""
+        form = self._plan.formats[name]
+        residues = np.empty((0, 2, form.level, self._ring.degree), np.uint64)
+        return Value(residues, 2.0**form.scale)
 
 
 def _nothing(prime: int, start: int, stop: int) -> Residues:

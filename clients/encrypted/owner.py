@@ -249,7 +249,9 @@ class Owner:
     def _coefficients(self, residues: Residues, scale: float) -> Residues:
         """Decrypted coefficients (N,) modulo the first prime."""
         plaintext = self._decrypted(residues, scale)
-        return self._desk.transformed(self._desk.plain_residues(plaintext, 1), back=True)[0]
+        residues = self._desk.plain_residues(plaintext, 1)
+        coefficients: Residues = self._desk.transformed(residues, back=True)[0]
+        return coefficients
 
     def _slots_of(self, residues: Residues, scale: float) -> NDArray[np.float64]:
         """Decrypted numbers (m,) of a repeated vector."""

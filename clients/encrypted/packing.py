@@ -60,7 +60,8 @@ class Slots:
     def monomial(self, power: int) -> Complex:
         """The slots of X^power."""
         degree = self.ring.degree
-        return np.exp(1j * np.pi * (self.exponents * power % (2 * degree)) / degree)
+        slots: Complex = np.exp(1j * np.pi * (self.exponents * power % (2 * degree)) / degree)
+        return slots
 
     @cached_property
     def second(self) -> Complex:

@@ -185,13 +185,16 @@ class Desk:
 
     def transformed(self, residues: Residues, *, back: bool = False) -> Residues:
         """Coefficients (level, N) in NTT form, or the other way."""
+        if not residues.any():
+            return residues.copy()
         # SEAL transforms ciphertexts, and refuses results whose second component is 0.
         both = np.broadcast_to(residues, (2, *residues.shape))
         carrier = self.ciphertext(both, 1.0, ntt=back)
         evaluator = self._ring.seal.Evaluator(self._ring.context)
         move = evaluator.transform_from_ntt_inplace if back else evaluator.transform_to_ntt_inplace
         move(carrier)
-        return self.residues(carrier)[0]
+        found: Residues = self.residues(carrier)[0]
+        return found
 
     def constant(self, values: list[int], scale: float = 1.0) -> Any:
         """A plaintext that multiplies residues modulo the i-th prime by the i-th value."""

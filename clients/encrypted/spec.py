@@ -76,10 +76,14 @@ class Spec:
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:32]
 
     def share(self, layer: int, workers: int) -> list[range]:
-        """The output units of a layer, cut among workers as evenly as pairs of units can be."""
+        """The output units of a layer, cut among workers as evenly as pairs of units can be.
+
+        Where there are fewer pairs than workers, the last shares are empty, and never the first one.
+        """
         units = self.sizes[layer + 1]
-        edges = [2 * round(units * index / workers / 2) for index in range(workers)]
-        return [range(start, stop) for start, stop in pairwise([*edges, units])]
+        pairs = -(-units // 2)
+        edges = [min(units, 2 * -(-pairs * index // workers)) for index in range(workers + 1)]
+        return [range(start, stop) for start, stop in pairwise(edges)]
 
 
 def weight(layer: int) -> str:
