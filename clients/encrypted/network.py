@@ -2,10 +2,10 @@
 
 Ciphertexts add and multiply and do nothing else, so a unit's activation is a polynomial of low degree. `square`, z², is
 CryptoNets' (R. Gilad-Bachrach et al., "CryptoNets: Applying Neural Networks to Encrypted Data with High Throughput and
-Accuracy", 2016, §5); `cubic`, z³, is the cube of D. Chen and C. Manning, "A Fast and Accurate Dependency Parser using
-Neural Networks", 2014, §3.2: a unit is a sum of products of two, or of three, inputs. Neither has a constant to
-choose, and what its derivative needs, z or z², is there from the forward pass. No bias of a layer is lost on it: both
-are of w·x + b.
+Accuracy", 2016); `cubic`, z³, is the cube of D. Chen and C. Manning, "A Fast and Accurate Dependency Parser using
+Neural Networks", 2014, §3.1: a unit is a sum of products of two, or of three, inputs. Neither has a constant to
+choose, and what its derivative needs, z or z², is there from the forward pass. Cubics that approximate a sigmoid or a
+rectifier train worse in few steps, being nearly straight lines.
 
 The module is an ordinary one, and the plaintext twin of what is computed on ciphertexts; it knows neither keys nor
 levels. Its parameters are `layers.i.weight` (out, in) and `layers.i.bias` (out,).
