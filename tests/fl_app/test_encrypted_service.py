@@ -60,6 +60,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def serving(path: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A service that must live to the end of the test, and end cleanly when it is interrupted."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*COMMAND, "serve-encrypted", str(path), "--port", "0", *options],
@@ -71,15 +72,20 @@ def serving(path: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[s
         url = process.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), process.communicate(timeout=20)
         yield url, process
-    finally:
         if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=30)
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert errors.splitlines()[-1] == "ended"
+        assert "Traceback" not in errors, errors
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
 def url(path: Path) -> Iterator[str]:
-    options = ("--waiting", "1", "--max-body-mb", "1.5", "--body-seconds", "2")
+    options = ("--waiting", "1", "--max-body-mb", "1.5", "--body-seconds", "1.5")
     with serving(path, *options) as (found, _):
         yield found
 
@@ -472,9 +478,8 @@ def test_nobody_at_the_address_is_told() -> None:
 # -- the command --
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_it_cleanly_after_what_it_is_at(
     client: EncryptedClient, good: bytes, path: Path, number: int
 ) -> None:
@@ -487,10 +492,7 @@ def test_an_interrupt_ends_it_cleanly_after_what_it_is_at(
             data = b"".join(iter(lambda: connection.recv(1 << 20), b""))
         assert data.startswith(b"HTTP/1.1 200 OK")
         Answer.from_bytes(data.partition(b"\r\n\r\n")[2], client.sizes)
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == 0
-        assert errors.splitlines()[-1] == "ended"
-        assert "Traceback" not in errors
+        assert process.wait(timeout=30) == 0
 
 
 def test_an_address_that_is_taken_ends_with_code_1(path: Path, url: str, capsys) -> None:
