@@ -4,8 +4,9 @@ Ciphertexts add and multiply and do nothing else, so a unit's activation is a po
 CryptoNets' (R. Gilad-Bachrach et al., "CryptoNets: Applying Neural Networks to Encrypted Data with High Throughput and
 Accuracy", 2016); `cubic`, z³, is the cube of D. Chen and C. Manning, "A Fast and Accurate Dependency Parser using
 Neural Networks", 2014, §3.1: a unit is a sum of products of two, or of three, inputs. Neither has a constant to
-choose, and what its derivative needs, z or z², is there from the forward pass. Cubics that approximate a sigmoid or a
-rectifier train worse in few steps, being nearly straight lines.
+choose, and what its derivative needs, z or z², is there from the forward pass. A sigmoid's least-squares cubic (M. Kim
+et al., "Secure Logistic Regression Based on Homomorphic Encryption", 2018) is nearly a straight line, and trains worse
+in few steps; a rectifier's has no cubic term.
 
 The module is an ordinary one, and the plaintext twin of what is computed on ciphertexts; it knows neither keys nor
 levels. Its parameters are `layers.i.weight` (out, in) and `layers.i.bias` (out,).
