@@ -76,8 +76,28 @@ class _Layer:
     gradients: list[Any] = field(default_factory=list)
 
 
+def _nothing(prime: int, start: int, stop: int) -> Residues:
+    raise ValueError("a step begins with its mini-batch: Evaluation.begin")
+
+
+@dataclass
+class State:
+    """A step between its way up and its way down.
+
+    Attributes:
+        batch: residues of the mini-batch's features and, last, of its ones.
+        layers: by number, as far as it has come.
+    """
+
+    batch: Columns = _nothing
+    layers: dict[int, _Layer] = field(default_factory=dict)
+
+
 class Evaluation:
-    """A share of the units of each layer.
+    """A share of the units of each layer; one step at a time, and any number of others that wait.
+
+    Attributes:
+        state: the step's; another may be put in its place, and it back again.
 
     Args:
         plan: levels and scales.
@@ -97,13 +117,11 @@ class Evaluation:
         self._packer = Packer(self._slots, self._desk, galois)
         self._evaluator = self._seal.Evaluator(ring.context)
         self.chunk = chunk
-        self._layers: dict[int, _Layer] = {}
-        self._batch: Columns = _nothing
+        self.state = State()
 
     def begin(self, batch: Columns) -> None:
         """Starts a step on a mini-batch: the residues of its features and, last, of its ones."""
-        self._batch = batch
-        self._layers.clear()
+        self.state = State(batch)
 
     def forward(
         self, layer: int, weights: NDArray[np.floating], biases: NDArray[np.floating],
@@ -118,7 +136,7 @@ class Evaluation:
             below: activations of all units below; None for the first layer, whose inputs are the mini-batch.
         """
         plan, last = self._plan, layer == self._plan.spec.layers - 1
-        kept = self._layers[layer] = _Layer()
+        kept = self.state.layers[layer] = _Layer()
         if not len(weights):
             return self._none("o" if last else f"h{layer}")
         factor = 2.0 ** (plan.scales.weights if layer else plan.scales.first)
@@ -128,7 +146,7 @@ class Evaluation:
         if below is None and plan.paired:
             sums = self._paired(weights, ones, factor)
         else:
-            columns = self._batch if below is None else self._with_ones(below)
+            columns = self.state.batch if below is None else self._with_ones(below)
             level = plan.ring.levels if below is None else below.level
             whole = quantised(np.column_stack([weights, ones]), factor)
             sums = self._matmul(whole, columns, level)
@@ -149,7 +167,7 @@ class Evaluation:
             weights: of the layer above, (units above, own units).
             above: gradients by z of all units above; of the last layer, the outputs' errors.
         """
-        kept, power = self._layers[layer], self._plan.spec.power
+        kept, power = self.state.layers[layer], self._plan.spec.power
         if not kept.units:
             return self._none(f"g{layer}")
         factor = 2.0**self._plan.scales.back
@@ -174,7 +192,7 @@ class Evaluation:
         Returns:
             Weights, unit by unit and pack by pack; biases, two units an element.
         """
-        gradients = self._layers[0].gradients if errors is None else self._loaded(errors)
+        gradients = self.state.layers[0].gradients if errors is None else self._loaded(errors)
         gradients = [self._lowered(gradient, 1) for gradient in gradients]
         packs = self._loaded(packed)
         pairs = [(unit, pack) for unit in gradients for pack in packs]
@@ -188,7 +206,7 @@ class Evaluation:
             packed: gradients by z, or errors, packed.
         """
         packs = self._loaded(packed)
-        pairs = [(unit, pack) for unit in self._layers[layer - 1].units for pack in packs]
+        pairs = [(unit, pack) for unit in self.state.layers[layer - 1].units for pack in packs]
         return self._products(pairs)
 
     def sums(self, gradients: Value) -> list[Packed]:
@@ -246,7 +264,7 @@ class Evaluation:
         """A layer's inputs and behind them what its biases are multiplied with: the mini-batch's last ciphertext."""
 
         def columns(prime: int, start: int, stop: int) -> Residues:
-            ones = self._batch(prime, start, stop)[-1:]
+            ones = self.state.batch(prime, start, stop)[-1:]
             return np.concatenate([value.columns(prime, start, stop), ones])
 
         return columns
@@ -277,7 +295,7 @@ class Evaluation:
         halves[1, :, : weights.shape[1] // 2] = weights[:, 1::2] / 2
         halves[0, :, -1] = ones / 2
         both = quantised(halves.reshape(-1, halves.shape[2]), factor)
-        product = self._matmul(both, self._batch, level)
+        product = self._matmul(both, self.state.batch, level)
         first, second = product.reshape(2, len(weights), 2, level, -1)
         turn = encode(self._ring, self._slots.second, 1.0, level)
         found: Residues = np.empty_like(first)
@@ -385,7 +403,3 @@ class Evaluation:
         form = self._plan.formats[name]
         residues = np.empty((0, 2, form.level, self._ring.degree), np.uint64)
         return Value(residues, 2.0**form.scale)
-
-
-def _nothing(prime: int, start: int, stop: int) -> Residues:
-    raise ValueError("a step begins with its mini-batch: Evaluation.begin")

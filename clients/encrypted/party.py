@@ -222,7 +222,7 @@ class ComputeParty:
     def backward(
         self, step: Step, weights: Arrays, errors: Value, packed_errors: Value | None
     ) -> dict[str, list[Packed]]:
-        """Mean gradients after `forward`, packed.
+        """Mean gradients, packed; after `forward`, which is computed again where it has been forgotten.
 
         Args:
             step: the same.
@@ -231,6 +231,8 @@ class ComputeParty:
             packed_errors: the same, packed; None where they are packed here.
         """
         crew, spec = self._crew, self.plan.spec
+        if not all(crew.each("resume", step.fingerprint, step.key(INPUTS))):
+            self.forward(step, weights)
         last, means, gradients = spec.layers - 1, dict[str, list[Packed]](), errors
         if spec.loss == "squared":
             means[LOSS] = crew.one("loss", errors)

@@ -18,14 +18,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from clients.encrypted.evaluation import Evaluation, Value
+from clients.encrypted.evaluation import Evaluation, State, Value
 from clients.encrypted.footprint import trim
 from clients.encrypted.keyring import Keyring
 from clients.encrypted.memory import BatchKey, StoredCiphertexts
 from clients.encrypted.plan import Plan
 
-_MOST_KEYS: Final = 2
+_MOST_KEYS: Final = 4
 """Owners whose keys stay loaded."""
+_MOST_STEPS: Final = 8
+"""Steps that wait for their owners' errors; an older one is computed again."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,35 @@ class Worker:
         self._keyring = Keyring(setup.keys, most_bytes=0)  # it only reads
         self._stored = StoredCiphertexts(setup.ciphertexts)
         self._evaluations: OrderedDict[str, Evaluation] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, BatchKey], State] = OrderedDict()
         self._now: Evaluation | None = None
 
     def begin(self, fingerprint: str, inputs: BatchKey) -> None:
-        """Starts a step on a stored mini-batch of an owner."""
+        """Starts a step on a stored mini-batch of an owner; those of other owners wait."""
+        self._select(fingerprint)
+        evaluation = self._evaluation_now
+        evaluation.begin(lambda *block: self._stored.columns(inputs, *block))
+        self._waiting.pop((fingerprint, inputs), None)
+        self._waiting[fingerprint, inputs] = evaluation.state
+        while len(self._waiting) > _MOST_STEPS:
+            self._waiting.popitem(last=False)
+
+    def resume(self, fingerprint: str, inputs: BatchKey) -> bool:
+        """Goes on with a step, for the last time; False where it has to be computed again."""
+        state = self._waiting.pop((fingerprint, inputs), None)
+        if state is None:
+            return False
+        self._select(fingerprint)
+        self._evaluation_now.state = state
+        return True
+
+    def _select(self, fingerprint: str) -> None:
         evaluation = self._evaluations.pop(fingerprint, None)
         if evaluation is None:
             evaluation = self._evaluation(fingerprint)
         self._evaluations[fingerprint] = self._now = evaluation
         while len(self._evaluations) > _MOST_KEYS:
             self._evaluations.popitem(last=False)
-        evaluation.begin(lambda *block: self._stored.columns(inputs, *block))
 
     def _evaluation(self, fingerprint: str) -> Evaluation:
         setup = self._setup
@@ -99,8 +119,9 @@ class Worker:
 
     def rest(self, chunk: int) -> None:
         """Lets go of a step's ciphertexts and gives freed memory back; later trees have so many leaves at the most."""
+        self._waiting.clear()
         for evaluation in self._evaluations.values():
-            evaluation.begin(_no_columns)
+            evaluation.state = State()
             evaluation.chunk = chunk
         trim()
 
@@ -114,10 +135,6 @@ class Worker:
         """A call by name: of this object where it has it, else of the step's evaluation."""
         own = getattr(self, name, None)
         return (own or getattr(self._evaluation_now, name))(*arguments)
-
-
-def _no_columns(prime: int, start: int, stop: int) -> Any:
-    raise ValueError("the step is over")
 
 
 def serve(connection: Connection) -> None:
