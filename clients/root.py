@@ -65,7 +65,7 @@ class RootTrainer:
             examples=self._examples,
             seed=integer(self._seed, "root", job.round),
             state={},
-            settings=job.config,
+            settings={**job.config, "server-round": job.round},
         )
         with one_thread():  # as clients train: the same bits whatever the number of threads
             fitted = self._trainer.fit_one(asked, self._model, self._task)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +72,10 @@ class _Process:
             told += ": killed, perhaps for memory; lower memory.limit_mb to make the governor act earlier"
         return WorkerError(f"a worker of the compute party is gone (pid {self.pid}): {told}")
 
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._process.kill()
+
     def close(self) -> None:
         self._connection.close()
         try:
@@ -131,6 +136,18 @@ class Crew:
         if size != self.size:
             self.close()
             self.size = size
+
+    def rest(self, chunk: int) -> None:
+        """Leaves of one tree, from the next step on; what waits in the workers is let go."""
+        self.chunk = chunk
+        if self._processes:
+            with suppress(WorkerError):  # all are ended then, and start with it
+                self.each("rest", chunk)
+
+    def interrupt(self) -> None:
+        """Kills them, from any thread: the call that waits for them raises `WorkerError`."""
+        for process in list(self._processes):
+            process.kill()
 
     def all(self, name: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         """A call with each worker's own arguments.

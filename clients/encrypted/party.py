@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,12 @@ from numpy.typing import NDArray
 from clients.encrypted import ranges
 from clients.encrypted.crew import Crew, WorkerError
 from clients.encrypted.evaluation import Packed, Value
-from clients.encrypted.governor import Governor, MemoryLimit, MemoryLimitError
+from clients.encrypted.governor import (
+    Governor,
+    MemoryLimit,
+    MemoryLimitError,
+    StepAbandonedError,
+)
 from clients.encrypted.key_frames import EvaluationKeys, evaluation_bytes
 from clients.encrypted.keyring import Keyring
 from clients.encrypted.levers import Dial, Order
@@ -38,6 +44,10 @@ from clients.encrypted.ring import Desk
 from clients.encrypted.spec import bias, weight
 from strategies.ckks.streams import CiphertextError
 from strategies.wire import Refused
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NOTE: Final = "note"
 """JSON text as bytes, both ways."""
@@ -120,11 +130,15 @@ class ComputeParty:
         self._desk = Desk(plan.ring)
         self._lock = threading.Lock()
         self.governor = Governor(memory or MemoryLimit())
-        self._chunk = Dial("chunks in flight", Order.CHUNKS, chunk, least=_LEAST_CHUNK)
-        self._workers = Dial("workers", Order.WORKERS, workers)
+        self._chunk = Dial(
+            "chunks in flight", Order.CHUNKS, chunk, _LEAST_CHUNK, changed=self._crew.rest
+        )
+        self._workers = Dial("workers", Order.WORKERS, workers, changed=self._crew.resize)
         for lever in (self._cache, self._chunk, self._workers):
             self.governor.register(lever)
+        self.governor.on_failure(self._cache.close)
         self.governor.on_failure(self._crew.close)
+        self.governor.on_overrun(self._crew.interrupt)
         self.name = _name(folder)
 
     def __enter__(self) -> ComputeParty:
@@ -144,6 +158,10 @@ class ComputeParty:
         self._crew.close()
         self._cache.close()
         self.governor.__exit__(None, None, None)
+
+    def let_go(self) -> None:
+        """Ends the workers, and with them what waits; they start again with the next step."""
+        self._crew.close()
 
     def wanted(self, step: Step) -> list[str]:
         """What of an owner is not here: `keys`, `batch`."""
@@ -197,7 +215,8 @@ class ComputeParty:
             WorkerError, MemoryLimitError: as these say.
         """
         ranges.check(self.plan, weights)
-        self._begin(step)
+        self.governor.check()
+        self._crew.each("begin", step.fingerprint, step.key(INPUTS))
         spec, value = self.plan.spec, None
         for layer in range(spec.layers):
             shares = self._crew.share(layer)
@@ -207,17 +226,9 @@ class ComputeParty:
                 for own in rows
             ]
             value = _joined(self._crew.all("forward", calls))
-            self.governor.check()
+            self.governor.check(midway=True)
         assert value is not None
         return value
-
-    def _begin(self, step: Step) -> None:
-        self.governor.check()
-        self._crew.resize(self._workers.value)
-        if self._chunk.value != self._crew.chunk:
-            self._crew.chunk = self._chunk.value
-            self._crew.each("rest", self._chunk.value)
-        self._crew.each("begin", step.fingerprint, step.key(INPUTS))
 
     def backward(
         self, step: Step, weights: Arrays, errors: Value, packed_errors: Value | None
@@ -245,12 +256,12 @@ class ComputeParty:
             means[weight(layer)] = _flat(crew.each("means", layer, packed))
             if layer < last:
                 means[bias(layer)] = crew.one("sums", gradients)
-            self.governor.check()
+            self.governor.check(midway=True)
             shares = crew.share(layer - 1)
             matrix = weights[weight(layer)]
             calls = [(layer - 1, matrix[:, own.start : own.stop], gradients) for own in shares]
             gradients = _joined(crew.all("backward", calls))
-            self.governor.check()
+            self.governor.check(midway=True)
         self._first_means(step, means, errors)
         return means
 
@@ -265,7 +276,7 @@ class ComputeParty:
         means[weight(0)] = _flat(weights for weights, _ in found)
         if hidden:
             means[bias(0)] = _flat(biases for _, biases in found)
-        self.governor.check()
+        self.governor.check(midway=True)
 
     def differences(self, step: Step, outputs: Value) -> Value:
         """Outputs less the step's stored labels."""
@@ -323,10 +334,9 @@ class PartyLearner:
         if wants:
             return {NOTE: note({WANT: wants, "party": party.name})}
         try:
-            outputs = party.forward(step, self._weights)
             if party.plan.spec.loss == "squared":
-                errors = party.differences(step, outputs)
-                return self._told(party.backward(step, self._weights, errors, None))
+                return self._told(self._whole(lambda: self._strict(step)))
+            outputs = self._whole(lambda: party.forward(step, self._weights))
         except BatchMissingError:
             return {NOTE: note({WANT: [BATCH], "party": party.name})}
         return {LOGITS: outputs.residues, NOTE: note({"scale": outputs.scale, "party": party.name})}
@@ -341,7 +351,28 @@ class PartyLearner:
         if plan.spec.layers > 1:
             sent = Fresh.from_arrays(arrays, PACKED_ERRORS, plan.ring, plan.packs(classes), 1)
             packed = Value(sent.whole(party._desk), 2.0**plan.scales.packed)
-        return self._told(party.backward(step, self._weights, errors, packed))
+        means = self._whole(lambda: party.backward(step, self._weights, errors, packed))
+        return self._told(means)
+
+    def _strict(self, step: Step) -> dict[str, list[Packed]]:
+        """A whole step whose errors are computed here."""
+        outputs = self._party.forward(step, self._weights)
+        errors = self._party.differences(step, outputs)
+        return self._party.backward(step, self._weights, errors, None)
+
+    def _whole(self, work: Callable[[], T]) -> T:
+        """Work that can be done from what lies on the disk, begun again with less where the governor abandons it."""
+        party = self._party
+        while True:
+            try:
+                try:
+                    return work()
+                except WorkerError:
+                    party.governor.check(midway=True)  # raises where it was the governor
+                    raise
+            except StepAbandonedError as told:
+                log.warning("%s", told)
+                party.let_go()
 
     def _told(self, means: Mapping[str, Sequence[Packed]]) -> dict[str, NDArray[np.generic]]:
         found: dict[str, NDArray[np.generic]] = {
