@@ -108,7 +108,7 @@ class Request:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes, sizes: Sizes) -> Request:
+    def from_bytes(cls, data: bytes | bytearray, sizes: Sizes) -> Request:
         """What a message says.
 
         Raises:
@@ -144,7 +144,7 @@ class Answer:
         return _framed(_ANSWER, {"model": sizes.model}) + residues.tobytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes, sizes: Sizes) -> Answer:
+    def from_bytes(cls, data: bytes | bytearray, sizes: Sizes) -> Answer:
         """What a message says.
 
         Raises:
@@ -165,7 +165,9 @@ def _framed(magic: bytes, head: Mapping[str, object]) -> bytes:
     return _FRAME.pack(magic, len(text)) + text
 
 
-def _head(magic: bytes, data: bytes, keys: tuple[str, ...]) -> tuple[dict[str, object], int]:
+def _head(
+    magic: bytes, data: bytes | bytearray, keys: tuple[str, ...]
+) -> tuple[dict[str, object], int]:
     """The head, and where the residues begin."""
     if len(data) < _FRAME.size:
         raise MessageError("truncated", f"{len(data)} bytes are no message")
@@ -178,7 +180,7 @@ def _head(magic: bytes, data: bytes, keys: tuple[str, ...]) -> tuple[dict[str, o
     if len(data) < start:
         raise MessageError("truncated", "the message ends within its head")
     try:
-        head = json.loads(data[_FRAME.size : start])
+        head = json.loads(bytes(data[_FRAME.size : start]))
     except (ValueError, RecursionError) as error:
         raise MessageError("malformed", "the head is no JSON") from error
     if not isinstance(head, dict) or set(head) != set(keys):
@@ -193,7 +195,7 @@ def _same_model(head: Mapping[str, object], sizes: Sizes) -> None:
         )
 
 
-def _length(data: bytes, start: int, wanted: int) -> None:
+def _length(data: bytes | bytearray, start: int, wanted: int) -> None:
     found = len(data) - start
     if found != wanted:
         code = "truncated" if found < wanted else "too_long"
@@ -201,7 +203,7 @@ def _length(data: bytes, start: int, wanted: int) -> None:
 
 
 def _residues(
-    data: bytes, start: int, shape: tuple[int, ...], primes: tuple[int, ...], axis: int
+    data: bytes | bytearray, start: int, shape: tuple[int, ...], primes: tuple[int, ...], axis: int
 ) -> NDArray[np.uint64]:
     found = np.frombuffer(data, "<u8", int(np.prod(shape)), start).reshape(shape)
     highest = found.max(axis=tuple(one for one in range(len(shape)) if one != axis))

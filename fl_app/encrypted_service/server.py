@@ -120,7 +120,7 @@ class Service:
         finally:
             self.active -= 1
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request) -> bytearray:
         """The body, read no further than a request of this model is long."""
         most, told = self.sizes.largest_request, request.headers.get("content-length")
         too_large = Refused(413, "too_large", f"a request of this model has {most} bytes at most")
@@ -141,9 +141,9 @@ class Service:
             raise Refused(408, "slow", "the body did not come in time") from None
         except ClientDisconnect:
             raise Refused(400, "truncated", "the connection ended within the body") from None
-        return bytes(body)
+        return body
 
-    def _predict(self, body: bytes) -> bytes:
+    def _predict(self, body: bytearray) -> bytes:
         began = time.perf_counter()
         try:
             request = messages.Request.from_bytes(body, self.sizes)
