@@ -6,7 +6,7 @@ them, and takes no ring that is not 128-bit secure. Nothing here knows HTTP or a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +16,9 @@ from clients.encrypted.model_file import FeatureTerms, TrainedModel
 from clients.encrypted.ring import Ring
 from fl_app.encrypted_service.messages import Sizes
 from strategies.ckks.parameters import SEED_BYTES
+
+_LARGEST: Final = 1 << 30
+"""Bytes of a message that anybody makes or reads."""
 
 
 class Description(BaseModel):
@@ -86,14 +89,14 @@ class Description(BaseModel):
         """Of the messages.
 
         Raises:
-            ValueError: as `terms`.
+            ValueError: as `terms`, or they are too long.
         """
         return _sizes(self.model, self.features.size, self.classes, self.terms())
 
 
 def _sizes(model: str, features: int, classes: int, terms: Terms) -> Sizes:
     ring = terms.ring
-    return Sizes(
+    found = Sizes(
         model=model,
         features=features,
         primes=ring.primes[: ring.levels],
@@ -103,3 +106,7 @@ def _sizes(model: str, features: int, classes: int, terms: Terms) -> Sizes:
         components=terms.components,
         seed_bytes=SEED_BYTES,
     )
+    largest = max(found.request_bytes, found.answer_bytes)
+    if largest > _LARGEST:
+        raise ValueError(f"messages of {largest} bytes: {_LARGEST} are the most")
+    return found

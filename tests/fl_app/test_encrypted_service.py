@@ -409,6 +409,7 @@ def stranger() -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
         ({"logit_bits": 4000}, "logits at"),
         ({"bound": -1.0}, "bound"),
         ({"classes": 10**9}, "classes"),
+        ({"classes": 1 << 14}, "bytes: 1073741824 are the most"),
         ({"model": "x" * 65}, "model"),
     ],
     ids=str,
