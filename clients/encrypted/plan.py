@@ -16,7 +16,7 @@ are left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import log2, prod
 from typing import Final
@@ -26,6 +26,8 @@ from clients.encrypted.spec import Loss, Spec
 
 HEADROOM: Final = 3
 """Bits that stay free above the largest value of a step, at the least."""
+_MEANS_ROOM: Final = 7
+"""Bits above 1 that mean gradients have, at the least: an owner refuses what comes within `HEADROOM` of wrapping."""
 MEANS_LEVEL: Final = 2
 """Products for mean gradients are taken at this level, or below: each is rescaled once, or not at all."""
 _KEEP: Final = 30
@@ -61,7 +63,7 @@ class Scales:
 
 _SCALES: Final[dict[Loss, Scales]] = {
     "cross_entropy": Scales(inputs=24, first=18, weights=16, back=16, packed=20),
-    "squared": Scales(inputs=22, first=16, weights=12, back=12, packed=18),
+    "squared": Scales(inputs=22, first=16, weights=16, back=12, packed=18),
 }
 
 
@@ -254,7 +256,9 @@ def plan_of(spec: Spec) -> Plan:
             bits[0] = min(bits[0], 54)
         special = min(_LONGEST, most - sum(bits))
         if special >= _SHORTEST + 6:
-            return Plan(spec, Ring(degree, (*bits, special)), scales)
+            lacking = round(walk.found["means0"][1]) + 1 + _MEANS_ROOM - bits[0]
+            packed = scales.packed - max(0, lacking)
+            return Plan(spec, Ring(degree, (*bits, special)), replace(scales, packed=packed))
     raise ValueError(
         f"sizes {list(spec.sizes)} with activation {spec.activation} take {sum(chain)} bits, more than is 128-bit"
         " secure: use fewer hidden layers, or the square activation"
