@@ -84,10 +84,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _model(options: Namespace) -> TrainedModel:
     from clients.encrypted.model_file import ModelFileError, load
-    from fl_app.encrypted_service.trained import of_run
 
     path = Path(options.model)
     if path.is_dir():
+        from fl_app.encrypted_service.trained import of_run  # what trains is not needed to serve
+
         return of_run(path, _BOUND if options.bound is None else options.bound)
     if options.bound is not None:
         raise ConfigError([Fault("--bound", "is for a run's folder: a model's file has its own")])
