@@ -13,15 +13,28 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+from clients.encrypted.linear import WeightRangeError
+from clients.encrypted.memory import BatchMissingError
 from clients.encrypted.plan import Plan
-from clients.encrypted.worker import Setup
+from clients.encrypted.worker import KeysMissingError, Setup
+from strategies.ckks.streams import CiphertextError
 
 _PATIENCE: Final = 10.0
 """Seconds that a worker is given to end by itself."""
 
 
+_TOLD: Final = (BatchMissingError, KeysMissingError, CiphertextError, WeightRangeError)
+"""What goes wrong in a worker by what it is handed."""
+
+
 class WorkerError(RuntimeError):
-    """A worker has ended, or can't be started."""
+    """A worker has ended, can't be started, or has failed at its work."""
+
+
+def _failed(error: Exception) -> WorkerError:
+    failure = WorkerError(f"a worker of the compute party failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 class _Process:
@@ -34,10 +47,11 @@ class _Process:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",  # one thread works
         }
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "clients.encrypted.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "clients.encrypted.start_worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -62,7 +76,7 @@ class _Process:
         except (EOFError, ConnectionError, OSError) as error:
             raise self._ended() from error
         if not good:
-            raise answer
+            raise answer if isinstance(answer, _TOLD) else _failed(answer)
         return answer
 
     def _ended(self) -> WorkerError:
@@ -153,7 +167,7 @@ class Crew:
         """A call with each worker's own arguments.
 
         Raises:
-            WorkerError: one is gone; all are ended, and started again by the next call.
+            WorkerError: one is gone or has failed; all are ended, and started again by the next call.
             Exception: what a worker raised, when all have answered.
         """
         self.start()

@@ -11,99 +11,61 @@ the workers, which do the work (`crew`), are started afresh and never hold one.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
 
 from clients.encrypted import ranges
-from clients.encrypted.crew import Crew, WorkerError
+from clients.encrypted.crew import Crew
 from clients.encrypted.evaluation import Packed, Value
 from clients.encrypted.governor import (
     Governor,
     MemoryLimit,
-    MemoryLimitError,
-    StepAbandonedError,
 )
 from clients.encrypted.key_frames import EvaluationKeys, evaluation_bytes
 from clients.encrypted.keyring import Keyring
+from clients.encrypted.keys import public_only
 from clients.encrypted.levers import Dial, Order
-from clients.encrypted.linear import WeightRangeError
-from clients.encrypted.memory import BatchKey, BatchMissingError, CiphertextCache
-from clients.encrypted.owner import ERRORS, INPUTS, LABELS, LOSS, PACKED, PACKED_ERRORS, Fresh
+from clients.encrypted.memory import CiphertextCache
+from clients.encrypted.notes import (
+    BATCH,
+    KEYS,
+    LOGITS,
+    NOTE,
+    WANT,
+    Arrays,
+    Step,
+    note,
+    read_means,
+    read_note,
+)
+from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Fresh
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan
 from clients.encrypted.ring import Desk
 from clients.encrypted.spec import bias, weight
 from strategies.ckks.streams import CiphertextError
-from strategies.wire import Refused
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "BATCH", "KEYS", "LOGITS", "NOTE", "WANT", "ComputeParty", "FolderInUseError", "PartyLearner", "Step", "note",
+    "read_means", "read_note",
+]  # fmt: skip
 
-T = TypeVar("T")
 
-NOTE: Final = "note"
-"""JSON text as bytes, both ways."""
-LOGITS: Final = "logits"
-KEYS: Final = "keys"
-BATCH: Final = "batch"
-WANT: Final = "want"
-
-Arrays = Mapping[str, NDArray[np.generic]]
-_MOST_NOTE: Final = 4096
-_HEX: Final = re.compile(r"[0-9a-f]{32}")
 _MOST_OWNERS: Final = 64
 """Owners whose keys are kept on the disk."""
-_MOST_BATCHES: Final = 4096
+_KEYS_HEAD: Final = 4096
+"""Bytes of a file of keys beside the keys, at the most."""
 _LEAST_CHUNK: Final = 16
 
 
-@dataclass(frozen=True)
-class Step:
-    """What an owner's step is on.
-
-    Attributes:
-        fingerprint: of its key.
-        data: by which it knows its mini-batches, with this key and plan.
-        batch: which of them.
-    """
-
-    fingerprint: str
-    data: str
-    batch: int
-
-    def key(self, kind: str) -> BatchKey:
-        """Where ciphertexts of a kind lie."""
-        told = f"{self.fingerprint} {self.data} {kind}".encode()
-        return BatchKey(hashlib.sha256(told).hexdigest()[:32], self.batch)
-
-
-def note(content: Mapping[str, object]) -> NDArray[np.uint8]:
-    """Plain data as an array."""
-    return np.frombuffer(json.dumps(content).encode(), np.uint8)
-
-
-def read_note(arrays: Arrays) -> dict[str, Any]:
-    """The note among a turn's arrays, empty where there is none; raises `Refused` (`malformed`)."""
-    array = arrays.get(NOTE)
-    if array is None:
-        return {}
-    try:
-        if array.dtype != np.uint8 or array.ndim != 1 or array.size > _MOST_NOTE * 16:
-            raise ValueError(f"it is {array.dtype} {array.shape}")
-        found = json.loads(array.tobytes())
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-    except (ValueError, RecursionError) as error:
-        raise Refused("malformed", f"a turn's note can't be read: {error}") from error
-    return found
+class FolderInUseError(RuntimeError):
+    """Another compute party is at work in the folder."""
 
 
 class ComputeParty:
@@ -116,19 +78,25 @@ class ComputeParty:
         memory: limit of this process and all its children.
         cache_mb: of ciphertexts that are kept in memory.
         chunk: packed means in the making at once, by a worker.
+
+    Raises:
+        FolderInUseError: another party has the folder, until it is closed.
+        SecretKeyError: a secret key was handed over.
     """
 
     def __init__(
         self, plan: Plan, folder: Path, *, workers: int = 2, memory: MemoryLimit | None = None,
         cache_mb: float = 64.0, chunk: int = 512,
     ) -> None:  # fmt: skip
-        self.plan, self._folder = plan, folder
-        most = _MOST_OWNERS * (evaluation_bytes(plan.ring, plan.galois) + _MOST_NOTE)
+        for handed in (plan, folder, memory):
+            public_only(handed)
+        self.plan, self._held = plan, _hold(folder)
+        most = _MOST_OWNERS * (evaluation_bytes(plan.ring, plan.galois) + _KEYS_HEAD)
         self._keyring = Keyring(folder / "keys", most)
         self._cache = CiphertextCache(folder / "ciphertexts", cache_mb)
         self._crew = Crew(plan, folder / "keys", folder / "ciphertexts", workers, chunk)
-        self._desk = Desk(plan.ring)
-        self._lock = threading.Lock()
+        self.desk = Desk(plan.ring)
+        self.lock = threading.Lock()
         self.governor = Governor(memory or MemoryLimit())
         self._chunk = Dial(
             "chunks in flight", Order.CHUNKS, chunk, _LEAST_CHUNK, changed=self._crew.rest
@@ -158,6 +126,7 @@ class ComputeParty:
         self._crew.close()
         self._cache.close()
         self.governor.__exit__(None, None, None)
+        self._held.release()
 
     def let_go(self) -> None:
         """Ends the workers, and with them what waits; they start again with the next step."""
@@ -203,7 +172,7 @@ class ComputeParty:
         if any(name.startswith(f"{INPUTS}.") for name in arrays):
             for kind, (units, level) in self._kinds.items():
                 fresh = Fresh.from_arrays(arrays, kind, plan.ring, units, level)
-                self._cache.put(step.key(kind), fresh.whole(self._desk))
+                self._cache.put(step.key(kind), fresh.whole(self.desk))
                 self.governor.check()
 
     def forward(self, step: Step, weights: Arrays) -> Value:
@@ -216,7 +185,7 @@ class ComputeParty:
         """
         ranges.check(self.plan, weights)
         self.governor.check()
-        self._crew.each("begin", step.fingerprint, step.key(INPUTS))
+        self._crew.each("begin", step.fingerprint, step.key(INPUTS), _version(weights))
         spec, value = self.plan.spec, None
         for layer in range(spec.layers):
             shares = self._crew.share(layer)
@@ -242,7 +211,7 @@ class ComputeParty:
             packed_errors: the same, packed; None where they are packed here.
         """
         crew, spec = self._crew, self.plan.spec
-        if not all(crew.each("resume", step.fingerprint, step.key(INPUTS))):
+        if not all(crew.each("resume", step.fingerprint, step.key(INPUTS), _version(weights))):
             self.forward(step, weights)
         last, means, gradients = spec.layers - 1, dict[str, list[Packed]](), errors
         if spec.loss == "squared":
@@ -284,139 +253,9 @@ class ComputeParty:
 
     def learner(self, weights: Arrays) -> PartyLearner:
         """Steps with one version of the model."""
+        for array in weights.values():
+            public_only(array)
         return PartyLearner(self, {name: weights[name] for name in self.plan.spec.shapes})
-
-
-class PartyLearner:
-    """Owners' turns on one version of the model.
-
-    Args:
-        party: that computes.
-        weights: the model's, by name.
-    """
-
-    def __init__(self, party: ComputeParty, weights: Arrays) -> None:
-        self._party, self._weights = party, weights
-        self._steps: dict[int, Step] = {}
-
-    def answer(self, client: int, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
-        """What goes back for one turn of an owner.
-
-        Raises:
-            Refused: `malformed`, `phase`, `range`, `party`: what came is none of this protocol's, is out of order,
-                leaves the ciphertexts' range, or can't be computed.
-        """
-        told = read_note(arrays)
-        with self._party._lock:
-            try:
-                if f"{ERRORS}.first" in arrays:
-                    return self._errors(self._known(client), arrays)
-                if told:
-                    self._steps[client] = _step(told)
-                return self._forward(client, self._known(client), arrays)
-            except CiphertextError as error:
-                raise Refused("malformed", str(error)) from error
-            except (ranges.RangeError, WeightRangeError) as error:
-                raise Refused("range", str(error)) from error
-            except (WorkerError, MemoryLimitError) as error:
-                raise Refused("party", str(error)) from error
-
-    def _known(self, client: int) -> Step:
-        step = self._steps.get(client)
-        if step is None:
-            raise Refused("phase", "a step begins with a note of its key and mini-batch")
-        return step
-
-    def _forward(self, client: int, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
-        party = self._party
-        party.take(step, arrays)
-        wants = party.wanted(step)
-        if wants:
-            return {NOTE: note({WANT: wants, "party": party.name})}
-        try:
-            if party.plan.spec.loss == "squared":
-                return self._told(self._whole(lambda: self._strict(step)))
-            outputs = self._whole(lambda: party.forward(step, self._weights))
-        except BatchMissingError:
-            return {NOTE: note({WANT: [BATCH], "party": party.name})}
-        return {LOGITS: outputs.residues, NOTE: note({"scale": outputs.scale, "party": party.name})}
-
-    def _errors(self, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
-        party, plan = self._party, self._party.plan
-        if plan.spec.loss == "squared":
-            raise Refused("phase", "errors are computed here: an owner sends none")
-        classes, form = plan.spec.sizes[-1], plan.formats["delta"]
-        fresh = Fresh.from_arrays(arrays, ERRORS, plan.ring, classes, form.level)
-        errors, packed = Value(fresh.whole(party._desk), 2.0**form.scale), None
-        if plan.spec.layers > 1:
-            sent = Fresh.from_arrays(arrays, PACKED_ERRORS, plan.ring, plan.packs(classes), 1)
-            packed = Value(sent.whole(party._desk), 2.0**plan.scales.packed)
-        means = self._whole(lambda: party.backward(step, self._weights, errors, packed))
-        return self._told(means)
-
-    def _strict(self, step: Step) -> dict[str, list[Packed]]:
-        """A whole step whose errors are computed here."""
-        outputs = self._party.forward(step, self._weights)
-        errors = self._party.differences(step, outputs)
-        return self._party.backward(step, self._weights, errors, None)
-
-    def _whole(self, work: Callable[[], T]) -> T:
-        """Work that can be done from what lies on the disk, begun again with less where the governor abandons it."""
-        party = self._party
-        while True:
-            try:
-                try:
-                    return work()
-                except WorkerError:
-                    party.governor.check(midway=True)  # raises where it was the governor
-                    raise
-            except StepAbandonedError as told:
-                log.warning("%s", told)
-                party.let_go()
-
-    def _told(self, means: Mapping[str, Sequence[Packed]]) -> dict[str, NDArray[np.generic]]:
-        found: dict[str, NDArray[np.generic]] = {
-            f"{name}/{index}": item.residues
-            for name, items in means.items()
-            for index, item in enumerate(items)
-        }
-        told = {
-            name: [[item.scale, item.leaves] for item in items] for name, items in means.items()
-        }
-        return {**found, NOTE: note({"means": told, "party": self._party.name})}
-
-
-def read_means(arrays: Arrays) -> dict[str, list[Packed]]:
-    """The owner's side of the last answer; raises `Refused` (`malformed`, `missing`) where it is none."""
-    told = read_note(arrays)
-    if WANT in told:
-        raise Refused("missing", f"the compute party has lost {' and '.join(map(str, told[WANT]))}")
-    means = told.get("means")
-    try:
-        return {
-            str(name): [
-                Packed(
-                    arrays[f"{name}/{index}"].astype(np.uint64, copy=False),
-                    float(scale),
-                    int(leaves),
-                )
-                for index, (scale, leaves) in enumerate(items)
-            ]
-            for name, items in means.items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused("malformed", f"no mean gradients came: {error}") from error
-
-
-def _step(told: Mapping[str, Any]) -> Step:
-    """The step that an owner's note names."""
-    fingerprint, data, batch = (told.get(name) for name in ("fingerprint", "data", "batch"))
-    for name, value in (("fingerprint", fingerprint), ("data", data)):
-        if not isinstance(value, str) or not _HEX.fullmatch(value):
-            raise Refused("malformed", f"the note's {name} should be 32 hexadecimal digits")
-    if type(batch) is not int or not 0 <= batch < _MOST_BATCHES:
-        raise Refused("malformed", f"the note's batch should be a number below {_MOST_BATCHES}")
-    return Step(cast(str, fingerprint), cast(str, data), batch)
 
 
 def _joined(shares: Sequence[Value]) -> Value:
@@ -437,3 +276,24 @@ def _name(folder: Path) -> str:
     except FileNotFoundError:
         path.write_text(secrets.token_hex(8))
         return path.read_text().strip()
+
+
+def _version(weights: Arrays) -> str:
+    """Of the model: what waits in the workers is of one."""
+    hashed = hashlib.sha256()
+    for name in sorted(weights):
+        hashed.update(np.ascontiguousarray(weights[name]).data)
+    return hashed.hexdigest()
+
+
+def _hold(folder: Path) -> FileLock:
+    """The folder, for this party alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUseError(
+            f"another compute party is at work in {folder}: wait until it has ended, or name another folder"
+        ) from None
+    return lock

@@ -29,7 +29,7 @@ class RangeError(ArithmeticError):
     """A step would leave less than the headroom."""
 
 
-def check(plan: Plan, weights: Mapping[str, NDArray[np.floating]]) -> dict[str, float]:
+def check(plan: Plan, weights: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
     """Bits that each inner value has left above its bound; by the names of `Plan.formats`.
 
     Raises:
@@ -49,14 +49,16 @@ def check(plan: Plan, weights: Mapping[str, NDArray[np.floating]]) -> dict[str, 
     return left
 
 
-def _bounds(plan: Plan, weights: Mapping[str, NDArray[np.floating]]) -> dict[str, float]:
+def _bounds(plan: Plan, weights: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
     spec, found = plan.spec, {}
     power, hidden = spec.power, spec.layers - 1
     below = FEATURE_RMS * sqrt(spec.sizes[0])  # root mean square norm of what goes into a layer
     slopes = []
     for layer in range(hidden):
         matrix = np.asarray(weights[weight(layer)], np.float64)
-        rms = np.linalg.norm(matrix, axis=1) * below + np.abs(weights[bias(layer)])
+        rms = np.linalg.norm(matrix, axis=1) * below + np.abs(
+            np.asarray(weights[bias(layer)], np.float64)
+        )
         largest = float(rms.max())
         found[f"z{layer}"] = largest
         found[f"h{layer}*"] = largest**power * _GAUSSIAN[4]

@@ -1,6 +1,6 @@
 """One worker of the compute party: a process of its own, since SEAL's bindings hold the interpreter's lock.
 
-Started as `python -m clients.encrypted.worker DESCRIPTOR`, it takes calls of `Evaluation` from the process that started
+Started by `start_worker`, it takes calls of `Evaluation` from the process that started
 it, over a pair of sockets that nobody else has, and reads evaluation keys and ciphertexts from that process's folders
 by itself. It is never handed a secret key, and starts afresh instead of being forked from a process that may have one.
 """
@@ -8,7 +8,6 @@ by itself. It is never handed a secret key, and starts afresh instead of being f
 from __future__ import annotations
 
 import signal
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,10 @@ _MOST_KEYS: Final = 4
 """Owners whose keys stay loaded."""
 _MOST_STEPS: Final = 8
 """Steps that wait for their owners' errors; an older one is computed again."""
+
+
+class KeysMissingError(LookupError):
+    """An owner's evaluation keys have gone, or were torn; it must send them again."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,22 @@ class Worker:
         self._keyring = Keyring(setup.keys, most_bytes=0)  # it only reads
         self._stored = StoredCiphertexts(setup.ciphertexts)
         self._evaluations: OrderedDict[str, Evaluation] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, BatchKey], State] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, BatchKey, str], State] = OrderedDict()
         self._now: Evaluation | None = None
 
-    def begin(self, fingerprint: str, inputs: BatchKey) -> None:
-        """Starts a step on a stored mini-batch of an owner; those of other owners wait."""
+    def begin(self, fingerprint: str, inputs: BatchKey, version: str) -> None:
+        """Starts a step on a stored mini-batch of an owner, with a version of the model; other steps wait."""
         self._select(fingerprint)
         evaluation = self._evaluation_now
         evaluation.begin(lambda *block: self._stored.columns(inputs, *block))
-        self._waiting.pop((fingerprint, inputs), None)
-        self._waiting[fingerprint, inputs] = evaluation.state
+        self._waiting.pop((fingerprint, inputs, version), None)
+        self._waiting[fingerprint, inputs, version] = evaluation.state
         while len(self._waiting) > _MOST_STEPS:
             self._waiting.popitem(last=False)
 
-    def resume(self, fingerprint: str, inputs: BatchKey) -> bool:
+    def resume(self, fingerprint: str, inputs: BatchKey, version: str) -> bool:
         """Goes on with a step, for the last time; False where it has to be computed again."""
-        state = self._waiting.pop((fingerprint, inputs), None)
+        state = self._waiting.pop((fingerprint, inputs, version), None)
         if state is None:
             return False
         self._select(fingerprint)
@@ -95,7 +98,7 @@ class Worker:
         setup = self._setup
         keys = self._keyring.load(fingerprint, setup.plan.ring, setup.plan.galois)
         if keys is None:
-            raise LookupError(f"the evaluation keys {fingerprint} are not there")
+            raise KeysMissingError(f"the evaluation keys {fingerprint} are not there any more")
         relin, galois = keys.seal(setup.plan.ring)
         return Evaluation(setup.plan, relin, galois, setup.share, setup.chunk)
 
@@ -152,8 +155,8 @@ def serve(connection: Connection) -> None:
         connection.send(answer)
 
 
-if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's affair, which then closes the socket
-    serve(Connection(int(sys.argv[1])))
+def main(descriptor: int) -> None:
+    """Serves over a socket that was handed down by its number."""
+    # Ctrl-C is the parent's affair, which then closes the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Connection(descriptor))
