@@ -158,6 +158,12 @@ class Crew:
             with suppress(WorkerError):  # all are ended then, and start with it
                 self.each("rest", chunk)
 
+    def trim(self) -> None:
+        """Has them give back what they have freed, where they run; steps that wait stay."""
+        if self._processes:
+            with suppress(WorkerError):
+                self.each("trim")
+
     def interrupt(self) -> None:
         """Kills them, from any thread: the call that waits for them raises `WorkerError`."""
         for process in list(self._processes):

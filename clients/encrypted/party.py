@@ -23,10 +23,7 @@ from filelock import FileLock, Timeout
 from clients.encrypted import ranges
 from clients.encrypted.crew import Crew
 from clients.encrypted.evaluation import Packed, Value
-from clients.encrypted.governor import (
-    Governor,
-    MemoryLimit,
-)
+from clients.encrypted.governor import Governor, MemoryLimit
 from clients.encrypted.key_frames import EvaluationKeys, evaluation_bytes
 from clients.encrypted.keyring import Keyring
 from clients.encrypted.keys import public_only
@@ -170,6 +167,7 @@ class ComputeParty:
                 )
             self._keyring.save(keys)
         if any(name.startswith(f"{INPUTS}.") for name in arrays):
+            self._crew.trim()
             for kind, (units, level) in self._kinds.items():
                 fresh = Fresh.from_arrays(arrays, kind, plan.ring, units, level)
                 self._cache.put(step.key(kind), fresh.whole(self.desk))

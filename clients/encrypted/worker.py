@@ -23,9 +23,9 @@ from clients.encrypted.keyring import Keyring
 from clients.encrypted.memory import BatchKey, StoredCiphertexts
 from clients.encrypted.plan import Plan
 
-_MOST_KEYS: Final = 4
+MOST_KEYS: Final = 4
 """Owners whose keys stay loaded."""
-_MOST_STEPS: Final = 8
+MOST_STEPS: Final = 8
 """Steps that wait for their owners' errors; an older one is computed again."""
 
 
@@ -74,7 +74,7 @@ class Worker:
         evaluation.begin(lambda *block: self._stored.columns(inputs, *block))
         self._waiting.pop((fingerprint, inputs, version), None)
         self._waiting[fingerprint, inputs, version] = evaluation.state
-        while len(self._waiting) > _MOST_STEPS:
+        while len(self._waiting) > MOST_STEPS:
             self._waiting.popitem(last=False)
 
     def resume(self, fingerprint: str, inputs: BatchKey, version: str) -> bool:
@@ -91,7 +91,7 @@ class Worker:
         if evaluation is None:
             evaluation = self._evaluation(fingerprint)
         self._evaluations[fingerprint] = self._now = evaluation
-        while len(self._evaluations) > _MOST_KEYS:
+        while len(self._evaluations) > MOST_KEYS:
             self._evaluations.popitem(last=False)
 
     def _evaluation(self, fingerprint: str) -> Evaluation:
@@ -126,6 +126,10 @@ class Worker:
         for evaluation in self._evaluations.values():
             evaluation.state = State()
             evaluation.chunk = chunk
+        trim()
+
+    def trim(self) -> None:
+        """Gives freed memory back."""
         trim()
 
     @property
