@@ -119,8 +119,6 @@ def _serve(model: TrainedModel, options: Namespace) -> int:
         app = application(model, limits)
     except ValueError as error:
         raise ConfigError([Fault("options", str(error))]) from error
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=10
     )
@@ -129,6 +127,7 @@ def _serve(model: TrainedModel, options: Namespace) -> int:
     except OSError as error:
         print(f"{options.host}:{options.port} can't be served: {error}", file=sys.stderr)
         return FAILED
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _interrupt)  # uvicorn hands it on when all is ended
     with listener:
         host, port = listener.getsockname()[:2]

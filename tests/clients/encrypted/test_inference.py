@@ -59,7 +59,7 @@ def small() -> tuple[Polynomial, InferencePlan]:
         {"hidden": ()},
         {},
         {"activation": "cubic", "hidden_scale": 0.5},
-        {"features": "hog", "hidden": (16,)},
+        pytest.param({"features": "hog", "hidden": (16,)}, marks=pytest.mark.slow),
         pytest.param({"hidden": (32, 16), "hidden_scale": 0.7}, marks=pytest.mark.slow),
         pytest.param({"features": "raw"}, marks=pytest.mark.slow),
     ],
