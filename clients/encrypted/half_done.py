@@ -87,10 +87,12 @@ class OwnerFolder:
         client: logical id.
 
     Attributes:
+        client: which.
         path: its folder, made when something is first written.
     """
 
     def __init__(self, root: Path, client: int) -> None:
+        self.client = int(client)
         self.path = root / f"client-{int(client)}"
 
     def turn(self, session: str) -> HalfDone | None:
@@ -148,6 +150,10 @@ class OwnerFolder:
             log.warning("%s is made again: its checksum is another", path)
             return None
         return arrays
+
+    def has_ciphertexts(self, data: str, batch: int) -> bool:
+        """Whether they are there, whole or not."""
+        return self._batch(data, batch).exists()
 
     def keep_ciphertexts(self, data: str, batch: int, arrays: Arrays) -> None:
         """Writes a mini-batch's fresh ciphertexts, down to the disk, and lets go of data that were not used of late."""

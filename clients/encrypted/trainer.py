@@ -13,6 +13,8 @@ What comes is hostile until checked. How anything is computed on ciphertexts is 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,11 +27,12 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.encrypted.encryptor import WORTH, EncryptionError, Pending, encrypt_all, fresh
 from clients.encrypted.evaluation import Value
 from clients.encrypted.half_done import Acknowledged, HalfDone, OwnerFolder
 from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.network import ACTIVATIONS, PolynomialNet
-from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Owner, WrapAroundError
+from clients.encrypted.owner import LOSS, Owner, WrapAroundError
 from clients.encrypted.party import BATCH, KEYS, LOGITS, NOTE, WANT, note, read_means, read_note
 from clients.encrypted.plan import HEADROOM, Plan, plan_of
 from clients.encrypted.ranges import FEATURE_RMS
@@ -56,6 +59,8 @@ from strategies.collectors.encrypted import (
 from strategies.collectors.turns import LAST, Learner, write_turn
 from strategies.update import DELTA, Layout, Section
 from strategies.wire import Refused, integer_in, unpack_model
+
+log = logging.getLogger(__name__)
 
 SPEC: Final = "encrypted.spec"
 """The setting by which a compute party says what it trains: `Spec.digest`."""
@@ -163,10 +168,7 @@ class EncryptedTrainer(FedSgd):
         Raises:
             Refused: `key`: its file can't be used.
         """
-        path = self.key
-        if path is None:
-            bits = "-".join(map(str, plan.ring.bits))
-            path = self.own(client).path / f"owner-key-{plan.ring.degree}-{bits}"
+        path = self.key_of(client, plan)
         held = self._owners.get((path, plan))
         if held is None:
             try:
@@ -175,6 +177,13 @@ class EncryptedTrainer(FedSgd):
                 raise Refused("key", str(error)) from error
             held = self._owners[path, plan] = keys, Owner(plan, keys)
         return held
+
+    def key_of(self, client: int, plan: Plan) -> Path:
+        """Where a client's key lies."""
+        if self.key is not None:
+            return self.key
+        bits = "-".join(map(str, plan.ring.bits))
+        return self.own(client).path / f"owner-key-{plan.ring.degree}-{bits}"
 
     def own(self, client: int) -> OwnerFolder:
         """A client's folder.
@@ -244,9 +253,10 @@ class _Turn:
         self._folder = trainer.own(job.client)
         self._keys, self._owner = trainer.owner(job.client, self._plan)
         targets = job.examples.targets.numpy()
-        cut = batches(targets, trainer.batch_size, trainer.seed, job.client)
-        self._batch = batch_of_round(self._told.round, len(cut), trainer.seed, job.client)
-        self._rows = cut[self._batch]
+        self._cut = batches(targets, trainer.batch_size, trainer.seed, job.client)
+        count = len(self._cut)
+        self._batch = batch_of_round(self._told.round, count, trainer.seed, job.client)
+        self._rows = self._cut[self._batch]
         self._arrays = _arrays(job)
 
     @property
@@ -345,18 +355,40 @@ class _Turn:
     def _ciphertexts(self) -> Arrays:
         """The mini-batch, encrypted once and for all."""
         held = self._folder.ciphertexts(self._data, self._batch)
-        if held is None:
-            features, targets = self._features()
-            held = self._owner.inputs(features).to_arrays(INPUTS)
-            held |= self._owner.packed(features).to_arrays(PACKED)
-            if self._plan.spec.loss == "squared":
-                held |= self._owner.labels(targets).to_arrays(LABELS)
+        if held is not None:
+            return held
+        if self._plan.inputs < WORTH:
+            held = fresh(self._owner, self._plan, self._pending(self._batch))
             self._folder.keep_ciphertexts(self._data, self._batch, held)
+            return held
+        try:
+            key = self._trainer.key_of(self._job.client, self._plan)
+            encrypt_all(self._plan, key, self._folder, self._data, self._next())
+        except EncryptionError as error:
+            raise Refused("key", str(error)) from error
+        held = self._folder.ciphertexts(self._data, self._batch)
+        assert held is not None  # encrypt_all has written it
         return held
 
-    def _features(self) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        """Of the mini-batch (n, d), and its classes (n,)."""
-        batch: Examples = self._job.examples.take(self._rows)
+    def _next(self) -> list[Pending]:
+        """The mini-batch, and the next ones that are not encrypted yet: as many as processors."""
+        trainer, count = self._trainer, len(self._cut)
+        rounds = range(self._told.round, self._told.round + count)
+        order = [batch_of_round(r, count, trainer.seed, self._job.client) for r in rounds]
+        wanted = [
+            number
+            for number in dict.fromkeys(order)
+            if number == self._batch or not self._folder.has_ciphertexts(self._data, number)
+        ]
+        left = len(wanted)
+        log.info(
+            "client %d encrypts: %d of %d mini-batches are left", self._job.client, left, count
+        )
+        return [self._pending(number) for number in wanted[: os.cpu_count() or 1]]
+
+    def _pending(self, number: int) -> Pending:
+        """A mini-batch's features (n, d), and its classes (n,)."""
+        batch: Examples = self._job.examples.take(self._cut[number])
         features = self._module.featurise(batch.inputs).numpy()
         size = float(np.sqrt(np.mean(np.square(features, dtype=np.float64))))
         if size > FEATURE_RMS:
@@ -364,7 +396,7 @@ class _Turn:
                 f"client {self._job.client}: features have a root mean square of {size:.3g}, and ciphertexts hold"
                 f" {FEATURE_RMS:g} at most: standardise the data"
             )
-        return features, batch.targets.numpy()
+        return Pending(number, features, batch.targets.numpy())
 
     def _errors(self, answer: Mapping[str, Any], state: HalfDone) -> tuple[Arrays, HalfDone]:
         """Encrypted errors of the logits that came, and what is kept of them."""
