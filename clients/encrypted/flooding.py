@@ -53,7 +53,7 @@ class Flooding(Ranged):
 
     noise_bits: Annotated[float, Ge(0), Le(64)] | None = None
     decryptions: Annotated[int, Ge(1), Le(1 << 40)] = 4096
-    multiple: Annotated[float, Ge(1)] = 4.0
+    multiple: Annotated[float, Ge(1)] = 1.0
 
     def deviation(self, bound: float, elements: int) -> float:
         """σ of each element.
