@@ -98,16 +98,19 @@ class Serving:
             self.plan: Plan = plan_of(spec)
         except ValueError as error:
             raise ConfigError([Fault("model", str(error), config.model.name)]) from error
-        self._config, self._folder = config, folder
+        self._config, self._folder, self._flooding = config, folder, trainer.flooding
         self._party: ComputeParty | None = None
 
     def describe(self) -> str:
         """The model and its ring."""
         spec, ring = self.plan.spec, self.plan.ring
         sizes = "-".join(map(str, spec.sizes))
+        told = "no noise on decrypted gradients: they tell of the keys"
+        if self._flooding is not None:
+            told = self._flooding.describe()
         return (
             f"{sizes}, {spec.activation}, {spec.loss.replace('_', ' ')}, {spec.batch} samples a mini-batch, CKKS of"
-            f" degree {ring.degree} and {sum(ring.bits)} bits"
+            f" degree {ring.degree} and {sum(ring.bits)} bits; {told}"
         )
 
     def settings(self) -> Mapping[str, ConfigValue]:

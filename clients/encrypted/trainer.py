@@ -29,9 +29,11 @@ from torch import nn
 
 from clients.encrypted.encryptor import WORTH, EncryptionError, Pending, encrypt_all, fresh
 from clients.encrypted.evaluation import Value
+from clients.encrypted.flooding import Flooding, Release
 from clients.encrypted.half_done import Acknowledged, HalfDone, OwnerFolder
 from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.network import ACTIVATIONS, PolynomialNet
+from clients.encrypted.noise import ErrorModel, Magnitudes
 from clients.encrypted.owner import LOSS, Owner, WrapAroundError
 from clients.encrypted.party import BATCH, KEYS, LOGITS, NOTE, WANT, note, read_means, read_note
 from clients.encrypted.plan import HEADROOM, Plan, plan_of
@@ -71,6 +73,8 @@ LOSSES: Final[dict[Mode, Loss]] = {"ce": "cross_entropy", "strict": "squared"}
 
 FOLDER: Final = "encrypted"
 """Where owners' own files lie, under the folder that they are given."""
+_ACCURACY: Final = "accuracy"
+_FLOODING: Final = Flooding()
 _MOST_TURNS: Final = 6
 """That an owner answers in a session; four is the most that an honest party needs."""
 _TOKEN: Final = re.compile(r"[0-9a-f]{8,64}")
@@ -104,12 +108,14 @@ class EncryptedTrainer(FedSgd):
         mode: the collector's: whether the owner answers logits (`ce`), or decrypts mean gradients alone (`strict`).
         key: file of the owner's secret key, made where there is none; the same for several clients that share one.
             None for one in the client's own folder.
+        flooding: noise on all that is told of what was decrypted, and how often; None for tests, which compare.
         folder: where owners' files lie; given by the application.
         party: what computes, on the client that computes for the others; given by the application.
     """
 
     mode: Mode = "ce"
     key: Path | None = None
+    flooding: Flooding | None = _FLOODING
     loss: Literal["cross_entropy", "squared"] = field(
         default="cross_entropy", init=False, repr=False
     )
@@ -318,10 +324,25 @@ class _Turn:
         except WrapAroundError as error:
             raise TrainingDivergedError(f"client {self._job.client}: {error}") from error
         self._acknowledge(answer)
-        loss = state.loss if LOSS not in found else float(found.pop(LOSS))
-        metrics = {} if state.accuracy is None else {"train_accuracy": state.accuracy}
-        largest = max(float(np.abs(gradient).max()) for gradient in found.values())
-        return found, {**metrics, "train_loss": float(loss or 0), "largest_gradient": largest}
+        if state.loss is not None:
+            found[LOSS] = np.asarray(state.loss)
+            found[_ACCURACY] = np.asarray(state.accuracy)
+        told = self._released(found)
+        metrics = {"train_loss": float(told.pop(LOSS))}
+        if _ACCURACY in told:
+            metrics["train_accuracy"] = float(np.clip(told.pop(_ACCURACY), 0, 1))
+        largest = max(float(np.abs(gradient).max()) for gradient in told.values())
+        return told, {**metrics, "largest_gradient": largest}
+
+    def _released(self, found: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+        """What may be told of what was decrypted, metrics of it too; raises `Refused` (`worn`)."""
+        trainer, plan = self._trainer, self._plan
+        if trainer.flooding is None:
+            return found
+        assert trainer.folder is not None  # whose own() was asked for
+        errors = ErrorModel(plan, Magnitudes.assumed(plan.spec), len(self._rows))
+        release = Release(self._keys, trainer.folder, trainer.flooding, errors.bound)
+        return release(found)
 
     def _state(self) -> HalfDone:
         told = self._told

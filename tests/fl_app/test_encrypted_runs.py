@@ -21,7 +21,7 @@ from tests.fl_app.test_run import model_of, read_until_round, run, trellis
 ENCRYPTED = [
     "strategy=encrypted", "num_clients=1", "model.features=pool", "model.number=16", "model.hidden=[4]",
     "model.hidden_scale=0.5", "model.logit_scale=0.1", "client.batch_size=512", "compute.workers=1",
-    "server=sgd", "server.lr=0.05",
+    "server=sgd", "server.lr=0.05", "client.flooding=null",
 ]  # fmt: skip
 TWIN = ["collector=plain", "client=fedsgd", "client.batch_size=512"]
 STEP = 2e-3
@@ -234,6 +234,22 @@ def test_noise_of_the_owners_goes_with_it(tmp_path):
     _, summary, _ = run(tmp_path, *ENCRYPTED, *private, "num_clients=2", "rounds=1")
     assert summary["status"] == "completed"
     assert summary["privacy"]["epsilon"] > 0
+
+
+def test_a_key_tells_so_many_steps_and_no_more(tmp_path):
+    chosen = [
+        "client.flooding._target_=clients.encrypted.flooding.Flooding",
+        "client.flooding.decryptions=2",
+    ]
+    kept = [one for one in ENCRYPTED if one != "client.flooding=null"]
+    result, summary, lines = run(tmp_path / "a", *kept, *chosen, "rounds=4")
+    assert [row["void"] for row in summary["history"]] == [False, False, True, True]
+    assert "worn" in (result.summary_path.parent / "run.log").read_text()
+    assert "2 steps a key" in lines[0]
+    twin, _, _ = run(tmp_path / "b", *kept, *TWIN, "rounds=2")
+    one, other = model_of(result), model_of(twin)
+    noise = np.concatenate([(one[name] - other[name]).ravel() for name in one])
+    assert 1e-6 < np.abs(noise).max() < 1e-2
 
 
 def test_other_runs_are_none():

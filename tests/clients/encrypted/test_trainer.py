@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 
+from clients.encrypted.flooding import Flooding
 from clients.encrypted.half_done import Acknowledged, HalfDone, OwnerFolder
 from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.party import ComputeParty, note, read_note
@@ -27,7 +28,9 @@ from strategies.update import Update
 from strategies.wire import pack, unpack_model
 from tests.support.owners import TASK, OwnersRun, Serving, network, plan_for
 
-TRAINERS = {mode: EncryptedTrainer(batch_size=512, mode=mode) for mode in ("ce", "strict")}
+TRAINERS = {
+    mode: EncryptedTrainer(batch_size=512, mode=mode, flooding=None) for mode in ("ce", "strict")
+}
 MOST_ERROR = {"ce": 2e-4, "strict": 2e-3}
 """Of the largest gradient: what comes of ciphertexts beside what comes of plaintexts."""
 
@@ -324,6 +327,31 @@ def test_an_owner_in_the_strict_mode_answers_no_logits(owners):
 
 
 # ---- keys, data, and what is kept ----
+
+
+@pytest.mark.parametrize("mode", ["ce", "strict"])
+def test_all_that_is_told_is_noised_and_the_same_when_it_is_sent_again(owners, mode):
+    exact, flooded = owners(mode), owners(mode, trainer={"flooding": Flooding(multiple=100)})
+    flooded.folder = exact.folder
+    update, noised = exact.run()[0], flooded.run()[0]
+    noise = noised.delta.vector - update.delta.vector
+    assert (noise != 0).all()
+    assert 0 < noise.std() < 0.05
+    assert noised.metrics["train_loss"] != update.metrics["train_loss"]
+    assert noised.metrics.get("train_accuracy", 0) != update.metrics.get("train_accuracy", 1)
+    largest = np.abs(noised.delta.vector).max()
+    assert noised.metrics["largest_gradient"] == pytest.approx(largest)
+
+
+def test_a_key_is_worn_after_so_many_steps_whoever_of_its_owners_took_them(
+    owners, tmp_path, caplog
+):
+    own = {"flooding": Flooding(decryptions=3), "key": tmp_path / "shared.key"}
+    run = owners("ce", num_clients=2, trainer=own)
+    assert all(isinstance(one, Update) for one in run.run(1).values())
+    became = [type(one) for one in run.run(2).values()]
+    assert sorted(kind.__name__ for kind in became) == ["Refusal", "Update"]
+    assert "worn" in caplog.text
 
 
 def test_a_key_that_others_can_read_is_not_used(owners, tmp_path, caplog):
