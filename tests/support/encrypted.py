@@ -210,7 +210,7 @@ class Bench:
         packed = self.value(self.owner.packed(features), scales.packed)
         for worker in self.workers:
             worker.begin(inputs.columns)
-        values = {"x": inputs, **self._forward(arrays)}
+        values = {"x": inputs, **self.forward(arrays)}
         means: dict[str, list[Packed]] = {}
         answer, last = None, spec.layers - 1
         if spec.loss == "cross_entropy":
@@ -235,7 +235,8 @@ class Bench:
             gradients[LOSS] = np.asarray(answer.loss)
         return Step(gradients, values, means)
 
-    def _forward(self, arrays: Arrays) -> dict[str, Value]:
+    def forward(self, arrays: Arrays) -> dict[str, Value]:
+        """All layers, on the batch that the workers have begun with."""
         found: dict[str, Value] = {}
         below = None
         for layer in range(self.spec.layers):
