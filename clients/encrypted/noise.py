@@ -104,21 +104,21 @@ class Magnitudes:
 
         Nobody checks that another one does: an owner does not know the model, nor the compute party the values.
         """
-        small = (
-            0.45 if spec.loss == "squared" else 1.0
-        )  # its logits are indicators, and start at 1/K
+        # With squared loss logits are indicators, and start at 1 / K.
+        small = 0.45 if spec.loss == "squared" else 1.0
         power, z, back = spec.power, 2.25 * small, 1.25 * small
-        first = (2 * sqrt(spec.sizes[1]), 3.5, 2.4, 1.7)
-        matrices, hidden = [Matrix(*(small * norm for norm in first), 0.5)], list[Hidden]()
+        whole = 2 * sqrt(spec.sizes[1])
+        matrices = [Matrix(small * whole, small * 3.5, small * 2.4, small * 1.7, 0.5)]
+        hidden = list[Hidden]()
         for units, outputs in zip(spec.sizes[1:-1], spec.sizes[2:], strict=True):
-            later = (1.1 * sqrt(outputs), 1.7, 1.4, 0.9)
-            matrices.append(Matrix(*(small * norm for norm in later), 0.5))
+            whole = 1.1 * sqrt(outputs)
+            matrices.append(Matrix(small * whole, small * 1.7, small * 1.4, small * 0.9, 0.5))
             slopes = z ** (power - 1) * sqrt(_GAUSSIAN[2 * power - 2] * units)
-            whole = z**power * sqrt(_GAUSSIAN[2 * power] * units)
+            powers = z**power * sqrt(_GAUSSIAN[2 * power] * units)
             derived = z ** (power - 2)
             turned = back * (power - 1) * derived
-            norms = (z * sqrt(units), slopes, whole, back, turned, 2 * small**2 * derived)
-            hidden.append(Hidden(*norms))
+            values, gradients = z * sqrt(units), 2 * small**2 * derived
+            hidden.append(Hidden(values, slopes, powers, back, turned, gradients))
         return cls(1.25 * sqrt(spec.sizes[0]), 1.2, tuple(matrices), tuple(hidden))
 
     @classmethod
@@ -228,7 +228,7 @@ class ErrorModel:
 
     def _white(self, variance: float, scale: float) -> float:
         """The mean square over slots of white noise."""
-        return self.plan.ring.degree * variance / 4.0**scale
+        return float(self.plan.ring.degree * variance / 4.0**scale)
 
     def _rounding(self, name: str) -> float:
         return self._white(rounding(self.plan.ring), self.plan.formats[name].scale)
