@@ -20,7 +20,7 @@ from clients.encrypted.worker import KeysMissingError, Setup
 from strategies.ckks.streams import CiphertextError
 
 _PATIENCE: Final = 10.0
-"""Seconds that a worker is given to end by itself."""
+"""Seconds that a worker is given to end when it is told to."""
 
 
 _TOLD: Final = (BatchMissingError, KeysMissingError, CiphertextError, WeightRangeError)
@@ -91,7 +91,9 @@ class _Process:
         self._process.kill()
 
     def close(self) -> None:
+        """Ends it: it keeps nothing that would be lost."""
         self._connection.close()
+        self._process.terminate()
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -117,9 +119,8 @@ class Crew:
         if size < 1:
             raise ValueError(f"a crew of {size} workers does no work")
         self._plan, self._keys, self._ciphertexts = plan, keys, ciphertexts
-        self._most = max(
-            1, min(plan.spec.sizes[1:]) // 2
-        )  # a worker without a pair of units would have nothing to do
+        # A worker without a pair of units of any layer would have nothing to do.
+        self._most = max(1, max(plan.spec.sizes[1:]) // 2)
         self.size, self.chunk = min(size, self._most), chunk
         self._processes: list[_Process] = []
         self._finalizer: Any = None

@@ -87,7 +87,7 @@ class ComputeParty:
     ) -> None:  # fmt: skip
         for handed in (plan, folder, memory):
             public_only(handed)
-        self.plan, self._held = plan, _hold(folder)
+        self.plan, self.folder, self._held = plan, folder, _hold(folder)
         most = _MOST_OWNERS * (evaluation_bytes(plan.ring, plan.galois) + _KEYS_HEAD)
         self._keyring = Keyring(folder / "keys", most)
         self._cache = CiphertextCache(folder / "ciphertexts", cache_mb)
