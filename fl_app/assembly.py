@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import ceil
@@ -28,7 +29,7 @@ from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config, TargetNode
 from fl_app.config.targets import build
 from fl_app.encryption import FOLDER as COMPUTE_FOLDER
-from fl_app.encryption import Serving, compute_client, is_encrypted, owning
+from fl_app.encryption import Serving, compute_client, fitted, is_encrypted, owning
 from fl_app.engine import Adversary, resolve_workers
 from fl_app.halves import PartMaker, is_split, planned_cut, upper_server
 from fl_app.identity import code_hash
@@ -84,6 +85,7 @@ class Assembly:
         self.trainer: SGD = build(config.client, directory=config.directory)
         self.attack = self._attack()
         self._data: dict[int, FederatedData] = {}
+        self._smaller: dict[str, object] = {}
 
     def _attack(self) -> Attack | None:
         node = self.config.attack
@@ -142,6 +144,7 @@ class Assembly:
                 padding_id=self.task.padding_id,
                 goals=self.task.goals,
                 auxiliary=getattr(self.trainer, "auxiliary_steps", 0) > 0,
+                **self._smaller,
                 **known,
             )
         return module
@@ -195,7 +198,25 @@ class Assembly:
         return self._serving(self.config.run_dir)
 
     def _serving(self, folder: Path) -> Serving:
-        return Serving(self.config, self.module(), self.trainer, folder / COMPUTE_FOLDER)
+        spec = fitted(self.config, self.module(), self.trainer)
+        return Serving(self.config, spec, self.trainer, folder / COMPUTE_FOLDER)
+
+    def _fit(self) -> None:
+        """Takes a smaller model or mini-batch, where memory leaves no room and the configuration allows it."""
+        if not self.encrypted:
+            return
+        spec = fitted(self.config, module := self.module(), self.trainer)
+        if spec.batch < self.trainer.batch_size:
+            self.trainer = replace(self.trainer, batch_size=spec.batch)
+        if spec.sizes != module.sizes:
+            self._smaller = {"hidden": spec.sizes[1:-1]}
+
+    def forecast(self, num_clients: int) -> str | None:
+        """What a training on ciphertexts will take, where the server computes."""
+        if not self.encrypted or compute_client(self.config) is not None:
+            return None
+        most = self.data(num_clients).sizes.max()
+        return self.serving.forecast(num_clients, ceil(most / self.trainer.batch_size))
 
     def close(self) -> None:
         """Ends what was started."""
@@ -437,6 +458,7 @@ class Assembly:
             ContractError: parts of the pipeline may not be composed.
         """
         config = self.config
+        self._fit()
         privacy = self.privacy(num_clients)
         combiner = build(config.combiner, seed=self._seed_of_draws)
         check_factors(config, combiner, self._model_parts[1][DELTA], self.trainer)

@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.encrypted.limits import MemoryLimit, MemoryLimitError
 from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
 from clients.encrypted.plan import Plan, plan_of
+from clients.encrypted.planner import Forecast, Settings, fitting
+from clients.encrypted.spec import Spec
 from clients.encrypted.trainer import SPEC, EncryptedTrainer, spec_of
 from clients.trainers import SGD
 from fl_app.config.faults import ConfigError, Fault
@@ -28,12 +31,15 @@ from fl_app.config.schema import Config
 from fl_app.config.targets import build, locate
 from fl_app.engine import resolve_workers
 from fl_app.node import Node
+from fl_app.services.files import write_atomically
 from strategies.collectors import Encrypted
 from strategies.collectors.turns import Learner
 from strategies.protocols import ConfigValue
 
 log = logging.getLogger(__name__)
 
+FITTED: Final = "fitted.json"
+"""In a run's folder: mini-batch and hidden units that were taken, since memory has no room for the configured ones."""
 FOLDER: Final = "compute"
 """In a run's folder, or in that of the client that computes: public keys and ciphertexts of owners."""
 
@@ -78,28 +84,85 @@ def compute_client(config: Config) -> int | None:
     return found
 
 
+def planned(config: Config, owners: int = 1, batches: int = 1) -> Settings:
+    """What a run tells the planner."""
+    compute = config.compute
+    workers = resolve_workers(compute.workers)
+    return Settings(workers, compute.chunk, compute.cache_mb, owners, batches, config.rounds)
+
+
+def limit_of(config: Config) -> MemoryLimit:
+    """What memory the compute party may take."""
+    limit: MemoryLimit = MemoryLimit() if config.memory is None else build(config.memory)
+    return limit
+
+
+def fitted(config: Config, module: nn.Module, trainer: SGD) -> Spec:
+    """What is trained below the memory limit: what is configured, or where `memory.allow` says so, what is smaller.
+
+    A run that is resumed goes on with what it took before.
+
+    Raises:
+        ConfigError: the model can't be trained on ciphertexts; or nothing that is allowed fits.
+    """
+    assert isinstance(trainer, EncryptedTrainer)  # is_encrypted has looked
+    try:
+        spec = spec_of(module, trainer.batch_size, config.collector.arguments["mode"])
+        plan_of(spec)
+    except ValueError as error:
+        raise ConfigError([Fault("model", str(error), config.model.name)]) from error
+    limit = limit_of(config)
+    if limit.limit_mb is None or compute_client(config) is not None:
+        return spec
+    if (earlier := _earlier(config, spec)) is not None:
+        return earlier
+    try:
+        found = fitting(spec, planned(config), limit)
+    except MemoryLimitError as error:
+        raise ConfigError([Fault("memory.limit_mb", str(error))]) from error
+    if found != spec and config.backend == "flower":
+        told = (
+            f"client.batch_size={found.batch} model.hidden={list(found.sizes[1:-1])} would fit: devices read their"
+            " own configuration, so set them there"
+        )
+        raise ConfigError([Fault("memory.limit_mb", told)])
+    if config.run_dir.is_dir():
+        told = json.dumps({"batch": found.batch, "hidden": found.sizes[1:-1]})
+        write_atomically(config.run_dir / FITTED, told.encode())
+    return found
+
+
+def _earlier(config: Config, spec: Spec) -> Spec | None:
+    """What a run that is resumed has taken: measured again, it could be something else."""
+    if config.resume == "never":
+        return None
+    try:
+        told = json.loads((config.run_dir / FITTED).read_text())
+        sizes = (spec.sizes[0], *map(int, told["hidden"]), spec.sizes[-1])
+        return replace(spec, sizes=sizes, batch=int(told["batch"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class Serving:
     """The compute party, as collectors and clients are handed it.
 
     Args:
         config: of the run.
-        module: the configured model.
+        spec: what is trained.
         trainer: the owners'.
         folder: where keys and ciphertexts stay.
-
-    Raises:
-        ConfigError: the model can't be trained on ciphertexts.
     """
 
-    def __init__(self, config: Config, module: nn.Module, trainer: SGD, folder: Path) -> None:
+    def __init__(self, config: Config, spec: Spec, trainer: SGD, folder: Path) -> None:
         assert isinstance(trainer, EncryptedTrainer)  # is_encrypted has looked
-        try:
-            spec = spec_of(module, trainer.batch_size, config.collector.arguments["mode"])
-            self.plan: Plan = plan_of(spec)
-        except ValueError as error:
-            raise ConfigError([Fault("model", str(error), config.model.name)]) from error
+        self.plan: Plan = plan_of(spec)
         self._config, self._folder, self._flooding = config, folder, trainer.flooding
         self._party: ComputeParty | None = None
+
+    def forecast(self, owners: int, batches: int) -> str:
+        """What the run will take, as a table; some operations are timed for it, half a second or so."""
+        return Forecast(self.plan, planned(self._config, owners, batches)).text()
 
     def describe(self) -> str:
         """The model and its ring."""
@@ -130,7 +193,7 @@ class Serving:
                 self.plan,
                 self._folder,
                 workers=resolve_workers(settings.workers),
-                memory=None if self._config.memory is None else build(self._config.memory),
+                memory=limit_of(self._config),
                 cache_mb=settings.cache_mb,
                 chunk=settings.chunk,
             )

@@ -332,6 +332,8 @@ class _Run:
             "folder": self.folder.path,
         }
         self.console.begin(config.strategy, config.rounds, facts)
+        if (forecast := self.assembly.forecast(self.num_clients)) is not None:
+            self.console.note(forecast)
         for risk in risks(self.strategy.pipeline, self.assembly, self.num_clients):
             self.console.note(risk)
         if resumed:
