@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -121,10 +122,12 @@ class Cipher:
         return values.view(np.float64).reshape(-1)[:size] * parameters.limit
 
     def _flood(self, blob: bytes, size: int) -> NDArray[np.float64]:
-        """Gaussian noise (size,): the same for the same sum, whoever decrypts it and however often."""
+        """Gaussian noise (size,): the same for the same sum and scale, whoever decrypts it and however often."""
         from scipy.special import ndtri
 
-        key = self._key.derive("flooding", hashlib.sha256(blob).digest())
+        # Two scales of one normal vector would give the exact sum away.
+        scale = struct.pack("<d", self._parameters.flooding)
+        key = self._key.derive("flooding", hashlib.sha256(scale + blob).digest())
         words = np.frombuffer(keystream(key, 8 * size), "<u8")
         return np.asarray(ndtri(_uniform(words)) * self._parameters.flooding, np.float64)
 

@@ -297,3 +297,15 @@ def test_no_word_of_the_keystream_gives_noise_without_bound():
     assert np.isfinite(noise).all()
     assert (np.diff(noise) > 0).all()
     assert np.abs(noise).max() < 9
+
+
+def test_two_scales_of_flooding_are_not_the_same_noise() -> None:
+    """Else the difference of two releases would give the noise, and with it the exact sum."""
+    key = SharedKey.generate()
+    quiet, loud = CkksParameters(noise_bits=2.0), CkksParameters(noise_bits=6.0)
+    sums = Sum(quiet, 512)
+    sums.add(Cipher(quiet, key).encrypt(np.zeros(512)).blob)
+    blob = sums.to_bytes()
+    first, second = (Cipher(p, key).release(blob, 512) for p in (quiet, loud))
+    # Independent: the correlation of 512 pairs is beyond 0.3 once in 10^11.
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.3
