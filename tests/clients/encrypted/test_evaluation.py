@@ -62,7 +62,7 @@ def agree(spec, arrays, examples, most=2e-3, **settings):
         ((7, 5, 3), "cubic", 256, 100),
         ((9, 5, 3), "square", 4096, 3000),  # b = 1
         ((9, 5, 4), "square", 2048, 2048),  # b = 2, and more units than 2 b
-        ((7, 19, 18), "square", 512, 1),  # more than 2 b of both
+        ((7, 19, 18), "square", 512, 16),  # more than 2 b of both
     ],
 )
 def test_gradients_and_loss_are_autograds(loss, sizes, activation, size, samples):
