@@ -8,8 +8,11 @@ from itertools import pairwise
 from typing import Final, Literal, get_args
 
 Loss = Literal["cross_entropy", "squared"]
-"""`cross_entropy`: the owner decrypts the logits of its own data, and sends back their errors, encrypted. `squared`, half
-the squared distance to the one-hot label: errors are computed on ciphertexts; the owner decrypts means alone."""
+"""`cross_entropy`: the owner decrypts the logits of its own data, and sends back their errors, encrypted.
+
+`squared` is half the squared distance to the one-hot label: errors are computed on ciphertexts, and the owner decrypts
+means alone.
+"""
 
 Activation = Literal["square", "cubic"]
 """z² or z³."""
