@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from clients.encrypted.footprint import tree_mb
 from clients.encrypted.keys import OwnerKeys
+from clients.encrypted.plan import plan_of
+from clients.encrypted.planner import Forecast
+from clients.encrypted.trainer import EncryptedTrainer
 from fl_app.assembly import Assembly
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
-from fl_app.encryption import is_encrypted
+from fl_app.encryption import FITTED, is_encrypted, owning, planned
+from fl_app.node import Node
 from tests.fl_app.test_run import model_of, read_until_round, run, trellis
 
 ENCRYPTED = [
@@ -260,6 +266,46 @@ def test_a_key_tells_so_many_steps_and_no_more(tmp_path):
     one, other = model_of(result), model_of(twin)
     noise = np.concatenate([(one[name] - other[name]).ravel() for name in one])
     assert 1e-6 < np.abs(noise).max() < 1e-2
+
+
+def test_a_smaller_model_is_taken_where_memory_leaves_no_room_and_a_resumed_run_keeps_to_it(
+    tmp_path,
+):
+    wide = ["task=digits", *ENCRYPTED, "model.hidden=[512]", f"output_dir={tmp_path}"]
+    plan = Assembly(compose(wide)).serving.plan
+    small = replace(plan.spec, sizes=(16, 64, 10), batch=64)
+    base = tree_mb(psutil.Process())
+    least = [
+        Forecast(plan_of(spec), replace(planned(compose(wide)), base_mb=base).least).memory_mb
+        for spec in (small, plan.spec)
+    ]
+    limit = [f"memory.limit_mb={sum(least) / 2 / 0.95:.0f}"]
+    with pytest.raises(ConfigError, match=r"memory\.allow"):
+        Assembly(compose([*wide, *limit])).strategy(1)
+    allowed = compose([*wide, *limit, "memory.allow=[batch,'hidden units']"])
+    allowed.run_dir.mkdir(parents=True)
+    assembly = Assembly(allowed)
+    assembly.strategy(1)
+    taken = assembly.serving.plan.spec
+    assert (taken.sizes, taken.batch) != (plan.spec.sizes, plan.spec.batch)
+    assert assembly.module().sizes == taken.sizes
+    assert assembly.trainer.batch_size <= taken.batch
+    (allowed.run_dir / FITTED).write_text('{"batch": 128, "hidden": [8]}')
+    again = Assembly(allowed)
+    again.strategy(1)
+    assert (again.module().sizes, again.trainer.batch_size) == ((16, 8, 10), 128)
+
+
+def test_a_devices_operator_names_the_key_and_no_run_does():
+    trainer = EncryptedTrainer(key=Path("/servers.key"))
+    named = Node({"partition-id": 0, "encrypted-key": "/mine.key"})
+    assert owning(trainer, None, None).key == Path("/servers.key")
+    assert owning(trainer, named, None).key == Path("/mine.key")
+    assert owning(trainer, Node({"partition-id": 0}), None).key is None
+    with pytest.raises(ValueError, match=r"encrypted-key.*absolute"):
+        _ = Node({"partition-id": 0, "encrypted-key": "mine.key"}).owner_key
+    with pytest.raises(ValueError, match="no setting encrypted-kye"):
+        Node({"partition-id": 0, "encrypted-kye": "/mine.key"})
 
 
 def test_other_runs_are_none():
