@@ -148,6 +148,8 @@ class Evaluation:
         else:
             columns = self.state.batch if below is None else self._with_ones(below)
             level = plan.ring.levels if below is None else below.level
+            if last:  # logits that an owner decrypts need no more primes than they are sent with
+                level = plan.formats["o"].level
             whole = quantised(np.column_stack([weights, ones]), factor)
             sums = self._matmul(whole, columns, level)
         if last:

@@ -94,7 +94,7 @@ def read_means(arrays: Arrays) -> dict[str, list[Packed]]:
             ]
             for name, items in means.items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused("malformed", f"no mean gradients came: {error}") from error
 
 

@@ -11,8 +11,10 @@ The model's weights are not known here. What is decrypted here is exact to the o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +35,9 @@ LABELS: Final = "labels"
 ERRORS: Final = "errors"
 PACKED_ERRORS: Final = "packed_errors"
 LOSS: Final = "loss"
+_SCALE_TOLERANCE: Final = 1e-6
+
+log = logging.getLogger(__name__)
 
 
 class WrapAroundError(ArithmeticError):
@@ -166,8 +171,15 @@ class Owner:
         return self._encrypted(rows, classes, plan.scales.labels, plan.formats["o"].level)
 
     def answer(self, logits: Value, targets: NDArray[np.integer]) -> Errors:
-        """The errors of logits (K units at level 1) by targets (n,), n up to m."""
+        """The errors of logits (K units at level 1) by targets (n,), n up to m.
+
+        Raises:
+            CiphertextError: they are no logits of the plan's scale.
+        """
         plan, classes = self._plan, self._plan.spec.sizes[-1]
+        scale = 2.0 ** plan.formats["o"].scale
+        if not isclose(logits.scale, scale, rel_tol=_SCALE_TOLERANCE):
+            raise CiphertextError(f"logits of scale {logits.scale:g}, where the plan has {scale:g}")
         rows = [self._slots_of(row, logits.scale)[: len(targets)] for row in logits.residues]
         values = np.stack(rows, axis=1)
         values -= values.max(axis=1, keepdims=True)
@@ -206,7 +218,7 @@ class Owner:
         full = self.slots.samples / samples
         for layer in range(spec.layers):
             inputs, outputs = spec.sizes[layer], spec.sizes[layer + 1]
-            leaves = self._means(means, weight(layer)) * full
+            leaves = self._means(means, weight(layer), f"means{layer}") * full
             if layer == 0:
                 found[weight(layer)] = _cut(leaves, outputs, inputs)
             else:
@@ -214,16 +226,20 @@ class Owner:
             if errors is not None and layer == spec.layers - 1:
                 found[bias(layer)] = np.asarray(errors, np.float64)
                 continue
-            pairs = self._means(means, bias(layer))[:, [0, self._plan.copies]] * full
+            form = f"g{layer}" if layer < spec.layers - 1 else "delta"
+            pairs = self._means(means, bias(layer), form)[:, [0, self._plan.copies]] * full
             found[bias(layer)] = _cut(pairs, 1, outputs)[0]
         if spec.loss == "squared":
-            loss = self._means(means, LOSS)[0, 0] * full / 2
+            loss = self._means(means, LOSS, "loss")[0, 0] * full / 2
             found[LOSS] = np.asarray(loss)
         return found
 
-    def _means(self, means: Mapping[str, Sequence[Packed]], name: str) -> NDArray[np.float64]:
+    def _means(
+        self, means: Mapping[str, Sequence[Packed]], name: str, form: str
+    ) -> NDArray[np.float64]:
         """The leaves (leaves, 2 b) of one parameter."""
-        rows, most = [], 0.0
+        rows, scale = [], self._plan.packed_scale(form)
+        most = 2.0 ** (self._plan.room(scale) - HEADROOM)
         for item in means.get(name, ()):
             if item.residues.shape != (2, 1, self._ring.degree) or not (
                 1 <= item.leaves <= self.slots.most_leaves
@@ -232,17 +248,21 @@ class Owner:
                     f"{name}: {item.residues.shape} with {item.leaves} leaves is no packed mean"
                 )
             in_range(item.residues, self._ring, name)
-            most = 2.0 ** (self._plan.room(item.scale) - HEADROOM)
+            if not isclose(item.scale, scale, rel_tol=_SCALE_TOLERANCE):
+                raise CiphertextError(
+                    f"{name}: a scale of {item.scale:g}, where the plan has {scale:g}"
+                )
             whole = centred(self._coefficients(item.residues, item.scale), self._ring.primes[0])
             rows.append(self.slots.means(whole[self.slots.places(item.leaves)] / item.scale))
         if not rows:
             raise CiphertextError(f"{name}: no mean gradients came")
         found = np.concatenate(rows)
         largest = float(np.abs(found).max())
-        if largest > most:
-            raise WrapAroundError(
-                f"{name}: a mean of {largest:g} where {most:g} is the most that is safe: the training"
-                " has diverged, or a sum has wrapped round; lower server.lr, or start from smaller weights"
+        if not largest <= most:
+            log.warning("%s: a mean of %g, where %g is the most that is safe", name, largest, most)
+            raise WrapAroundError(  # which may travel: no decrypted number is in it
+                f"{name}: a mean is larger than the {most:g} that is safe: the training has diverged, or a sum has"
+                " wrapped round; lower server.lr, or start from smaller weights"
             )
         return found
 

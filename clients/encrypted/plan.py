@@ -140,7 +140,13 @@ class Plan:
 
     def lift(self, scale: float) -> int:
         """Bits that such a value may be multiplied with before it is packed."""
-        return max(0, min(self.scales.packed, int(self.room(scale)) - 2 * HEADROOM))
+        # Rounded first: both ends find the same for scales that are the same but for rounding.
+        return max(0, min(self.scales.packed, int(round(self.room(scale), 4)) - 2 * HEADROOM))
+
+    def packed_scale(self, name: str) -> float:
+        """The scale with which a value comes packed to the owner; by the names of `formats`."""
+        scale: float = 2.0 ** self.formats[name].scale
+        return scale * 2.0 ** self.lift(scale)
 
     @property
     def galois(self) -> tuple[int, ...]:
@@ -173,7 +179,9 @@ class _Walk:
             value, slope = self.activation(layer, level, scale)
             slopes.append(slope)
         level, scale = self.note(
-            "o", value[0], value[1] + (scales.weights if hidden else scales.first)
+            "o",
+            1 if self.spec.loss == "cross_entropy" else value[0],
+            value[1] + (scales.weights if hidden else scales.first),
         )
         value = self.errors(level, scale, slopes)
         for layer in range(hidden - 1, -1, -1):

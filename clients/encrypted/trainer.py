@@ -32,10 +32,11 @@ from clients.encrypted.evaluation import Value
 from clients.encrypted.flooding import Flooding, Release
 from clients.encrypted.half_done import Acknowledged, HalfDone, OwnerFolder
 from clients.encrypted.keys import OwnerKeys
+from clients.encrypted.ledger import ReleaseLedger
 from clients.encrypted.network import ACTIVATIONS, PolynomialNet
 from clients.encrypted.noise import ErrorModel, Magnitudes
+from clients.encrypted.notes import BATCH, KEYS, LOGITS, NOTE, WANT, note, read_means, read_note
 from clients.encrypted.owner import LOSS, Owner, WrapAroundError
-from clients.encrypted.party import BATCH, KEYS, LOGITS, NOTE, WANT, note, read_means, read_note
 from clients.encrypted.plan import HEADROOM, Plan, plan_of
 from clients.encrypted.ranges import FEATURE_RMS
 from clients.encrypted.schedule import batch_of_round, batches
@@ -337,12 +338,15 @@ class _Turn:
     def _released(self, found: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
         """What may be told of what was decrypted, metrics of it too; raises `Refused` (`worn`)."""
         trainer, plan = self._trainer, self._plan
+        key = trainer.key_of(self._job.client, plan)
+        ledger = ReleaseLedger(key, self._keys.fingerprint)
         if trainer.flooding is None:
+            ledger.charge_exact()
             return found
-        assert trainer.folder is not None  # whose own() was asked for
-        errors = ErrorModel(plan, Magnitudes.assumed(plan.spec), len(self._rows))
-        release = Release(self._keys, trainer.folder, trainer.flooding, errors.bound)
-        return release(found)
+        batch = self._job.examples.take(self._rows)
+        sizes = Magnitudes.assumed(plan.spec).over(self._module.featurise(batch.inputs).numpy())
+        bound = ErrorModel(plan, sizes, len(self._rows)).bound
+        return Release(self._keys, ledger, trainer.flooding, bound)(found)
 
     def _state(self) -> HalfDone:
         told = self._told
@@ -359,7 +363,7 @@ class _Turn:
 
     def _note(self) -> NDArray[np.uint8]:
         told = {"fingerprint": self._keys.fingerprint, "data": self._data}
-        return note({**told, "batch": self._batch, "samples": len(self._rows)})
+        return note({**told, "batch": self._batch})
 
     def _wanted(self, wants: object) -> Arrays:
         """What the party lacks."""
@@ -413,9 +417,10 @@ class _Turn:
         features = self._module.featurise(batch.inputs).numpy()
         size = float(np.sqrt(np.mean(np.square(features, dtype=np.float64))))
         if size > FEATURE_RMS:
-            raise ValueError(
-                f"client {self._job.client}: features have a root mean square of {size:.3g}, and ciphertexts hold"
-                f" {FEATURE_RMS:g} at most: standardise the data"
+            log.warning("client %d: features' root mean square is %.3g", self._job.client, size)
+            raise ValueError(  # which may travel: no number of the data is in it
+                f"client {self._job.client}: features have a larger root mean square than the {FEATURE_RMS:g} that"
+                " ciphertexts hold: standardise the data"
             )
         return Pending(number, features, batch.targets.numpy())
 
@@ -433,9 +438,10 @@ class _Turn:
         except CiphertextError as error:
             raise Refused("malformed", str(error)) from error
         if not found.loss < 2.0 ** (self._plan.room(scale) - HEADROOM):
-            raise TrainingDivergedError(
-                f"client {self._job.client}: a mean loss of {found.loss:.3g}: the training has diverged, or logits have"
-                " wrapped round; lower server.lr, or start from smaller weights (model.logit_scale)"
+            log.warning("client %d: a mean loss of %.3g", self._job.client, found.loss)
+            raise TrainingDivergedError(  # which may travel: no decrypted number is in it
+                f"client {self._job.client}: the training has diverged, or logits have wrapped round; lower server.lr,"
+                " or start from smaller weights (model.logit_scale)"
             )
         bias = tuple(map(float, found.bias))
         return found.arrays, replace(state, bias=bias, loss=found.loss, accuracy=found.accuracy)

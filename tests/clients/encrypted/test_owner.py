@@ -180,8 +180,9 @@ def test_answers_are_softmax_less_the_label_their_means_and_the_loss():
 def means(changed=None):
     """Three packed leaves of encrypted nothing, one of them changed."""
     seeded = owner_of(PLAN).packed(np.zeros((1, 5))).whole(DESK)[0]
-    good = Packed(seeded, 2.0**40, 3)
-    found = {weight(0): [good], bias(0): [replace(good, leaves=2)]}
+    good = Packed(seeded, PLAN.packed_scale("means0"), 3)
+    sums = Packed(seeded, PLAN.packed_scale("delta"), 2)
+    found = {weight(0): [good], bias(0): [sums]}
     if changed is not None:
         found[weight(0)] = [replace(good, **changed)] if changed else []
     return found
@@ -198,6 +199,9 @@ def test_means_of_nothing_are_nothing():
     [
         ({}, "no mean gradients came"),
         ({"leaves": 0}, "no packed mean"),
+        ({"scale": 2.0**-200}, "where the plan has"),
+        ({"scale": float("nan")}, "where the plan has"),
+        ({"scale": 0.0}, "where the plan has"),
         ({"leaves": 10**9}, "no packed mean"),
         ({"leaves": 4}, "no 3 by 5"),
         ({"leaves": 2}, "no 3 by 5"),
