@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients.encrypted import conditions as encrypted
+from clients.encrypted.trainer import EncryptedTrainer
 from clients.trainers import SGD, DpSgd
 from strategies.ckks.conditions import LEAST_NOISE, LEAST_QUORUM, MOST_DECRYPTIONS
 from strategies.ckks.member import CkksClient
@@ -28,7 +30,10 @@ _OURS = ("secagg-", "ckks-", "client-", "dp-", "encrypted-")
 _HIDING = ("secagg-", "ckks-")
 _SECAGG = {ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS}
 _CKKS = {KEY_SETTING, LEAST_QUORUM, LEAST_NOISE, MOST_DECRYPTIONS}
-_KNOWN = frozenset(_SECAGG | _CKKS | {FOLDER, DP_EPSILON, DP_DELTA, OWNER_KEY})
+_ENCRYPTED = {
+    OWNER_KEY, encrypted.LEAST_NOISE, encrypted.LEAST_MULTIPLE, encrypted.MOST_DECRYPTIONS,
+}  # fmt: skip
+_KNOWN = frozenset(_SECAGG | _CKKS | _ENCRYPTED | {FOLDER, DP_EPSILON, DP_DELTA})
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,14 @@ class Node:
         return next((key for key in sorted(self.settings) if key.startswith(_HIDING)), None)
 
     def admit_trainer(self, trainer: SGD) -> None:
-        """Holds a run's trainer against what the operator lets the device's examples be charged.
+        """Holds a run's trainer against what the operator lets be told of the device's examples, and of its key.
 
         Raises:
-            ValueError: the run may charge them more, or protects them by no noise; or a setting is no positive number.
+            ValueError: the run may charge them more, or protects them by less noise or none; or a setting is no number
+                in its range.
         """
+        if isinstance(trainer, EncryptedTrainer):
+            encrypted.Conditions.of(self.settings).check(trainer.flooding)
         most: dict[str, float] = {}
         for key in (DP_EPSILON, DP_DELTA):
             if (value := self.settings.get(key)) is None:

@@ -7,8 +7,8 @@ it the key (Li and Micciancio 2021, "On the Security of Homomorphic Encryption o
 
 on each element, t the bound on the error's norm, ν bits of statistical security are left after τ releases (Li,
 Micciancio, Schultz and Sorrell 2022, "Securing Approximate Homomorphic Encryption Using Differential Privacy"). Here t
-is of all elements of a step together, so that τ counts steps. Where no ν can be afforded, σ is a multiple of the error
-an element, for which no theorem speaks.
+is of all elements of a step together, so that τ counts steps; `ledger` adds up what steps with other noise have told.
+Where no ν can be afforded, σ is a multiple of the error an element, for which no theorem speaks.
 
 The noise follows from the key, whose entropy is the system's, and the exact values: the same step sent again has the
 same noise, and any other has noise of its own. What is computed on ciphertexts is not known here.
@@ -17,12 +17,10 @@ same noise, and any other has noise of its own. What is computed on ciphertexts 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
@@ -30,12 +28,11 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
 from clients.encrypted.keys import OwnerKeys
-from strategies.ckks.conditions import KeyLedger
+from clients.encrypted.ledger import Charge, ReleaseLedger
 from strategies.privacy.noise import gaussian
 from strategies.ranges import Ranged
 
-_STEP: Final = b"step"
-_SESSION_BYTES: Final = 16
+_TAG_BYTES: Final = 16
 
 Gradients = Mapping[str, NDArray[np.floating]]
 
@@ -84,47 +81,26 @@ class Flooding(Ranged):
         )
 
 
-def missing(deviation: float, other: float, *, clipped: bool = True) -> float:
-    """The noise that is still to be added where other noise, for differential privacy, comes on top of it.
-
-    Args:
-        deviation: σ that is wanted of both.
-        other: of independent Gaussian noise that is added to each element afterwards.
-        clipped: whether a clip lies between the two, which may shorten the first: then the other covers all or nothing.
-            (A clip never lengthens the error that is to be covered.)
-    """
-    if other >= deviation:
-        return 0.0
-    return deviation if clipped else sqrt(deviation**2 - other**2)
-
-
 @dataclass(frozen=True)
 class Release:
     """An owner's key, and what of it may still be told.
 
     Attributes:
-        keys: whose ledger and noise it is.
-        folder: of ledgers, on the owner's own disk.
+        keys: whose noise it is.
+        ledger: the key's.
         flooding: how much noise.
         bound: t, of the norm of a step's error; `noise.ErrorModel.bound`.
-        covered: the standard deviation of Gaussian noise that is added afterwards, behind a clip, and afresh each time.
     """
 
     keys: OwnerKeys
-    folder: Path
+    ledger: ReleaseLedger
     flooding: Flooding
     bound: Annotated[float, Gt(0)]
-    covered: float = 0.0
-
-    def deviation(self, elements: int) -> float:
-        """σ of what is added here to each of so many elements."""
-        return missing(self.flooding.deviation(self.bound, elements), self.covered)
 
     def __call__(self, gradients: Gradients) -> dict[str, NDArray[np.float64]]:
         """What may be told of a step's decrypted values: all of it, metrics of them too, in one call.
 
-        The ledger is charged first. A step that was released before is not charged again, unless its noise is added
-        elsewhere, and so is new.
+        The ledger is charged first. A step that was released before is not charged again.
 
         Raises:
             Refused: `worn`: the key has told what it may.
@@ -135,15 +111,13 @@ class Release:
         values = [np.asarray(gradients[name], np.float64) for name in names]
         if not all(np.isfinite(value).all() for value in values):
             raise ValueError("a decrypted value is not finite")
-        sigma = self.deviation(sum(value.size for value in values))
-        seed = self._seed(names, values, sigma)
-        session = _STEP if sigma else os.urandom(_SESSION_BYTES)
-        ledger = KeyLedger(self.folder, self.keys.fingerprint)
-        tag = self.keys.derive("flooding ledger", seed, _SESSION_BYTES).hex()
-        ledger.open(session, tag, 1, self.flooding.decryptions)
-        if not sigma:
-            return {name: value.copy() for name, value in zip(names, values, strict=True)}
         size = sum(value.size for value in values)
+        sigma = self.flooding.deviation(self.bound, size)
+        seed = self._seed(names, values, sigma)
+        tag = self.keys.derive("flooding ledger", seed, _TAG_BYTES).hex()
+        cost = 12 * (self.bound / sigma) ** 2
+        told = self.flooding
+        self.ledger.charge(Charge(tag, cost, told.decryptions, told.noise_bits))
         noise = gaussian(size, lambda length: self.keys.derive("flooding", seed, length)) * sigma
         ends = np.cumsum([value.size for value in values])[:-1]
         parts = np.split(noise, ends)

@@ -102,7 +102,8 @@ class Magnitudes:
     def assumed(cls, spec: Spec) -> Magnitudes:
         """What a run is taken to stay within: that of `benchmarks/encrypted_flooding.py`, and somewhat more.
 
-        Nobody checks that another one does: an owner does not know the model, nor the compute party the values.
+        Nobody checks that another one does: an owner does not know the model, nor the compute party the values. But an
+        owner knows its features: `over`.
         """
         # With squared loss logits are indicators, and start at 1 / K.
         small = 0.45 if spec.loss == "squared" else 1.0
@@ -157,6 +158,11 @@ class Magnitudes:
         matrices = tuple(_matrix(arrays[weight(i)], arrays[bias(i)]) for i in range(spec.layers))
         longest = float(np.linalg.norm(features, axis=1).max())
         return cls(longest, _norm(errors), matrices, tuple(hidden))
+
+    def over(self, features: NDArray[np.floating]) -> Magnitudes:
+        """The same, where a mini-batch's longest sample is longer: that of its features (n, d)."""
+        longest = float(np.linalg.norm(features, axis=1).max())
+        return replace(self, features=max(self.features, longest))
 
     def largest(self, other: Magnitudes) -> Magnitudes:
         """What covers both."""
