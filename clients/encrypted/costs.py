@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
 from math import ceil, log2
 from multiprocessing import Pipe
 from typing import Any, Final
@@ -345,36 +344,35 @@ class _Step:
 
     def means(self, layer: int) -> None:
         spec, plan = self.spec, self.plan
-        below, packs = spec.sizes[layer], plan.packs(spec.sizes[layer + 1])
+        packs = plan.packs(spec.sizes[layer + 1])
         sent = layer == spec.layers - 1 and spec.loss != "squared"
         packed = 1 if sent else self.level(f"mask{layer}")
         level = min(self.level(f"h{layer - 1}"), packed, MEANS_LEVEL)
         self.shared.add(LOAD, packed, packs * self.workers)
         self.shared.moved += self.workers * self.bytes(packs, packed)
-        self.leaves(below, packs, level)
+        self.leaves(layer - 1, packs, level)
 
     def first_means(self) -> None:
         spec, plan = self.spec, self.plan
         packs = plan.packs(spec.sizes[0])
         self.shared.add(LOAD, 1, packs * self.workers)
-        self.leaves(spec.sizes[1], packs, 1)
-        if spec.layers > 1:
-            for own in self.shares(spec.sizes[1]):
-                self.sums(own, self.shared)
+        self.leaves(0, packs, 1)
+        for own in self.shares(0):
+            self.sums(own, self.shared)
 
-    def shares(self, units: int) -> list[int]:
+    def shares(self, layer: int) -> list[int]:
         """Units of each worker."""
-        edges = [round(units * index / self.workers) for index in range(self.workers + 1)]
-        return [stop - start for start, stop in pairwise(edges) if stop > start]
+        return [len(share) for share in self.spec.share(layer, self.workers) if len(share)]
 
-    def leaves(self, units: int, packs: int, level: int) -> None:
-        number = units * packs
+    def leaves(self, layer: int, packs: int, level: int) -> None:
+        """Products of a layer's units with packed ciphertexts, and their trees."""
+        number = self.spec.sizes[layer + 1] * packs
         self.shared.add(MULTIPLY, level, number)
         self.shared.add(SWITCH, level, number)
         if level > 1:
             self.shared.add(RESCALE, level, number * (level - 1))
         self.shared.add(PLAIN, 1, number)
-        for own in self.shares(units):
+        for own in self.shares(layer):
             self.packed(own * packs, self.shared)
 
     def sums(self, units: int, work: Work) -> None:

@@ -48,6 +48,7 @@ class Hand:
         self.owner = Owner(self.plan, self.keys)
         self.features, self.targets = batch(self.plan.spec, self.samples, self.seed)
         self._sent: Arrays = {}
+        self._keys: Arrays = {}
         self._answered: Errors | None = None
 
     def hello(self, **changes: Any) -> Arrays:
@@ -57,8 +58,10 @@ class Hand:
     def upload(self, what: list[str]) -> Arrays:
         found: Arrays = {}
         if KEYS in what:
-            arrays = self.keys.evaluation(self.plan.galois).to_arrays()
-            found |= {f"keys.{name}": array for name, array in arrays.items()}
+            if not self._keys:
+                arrays = self.keys.evaluation(self.plan.galois).to_arrays()
+                self._keys = {f"keys.{name}": array for name, array in arrays.items()}
+            found |= self._keys
         if BATCH in what:
             if not self._sent:
                 self._sent = self.owner.inputs(self.features).to_arrays(INPUTS)
