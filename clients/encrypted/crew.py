@@ -42,6 +42,7 @@ class _Process:
 
     def __init__(self, setup: Setup) -> None:
         ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -56,8 +57,11 @@ class _Process:
                 env=environment,
                 stdin=subprocess.DEVNULL,
             )
-        self._connection = Connection(ours.detach())
-        self.send(setup)
+        try:
+            self.send(setup)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -135,15 +139,26 @@ class Crew:
         return [process.pid for process in self._processes]
 
     def start(self) -> None:
-        """Starts them, if they do not run."""
+        """Starts them, if they do not run: all or none.
+
+        Raises:
+            WorkerError: one can't be started.
+        """
         if self._processes:
             return
-        layers = range(self._plan.spec.layers)
-        for index in range(self.size):
-            share = [self.share(layer)[index] for layer in layers]
-            setup = Setup(self._plan, self._keys, self._ciphertexts, share, self.chunk)
-            self._processes.append(_Process(setup))
-        self._finalizer = weakref.finalize(self, _close, list(self._processes))
+        layers, started = range(self._plan.spec.layers), list[_Process]()
+        try:
+            for index in range(self.size):
+                share = [self.share(layer)[index] for layer in layers]
+                setup = Setup(self._plan, self._keys, self._ciphertexts, share, self.chunk)
+                started.append(_Process(setup))
+        except BaseException as error:
+            _close(started)
+            if isinstance(error, OSError):
+                raise WorkerError(f"a worker of the compute party can't start: {error}") from error
+            raise
+        self._processes = started
+        self._finalizer = weakref.finalize(self, _close, list(started))
 
     def resize(self, size: int) -> None:
         """So many from the next step on."""
@@ -186,11 +201,9 @@ class Crew:
             for process in self._processes:
                 try:
                     answers.append(process.receive())
-                except WorkerError:
-                    raise
-                except Exception as error:
+                except _TOLD as error:
                     failure = failure or error
-        except WorkerError:
+        except BaseException:  # an answer that nobody has taken would be the next call's
             self.close()
             raise
         if failure is not None:
@@ -208,7 +221,9 @@ class Crew:
         try:
             first.send((name, arguments))
             return first.receive()
-        except WorkerError:
+        except _TOLD:
+            raise
+        except BaseException:
             self.close()
             raise
 

@@ -10,6 +10,7 @@ is read here goes through the same checks as what came by wire. Nothing here dec
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -91,6 +92,8 @@ class Keyring:
                 save_file(arrays, part, {"sha256": keys.digest})
                 _sync(part)
                 part.replace(path)
+            except SafetensorError as error:  # how the library tells of a full disk
+                raise OSError(errno.EIO, str(error)) from error
             finally:
                 part.unlink(missing_ok=True)
 

@@ -237,7 +237,7 @@ class CiphertextCache(StoredCiphertexts):
         if columns % width:
             raise ValueError(f"{columns} columns are no multiple of a block's {width}")
         path = self._path(key)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         store_batch(path, residues, width)
         with self._lock:
             self._release(key)
@@ -290,14 +290,12 @@ class CiphertextCache(StoredCiphertexts):
     def restore(self) -> bool:
         """Keeps again what was let go, as far as it is still there; False where nothing was."""
         with self._lock:
-            if not self._dropped:
-                return False
             self._allowed, dropped = self._budget, self._dropped
             self._dropped = []
             for key in dropped:
                 with suppress(BatchMissingError):
                     self.keep(key)
-            return True
+            return bool(dropped)
 
     def close(self) -> None:
         """Lets go of all memory and files; what is on disk stays."""

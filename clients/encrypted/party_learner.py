@@ -86,6 +86,16 @@ class PartyLearner:
                 raise Refused("range", str(error)) from error
             except (WorkerError, MemoryLimitError) as error:
                 raise Refused("party", str(error)) from error
+            except OSError as error:
+                log.error("an owner's turn ended at the disk: %s", error)
+                told = error.strerror or type(error).__name__
+                raise Refused("party", f"the compute party's disk: {told}") from error
+            except Refused:
+                raise
+            except Exception as error:  # one owner's turn must not end the others' run
+                log.exception("an owner's turn could not be computed")
+                told = f"the turn could not be computed: {type(error).__name__}"
+                raise Refused("party", told) from error
 
     def _known(self, client: int) -> Step:
         step = self._steps.get(client)
