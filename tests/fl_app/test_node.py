@@ -215,6 +215,55 @@ def test_a_run_does_not_choose_how_little_protects_a_device(assembled, files, ov
     assert not assembled(*CKKS, override).client_half("engine")._wears
 
 
+# ---- what a device asks of encrypted training ----
+
+ENCRYPTED = ["strategy=encrypted", "num_clients=4"]
+
+
+def encrypted(assembled, *overrides: str, **settings: Any) -> Any:
+    given = {f"encrypted-{name.replace('_', '-')}": value for name, value in settings.items()}
+    return assembled(*ENCRYPTED, *overrides).client("device", {"partition-id": 3, **given})
+
+
+@pytest.mark.parametrize(
+    ("override", "settings", "said"),
+    [
+        ("client.flooding=null", {}, "no device does"),
+        ("client.flooding.decryptions=5000", {}, "encrypted-most-decryptions=4096"),
+        ("client.flooding.decryptions=9", {"most_decryptions": 8}, "encrypted-most-decryptions=8"),
+        ("client.flooding.multiple=2", {"least_multiple": 3}, "encrypted-least-multiple=3"),
+        ("rounds=1", {"least_noise_bits": 0}, "noise_bits=null .* encrypted-least-noise-bits=0"),
+        ("client.flooding.noise_bits=9", {"least_noise_bits": 9.5}, "least-noise-bits=9.5"),
+        ("rounds=1", {"most_decryptions": 8.0}, "whole number"),
+        ("rounds=1", {"least_noise_bits": -1}, "least_noise_bits"),
+        ("rounds=1", {"least_noise": 1}, "no setting encrypted-least-noise"),
+    ],
+)
+def test_a_run_does_not_choose_how_much_a_devices_key_tells(assembled, override, settings, said):
+    with pytest.raises((ConfigError, ValueError), match=said):
+        encrypted(assembled, override, **settings)
+
+
+@pytest.mark.parametrize(
+    ("override", "settings"),
+    [
+        ("rounds=1", {}),
+        ("client.flooding.decryptions=5000", {"most_decryptions": 5000}),
+        ("client.flooding.noise_bits=9.5", {"least_noise_bits": 9.5, "least_multiple": 100}),
+        ("client.flooding.multiple=3", {"least_multiple": 3}),
+    ],
+)
+def test_a_run_that_meets_a_devices_conditions_trains_there(assembled, override, settings):
+    client = encrypted(assembled, override, **settings)
+    assert client._trainer.flooding is not None
+
+
+def test_clients_on_the_servers_own_machine_may_tell_exact_values(assembled):
+    exact = assembled(*ENCRYPTED, "client.flooding=null")
+    for place in ("engine", "simulation"):
+        assert exact.client(place)._trainer.flooding is None
+
+
 # ---- what a refusal tells the server ----
 
 
