@@ -87,7 +87,7 @@ class Governor:
         self._limit = limit
         self._process = process or psutil.Process()
         self._levers: list[Lever] = []
-        self._let_go = ExitStack()
+        self._let_go: list[Callable[[], object]] = []
         self._interrupts: list[Callable[[], object]] = []
         self._overrun: float | None = None
         self._lock = threading.RLock()
@@ -135,7 +135,7 @@ class Governor:
 
     def on_failure(self, let_go: Callable[[], object]) -> None:
         """Adds what is called before `MemoryLimitError` is raised, the last one first: stop workers, drop arrays."""
-        self._let_go.callback(let_go)
+        self._let_go.append(let_go)
 
     def on_overrun(self, interrupt: Callable[[], object]) -> None:
         """Adds what the sampling thread calls when the limit is passed: it must end a call that work waits in.
@@ -154,13 +154,16 @@ class Governor:
 
         Raises:
             StepAbandonedError: midway, and critical whatever is immediate; one other lever has been pulled.
-            MemoryLimitError: critical, all allowed levers pulled and `patience` over; or raised before.
+            MemoryLimitError: critical, all allowed levers pulled and `patience` over; or it was raised before, and this
+                is midway, or memory is not normal again.
         """
         waited_until = math.inf
         while True:
             with self._lock:
                 if self._failure is not None:
-                    raise self._failure
+                    if midway or not self._recovered():
+                        raise self._failure
+                    self._failure = None
                 overrun, self._overrun = self._overrun, None
                 if midway and overrun is not None:
                     self.used_mb, self.tier = overrun, Tier.CRITICAL
@@ -226,6 +229,15 @@ class Governor:
         if self.tier is Tier.NORMAL and self._quiet_enough():
             self._restore(within_work)
         return False
+
+    def _recovered(self) -> bool:
+        """Whether work may begin again after everything was let go."""
+        self._look()
+        if self.tier > Tier.NORMAL:
+            return False
+        log.info("memory: %s: work goes on", self._figures())
+        self._overrun = None
+        return True
 
     def _abandoned(self) -> StepAbandonedError:
         lever, limit = self.actions[-1].lever, self._limit.limit_mb
@@ -317,7 +329,9 @@ class Governor:
         self._failure = error
         self._note("give up", "", self.tier, self.used_mb)
         try:
-            self._let_go.close()
+            with ExitStack() as stack:
+                for let_go in self._let_go:
+                    stack.callback(let_go)
         except Exception:  # the others were called; what counts is the limit
             log.exception("memory: not everything could be let go")
         trim()

@@ -171,11 +171,29 @@ def test_where_nothing_helps_everything_is_let_go_and_the_error_says_what_would(
         ):
             assert words in str(told.value)
         assert governor.used_mb < 50
-        with pytest.raises(MemoryLimitError):  # whoever else works must stop, too
-            governor.check()
+        with pytest.raises(MemoryLimitError):  # whoever else is at work must stop, too
+            governor.check(midway=True)
     assert hog.popen.poll() is None
     assert "ZeroDivisionError" in caplog.text
     assert "Work is let go" in caplog.text
+
+
+def test_work_that_begins_when_there_is_room_again_is_let_in_and_guarded_as_before(hog):
+    let_go: list[str] = []
+    with governed(limit(), hog) as governor:
+        governor.on_failure(lambda: let_go.append("workers"))
+        for times in range(1, 3):
+            hog.take(120)
+            until(lambda: governor.tier is Tier.CRITICAL)
+            with pytest.raises(MemoryLimitError):
+                governor.check()
+            assert let_go == times * ["workers"]
+            with pytest.raises(MemoryLimitError):  # there is no room yet
+                governor.check()
+            assert let_go == times * ["workers"]
+            hog.free()
+            assert governor.check() is Tier.NORMAL
+            assert governor.check(midway=True) is Tier.NORMAL
 
 
 def test_in_the_middle_of_a_step_only_what_any_thread_may_pull_goes_at_warning(hog):
