@@ -23,6 +23,7 @@ from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
 from clients.encrypted.plan import Plan, plan_of
 from clients.encrypted.planner import Forecast, Settings, fitting
+from clients.encrypted.sizes import turn_bytes
 from clients.encrypted.spec import Spec
 from clients.encrypted.trainer import SPEC, EncryptedTrainer, spec_of
 from clients.trainers import SGD
@@ -179,6 +180,10 @@ class Serving:
     def settings(self) -> Mapping[str, ConfigValue]:
         """By which owners know that they mean the same."""
         return {SPEC: self.plan.spec.digest}
+
+    def turn_bytes(self) -> int:
+        """Of an owner's longest turn, by the plan."""
+        return turn_bytes(self.plan)
 
     def begin(self, sent: Mapping[str, NDArray[np.generic]]) -> Learner:
         """Steps with one version of the model."""

@@ -45,6 +45,7 @@ from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Fresh
 from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan
 from clients.encrypted.ring import Desk
+from clients.encrypted.sizes import kinds
 from clients.encrypted.spec import bias, weight
 from strategies.ckks.streams import CiphertextError
 
@@ -135,21 +136,9 @@ class ComputeParty:
         plan = self.plan
         if self._keyring.load(step.fingerprint, plan.ring, plan.galois) is None:
             wants.append(KEYS)
-        if self._cache.missing(step.key(kind) for kind in self._kinds):
+        if self._cache.missing(step.key(kind) for kind in kinds(plan)):
             wants.append(BATCH)
         return wants
-
-    @property
-    def _kinds(self) -> dict[str, tuple[int, int]]:
-        """Ciphertexts and level of each kind that a mini-batch has."""
-        plan = self.plan
-        kinds = {
-            INPUTS: (plan.inputs, plan.ring.levels),
-            PACKED: (plan.packs(plan.spec.sizes[0]), 1),
-        }
-        if plan.spec.loss == "squared":
-            kinds[LABELS] = (plan.spec.sizes[-1], plan.formats["o"].level)
-        return kinds
 
     def take(self, step: Step, arrays: Arrays) -> None:
         """Takes what was asked for; raises `CiphertextError` for what is none."""
@@ -168,7 +157,7 @@ class ComputeParty:
             self._keyring.save(keys)
         if any(name.startswith(f"{INPUTS}.") for name in arrays):
             self._crew.trim()
-            for kind, (units, level) in self._kinds.items():
+            for kind, (units, level) in kinds(plan).items():
                 fresh = Fresh.from_arrays(arrays, kind, plan.ring, units, level)
                 self._cache.put(step.key(kind), fresh.whole(self.desk))
                 self.governor.check()

@@ -65,6 +65,10 @@ class Served(Protocol):
         """What owners must know of it, by name."""
         ...
 
+    def turn_bytes(self) -> int:
+        """Of the arrays of an owner's longest turn."""
+        ...
+
     def begin(self, sent: Arrays) -> Learner:
         """A learner for one session, of all owners in it, that computes with the model as it is in this round."""
         ...
@@ -80,7 +84,8 @@ class Encrypted(Ranged):
         metrics: owners say how many examples they have, and rounds what training came to; without, as a promise needs,
             an update's vector is all that travels in clear.
         most_turns: after which an owner is out.
-        most_bytes_mb: 10⁶ bytes of one turn's arrays, beyond which an owner is refused.
+        most_bytes_mb: 10⁶ bytes of one turn's arrays, beyond which an owner is refused. Where the server computes, less
+            is taken where its plan says that no honest turn is as long.
         compute_client: the logical client that computes in the server's place, which then passes its turns on. It is
             no owner. None where the server computes.
         served: the server's half; None on clients, and where a client computes.
@@ -166,7 +171,7 @@ class Encrypted(Ranged):
             "cohort": cohort,
             "settings": self._settings(job),
             "most_turns": self.most_turns,
-            "most_bytes": int(self.most_bytes_mb * 1e6),
+            "most_bytes": self._most_bytes(),
             "metrics": self.metrics,
             "token": secrets.token_hex(8),
         }
@@ -177,6 +182,10 @@ class Encrypted(Ranged):
         if self.served is None:
             raise ValueError("collector=encrypted needs who computes: served, or compute_client")
         return EncryptedSession(**common, served=self.served)
+
+    def _most_bytes(self) -> int:
+        most = int(self.most_bytes_mb * 1e6)
+        return most if self.served is None else min(most, self.served.turn_bytes())
 
     def _settings(self, job: Job) -> dict[str, ConfigValue]:
         """What goes with every turn."""

@@ -49,14 +49,18 @@ class Doubling:
 class Party:
     """As `Served`."""
 
-    def __init__(self):
+    def __init__(self, most=10**6):
         self.begun: list[Doubling] = []
+        self.most = most
 
     def describe(self):
         return "a toy"
 
     def settings(self):
         return {"encrypted.degree": 4096}
+
+    def turn_bytes(self):
+        return self.most
 
     def begin(self, sent):
         assert {name: array.dtype for name, array in sent.items()} == dict.fromkeys(
@@ -192,8 +196,9 @@ class TestTheServerComputes:
         (update,), _ = run(session, [third])
         assert (update.members, session.done) == ((2,), True)
 
-    def test_a_turn_of_too_many_bytes_is_refused(self):
-        session, (first, second) = session_of([0, 1], most_bytes_mb=0.001)
+    @pytest.mark.parametrize("settings", [{"most_bytes_mb": 0.001}, {"served": Party(most=1000)}])
+    def test_a_turn_of_too_many_bytes_is_refused(self, settings):
+        session, (first, second) = session_of([0, 1], **settings)
         most = turned(first, arrays={"x": np.zeros(109, np.uint64)})
         assert sum(len(array.data) for array in most[ENCRYPTED].values()) == 1000
         assert len(requests_of(reply(session, first, most))) == 1
