@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.limits import MemoryLimit, MemoryLimitError
 from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
@@ -33,6 +34,7 @@ from fl_app.config.targets import build, locate
 from fl_app.engine import resolve_workers
 from fl_app.node import Node
 from fl_app.services.files import write_atomically
+from strategies.ckks import KeyFileError
 from strategies.collectors import Encrypted
 from strategies.collectors.turns import Learner
 from strategies.protocols import ConfigValue
@@ -66,6 +68,15 @@ def is_encrypted(config: Config) -> bool:
             " collector together"
         )
         raise ConfigError([Fault(others[0], told)])
+    if (mode := config.client.arguments["mode"]) != config.collector.arguments["mode"]:
+        told = f"is {mode}, and the collector's {config.collector.arguments['mode']}: set collector.mode alone"
+        raise ConfigError([Fault("client.mode", told)])
+    party = compute_client(config)
+    if party is not None and config.num_clients != "auto" and party >= config.num_clients:
+        told = (
+            f"client {party} is none of num_clients={config.num_clients}, which are counted from 0"
+        )
+        raise ConfigError([Fault("collector.compute_client", told)])
     if tuple(config.travel) != ("*",):
         told = (
             "the whole model is trained on ciphertexts, all of its parameters: leave travel=['*']"
@@ -98,6 +109,36 @@ def limit_of(config: Config) -> MemoryLimit:
     return limit
 
 
+def spec_in(config: Config, module: nn.Module, trainer: SGD) -> Spec:
+    """What is configured to be trained.
+
+    Raises:
+        ConfigError: the model can't be trained on ciphertexts.
+    """
+    assert isinstance(trainer, EncryptedTrainer)  # is_encrypted has looked
+    try:
+        spec = spec_of(module, trainer.batch_size, config.collector.arguments["mode"])
+        plan_of(spec)
+    except ValueError as error:
+        raise ConfigError([Fault("model", str(error), config.model.name)]) from error
+    return spec
+
+
+def _check_key(config: Config, spec: Spec, trainer: SGD) -> None:
+    """Looks at the key that all clients of this machine share, before anything is begun.
+
+    Raises:
+        ConfigError: it can't be used.
+    """
+    key = trainer.key if isinstance(trainer, EncryptedTrainer) else None
+    if key is None or config.backend != "engine":
+        return
+    try:
+        OwnerKeys.load_for(key, plan_of(spec).ring)
+    except KeyFileError as error:
+        raise ConfigError([Fault("client.key", str(error))]) from error
+
+
 def fitted(config: Config, module: nn.Module, trainer: SGD) -> Spec:
     """What is trained below the memory limit: what is configured, or where `memory.allow` says so, what is smaller.
 
@@ -106,12 +147,8 @@ def fitted(config: Config, module: nn.Module, trainer: SGD) -> Spec:
     Raises:
         ConfigError: the model can't be trained on ciphertexts; or nothing that is allowed fits.
     """
-    assert isinstance(trainer, EncryptedTrainer)  # is_encrypted has looked
-    try:
-        spec = spec_of(module, trainer.batch_size, config.collector.arguments["mode"])
-        plan_of(spec)
-    except ValueError as error:
-        raise ConfigError([Fault("model", str(error), config.model.name)]) from error
+    spec = spec_in(config, module, trainer)
+    _check_key(config, spec, trainer)
     limit = limit_of(config)
     if limit.limit_mb is None or compute_client(config) is not None:
         return spec

@@ -74,7 +74,7 @@ class OwnerKeys:
         Raises:
             KeyFileError: there is none, others can read it, or it holds no key.
         """
-        mend = "make one by `trellis keys encrypted FILE`"
+        mend = "`trellis keys encrypted FILE` makes one"
         try:
             return cls._parse(secret_file.load(path, _LARGEST))
         except OSError as error:
@@ -95,11 +95,21 @@ class OwnerKeys:
             OSError: as `save`.
         """
         secret_file.make_once(path, lambda: cls.generate(ring).save(path))
+        return cls.load_for(path, ring)
+
+    @classmethod
+    def load_for(cls, path: Path, ring: Ring) -> OwnerKeys:
+        """The key of a file, for a ring.
+
+        Raises:
+            KeyFileError: as `load`; or the file holds a key of another ring.
+        """
         keys = cls.load(path)
         if keys.ring != ring:
+            bits = ",".join(map(str, ring.bits))
             raise KeyFileError(
-                f"{path} holds a key of degree {keys.ring.degree} and bits {list(keys.ring.bits)}, the run wants"
-                f" degree {ring.degree} and bits {list(ring.bits)}: name another file"
+                f"{path} holds a key of degree {keys.ring.degree} and bits {list(keys.ring.bits)}, and the run's ring"
+                f" is another: name one made by `trellis keys encrypted FILE --degree {ring.degree} --bits {bits}`"
             )
         return keys
 

@@ -179,7 +179,9 @@ class EncryptedTrainer(FedSgd):
         held = self._owners.get((path, plan))
         if held is None:
             try:
-                keys = OwnerKeys.load_or_make(path, plan.ring)
+                # A key that is named is there: a slip of the pen must not make another one.
+                read = OwnerKeys.load_or_make if self.key is None else OwnerKeys.load_for
+                keys = read(path, plan.ring)
             except (KeyFileError, OSError) as error:
                 raise Refused("key", str(error)) from error
             held = self._owners[path, plan] = keys, Owner(plan, keys)

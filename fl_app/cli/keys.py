@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clients.encrypted.keys import OwnerKeys
+from clients.encrypted.plan import plan_of
 from clients.encrypted.ring import MOST_BITS, Ring
 from fl_app.cli.main import DONE, REFUSED, Parser
 from fl_app.config.faults import nearest
@@ -29,6 +30,7 @@ _EXAMPLES = """examples:
   trellis keys identities keys --clients 20             a simulation
   trellis keys ckks shared.key                          once, by whoever all clients trust; copy it to each
   trellis keys encrypted owner.key                      by a data owner; a copy to owners that share one key
+  trellis keys encrypted owner.key collector.mode=strict   for a run with these overrides beside strategy=encrypted
   trellis run strategy=secure collector.malicious=true collector.roster=keys/roster.json \\
       collector.identities=keys num_clients=20
 
@@ -139,23 +141,41 @@ def _encrypted(arguments: Sequence[str]) -> None:
     parser = Parser("trellis keys encrypted", description=_KINDS["encrypted"])
     parser.add_argument("file", type=Path, help="where the key goes, mode 0600")
     parser.add_argument(
-        "--degree", type=int, default=8192, choices=tuple(MOST_BITS), help="of the runs' ring"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="the run's overrides beside strategy=encrypted: its model and mode decide the ring",
     )
     parser.add_argument(
-        "--bits",
-        type=_numbers,
-        default=(60, 52, 60),
-        metavar="B,B,…",
-        help="of the ring's primes, the special one last (60,52,60; with the loss on ciphertexts too 56,55,54,53)",
+        "--degree", type=int, choices=tuple(MOST_BITS), help="of the ring, if named"
+    )
+    parser.add_argument(
+        "--bits", type=_numbers, metavar="B,B,…", help="of its primes, the special one last"
     )
     options = parser.read(arguments)
+    if (options.degree is None) != (options.bits is None):
+        parser.error("--degree and --bits go together; without them, the overrides decide")
     _absent(options.file)
-    keys = OwnerKeys.generate(Ring(options.degree, options.bits))
+    named = options.bits is not None
+    ring = Ring(options.degree, options.bits) if named else _ring_of(options.overrides)
+    keys = OwnerKeys.generate(ring)
     keys.save(options.file)
     print(keys.fingerprint)
 
 
+def _ring_of(overrides: Sequence[str]) -> Ring:
+    """The ring of a run."""
+    from fl_app.assembly import Assembly
+    from fl_app.compose import compose
+    from fl_app.encryption import spec_in
+
+    config = compose(["strategy=encrypted", *overrides])
+    assembly = Assembly(config)
+    return plan_of(spec_in(config, assembly.module(), assembly.trainer)).ring
+
+
 def _numbers(text: str) -> tuple[int, ...]:
+    """Lengths of primes; argparse says "invalid value" by this function's name."""
     return tuple(int(number) for number in text.split(","))
 
 
