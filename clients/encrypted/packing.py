@@ -169,7 +169,11 @@ class Packer:
         return self._monomials[level]
 
     def _hide(self, packed: Any, leaves: int) -> None:
-        """Adds uniform residues to all coefficients but the leaves': these alone are the owner's to know."""
+        """Adds uniform residues to all coefficients but the leaves', so that a plaintext holds these alone.
+
+        This is no circuit privacy: the ciphertext's second component stays a function of the model, and of what the
+        owner itself has made.
+        """
         ring = self._slots.ring
         mask = _uniform(ring.primes[0], ring.degree)
         mask[self._slots.places(leaves)] = 0
