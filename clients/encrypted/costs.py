@@ -384,8 +384,7 @@ class _Step:
         """Trees over so many leaves."""
         for start in range(0, leaves, self.most):
             count = min(self.most, leaves - start)
-            steps = (count - 1).bit_length()
-            work.add(TURN, 1, sum(ceil(count / 2**level) for level in range(1, steps + 1)))
+            work.add(TURN, 1, (1 << (count - 1).bit_length()) - 1)  # as many as for a full tree
             work.add(PLAIN, 1, count - 1)
             work.add(ENCODE, 1, 1)
             work.add(UNLOAD, 1, 3)

@@ -19,9 +19,9 @@ SPECS = [
     Spec((20, 8, 5)),
     Spec((258, 2, 2)),
     Spec((20, 4, 5), loss="squared"),
-    Spec((10, 4, 4, 3)),
+    pytest.param(Spec((10, 4, 4, 3)), marks=pytest.mark.slow),
     Spec((20, 5)),
-    Spec((20, 4, 5), activation="cubic"),
+    pytest.param(Spec((20, 4, 5), activation="cubic"), marks=pytest.mark.slow),
 ]
 LIMIT = MemoryLimit(limit_mb=400)
 FIXED = Settings(base_mb=90.0)
