@@ -14,6 +14,7 @@ from clients.client import NUM_CLIENTS, Client
 from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
 from clients.encrypted.plan import Plan, plan_of
+from clients.encrypted.sizes import turn_bytes
 from clients.encrypted.trainer import SPEC, EncryptedTrainer, spec_of
 from clients.resident import arrays_of
 from clients.store import ClientStore
@@ -58,6 +59,9 @@ class Serving:
 
     def settings(self) -> dict[str, ConfigValue]:
         return {SPEC: self._told}
+
+    def turn_bytes(self) -> int:
+        return turn_bytes(self.party.plan)
 
     def begin(self, sent: Any) -> Any:
         return self.party.learner(sent)

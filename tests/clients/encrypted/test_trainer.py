@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def owners(tmp_path, parties):
         return OwnersRun(tmp_path / "owners", trainer, serving, **own)
 
     return make
+
+
+def made(path: Path) -> Path:
+    """A key's file, for owners of `ce`."""
+    OwnerKeys.generate(plan_for(TRAINERS["ce"]).ring).save(path)
+    return path
 
 
 def plain(run: OwnersRun, client: int = 0, number: int = 1) -> Fit:
@@ -143,7 +150,8 @@ def test_what_a_party_has_lost_is_sent_again_as_it_was(tmp_path, mode):
 def test_an_owner_that_has_forgotten_what_was_sent_asks_and_is_not_made_to_send_it(owners):
     run = owners("strict")
     run.run()
-    (run.folder / "encrypted" / "client-0" / "party.json").unlink()
+    (belief,) = (run.folder / "encrypted" / "client-0").glob("party-*.json")
+    belief.unlink()
     assert_the_gradient(run.run()[0], plain(run), "strict")
     assert all("inputs.first" not in reply.get(ENCRYPTED, {}) for reply in run.replies)
 
@@ -159,7 +167,7 @@ def test_owners_with_keys_of_their_own_take_turns(owners, mode):
 
 
 def test_owners_may_share_a_key(owners, tmp_path):
-    path = tmp_path / "shared.key"
+    path = made(tmp_path / "shared.key")
     run = owners("ce", num_clients=2, trainer={"key": path})
     became = run.run()
     for client in (0, 1):
@@ -189,7 +197,7 @@ def test_the_name_of_the_data_is_a_secret_of_the_keys_and_changes_with_them(owne
     run.run()
     name = told(run, 0)["data"]
     others = [
-        owners("ce", trainer={"key": tmp_path / "other.key"}),
+        owners("ce", trainer={"key": made(tmp_path / "other.key")}),
         owners("ce", trainer={"batch_size": 500}),
         owners("ce", trainer={"seed": 1}),
         owners("ce", task=Digits(fold=1)),
@@ -346,7 +354,7 @@ def test_all_that_is_told_is_noised_and_the_same_when_it_is_sent_again(owners, m
 def test_a_key_is_worn_after_so_many_steps_whoever_of_its_owners_took_them(
     owners, tmp_path, caplog
 ):
-    own = {"flooding": Flooding(decryptions=3), "key": tmp_path / "shared.key"}
+    own = {"flooding": Flooding(decryptions=3), "key": made(tmp_path / "shared.key")}
     run = owners("ce", num_clients=2, trainer=own)
     assert all(isinstance(one, Update) for one in run.run(1).values())
     became = [type(one) for one in run.run(2).values()]
@@ -355,8 +363,7 @@ def test_a_key_is_worn_after_so_many_steps_whoever_of_its_owners_took_them(
 
 
 def test_a_key_that_others_can_read_is_not_used(owners, tmp_path, caplog):
-    path = tmp_path / "open.key"
-    OwnerKeys.generate(plan_for(TRAINERS["ce"]).ring).save(path)
+    path = made(tmp_path / "open.key")
     path.chmod(0o644)
     became = owners("ce", trainer={"key": path}).run()[0]
     assert isinstance(became, Refusal)
@@ -369,7 +376,7 @@ def test_a_key_of_another_ring_is_refused_with_the_mend(owners, tmp_path, caplog
     path = tmp_path / "other.key"
     OwnerKeys.generate(plan_of(Spec((4, 3, 2), batch=512)).ring).save(path)
     assert isinstance(owners("ce", trainer={"key": path}).run()[0], Refusal)
-    assert "name another file" in caplog.text
+    assert "trellis keys encrypted FILE --degree 4096 --bits 54,55" in caplog.text
 
 
 class Loud(Digits):
@@ -417,10 +424,23 @@ def test_a_torn_note_of_what_was_begun_counts_as_none(tmp_path, torn):
     folder.save_turn(state)
     assert folder.turn("a") == state
     assert folder.turn("b") is None
-    (folder.path / "turn.json").write_text(torn)
+    (folder.path / "turn-a.json").write_text(torn)
     assert folder.turn("a") is None
-    (folder.path / "party.json").write_text(torn)
+    folder.acknowledge(Acknowledged("p", "d", (1,)))
+    next(folder.path.glob("party-*.json")).write_text(torn)
     assert folder.acknowledged() == Acknowledged()
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
+    one, other = OwnerFolder(tmp_path, 0, "run a"), OwnerFolder(tmp_path, 0, "run b")
+    one.save_turn(HalfDone("a", 1))
+    other.save_turn(HalfDone("b", 2))
+    one.acknowledge(Acknowledged("p", "d", (1,)))
+    assert one.turn("a") == HalfDone("a", 1)
+    assert other.acknowledged() == Acknowledged()
+    for number in range(20):
+        one.save_turn(HalfDone(f"{number}", 0))
+    assert len(list(one.path.glob("turn-*.json"))) == 8
 
 
 def test_another_party_or_other_data_begin_anew():
