@@ -97,6 +97,10 @@ class Keyring:
             finally:
                 part.unlink(missing_ok=True)
 
+    def forget(self, fingerprint: str) -> None:
+        """Deletes the keys of a secret key, if they are there; raises `CiphertextError` for what is no fingerprint."""
+        self._path(fingerprint).unlink(missing_ok=True)
+
     def _make_room(self, path: Path, size: int) -> None:
         """Removes what a killed process left, and what was used longest ago until `size` bytes more are allowed."""
         for part in self._folder.glob(".*.part"):

@@ -259,6 +259,15 @@ class CiphertextCache(StoredCiphertexts):
                 self._kept[key] = file.mapped()
             return True
 
+    def remove(self, key: BatchKey) -> None:
+        """Deletes a mini-batch, in memory and on disk; nothing where it isn't there."""
+        with self._lock:
+            self._release(key)
+            self._dropped = [other for other in self._dropped if other != key]
+        with self._files_lock:
+            self._files.pop(key, None)
+        self._path(key).unlink(missing_ok=True)
+
     def forget(self, owner: str) -> None:
         """Deletes all of an owner's mini-batches, in memory and on disk."""
         folder = self._path(BatchKey(owner, 0)).parent
@@ -271,7 +280,7 @@ class CiphertextCache(StoredCiphertexts):
                 del self._files[key]
         for path in folder.glob("*.npy"):
             path.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             folder.rmdir()
 
     def shed(self) -> bool:

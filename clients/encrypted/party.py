@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from clients.encrypted import ranges
 from clients.encrypted.crew import Crew
 from clients.encrypted.evaluation import Packed, Value
+from clients.encrypted.footprint import MB
 from clients.encrypted.governor import Governor, MemoryLimit
 from clients.encrypted.key_frames import EvaluationKeys, evaluation_bytes
 from clients.encrypted.keyring import Keyring
@@ -45,8 +46,9 @@ from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Fresh
 from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan
 from clients.encrypted.ring import Desk
-from clients.encrypted.sizes import kinds
+from clients.encrypted.sizes import kinds, stored_bytes
 from clients.encrypted.spec import bias, weight
+from clients.encrypted.stock import Held, Stock
 from strategies.ckks.streams import CiphertextError
 
 __all__ = [
@@ -75,6 +77,8 @@ class ComputeParty:
         workers: processes that compute.
         memory: limit of this process and all its children.
         cache_mb: of ciphertexts that are kept in memory.
+        disk_mb: of ciphertexts that stay on the disk, of all owners.
+        owner_disk_mb: the same, of one owner.
         chunk: packed means in the making at once, by a worker.
 
     Raises:
@@ -84,7 +88,8 @@ class ComputeParty:
 
     def __init__(
         self, plan: Plan, folder: Path, *, workers: int = 2, memory: MemoryLimit | None = None,
-        cache_mb: float = 64.0, chunk: int = 512,
+        cache_mb: float = 64.0, chunk: int = 512, disk_mb: float = 50_000.0,
+        owner_disk_mb: float = 20_000.0,
     ) -> None:  # fmt: skip
         for handed in (plan, folder, memory):
             public_only(handed)
@@ -92,6 +97,8 @@ class ComputeParty:
         most = _MOST_OWNERS * (evaluation_bytes(plan.ring, plan.galois) + _KEYS_HEAD)
         self._keyring = Keyring(folder / "keys", most)
         self._cache = CiphertextCache(folder / "ciphertexts", cache_mb)
+        most, most_each = int(disk_mb * MB), int(owner_disk_mb * MB)
+        self._stock = Stock(self._cache, folder / "owners.json", most, most_each)
         self._crew = Crew(plan, folder / "keys", folder / "ciphertexts", workers, chunk)
         self.desk = Desk(plan.ring)
         self.lock = threading.Lock()
@@ -136,31 +143,50 @@ class ComputeParty:
         plan = self.plan
         if self._keyring.load(step.fingerprint, plan.ring, plan.galois) is None:
             wants.append(KEYS)
-        if self._cache.missing(step.key(kind) for kind in kinds(plan)):
+        batch = [step.key(kind) for kind in kinds(plan)]
+        self._stock.used(batch)
+        if self._cache.missing(batch):
             wants.append(BATCH)
         return wants
 
-    def take(self, step: Step, arrays: Arrays) -> None:
-        """Takes what was asked for; raises `CiphertextError` for what is none."""
+    def take(self, step: Step, arrays: Arrays, client: int = 0) -> None:
+        """Takes what an owner was asked for.
+
+        Raises:
+            CiphertextError: it is none.
+            OSError: the disk has no room, or can't be written.
+        """
         plan = self.plan
-        sent = {
+        found = {
             name.removeprefix("keys."): array
             for name, array in arrays.items()
             if name.startswith("keys.")
         }
-        if sent:
-            keys = EvaluationKeys.from_arrays(sent, plan.ring, plan.galois)
+        if found:
+            keys = EvaluationKeys.from_arrays(found, plan.ring, plan.galois)
             if keys.fingerprint != step.fingerprint:
                 raise CiphertextError(
                     "the evaluation keys belong to another key than the note says"
                 )
+            self._assign(step, client)
             self._keyring.save(keys)
         if any(name.startswith(f"{INPUTS}.") for name in arrays):
+            sizes, fresh = stored_bytes(plan), dict[str, Fresh]()
+            for kind, shape in kinds(plan).items():
+                fresh[kind] = Fresh.from_arrays(arrays, kind, plan.ring, *shape)
+            self._assign(step, client)
+            self._stock.reserve(client, {step.key(kind): size for kind, size in sizes.items()})
             self._crew.trim()
-            for kind, (units, level) in kinds(plan).items():
-                fresh = Fresh.from_arrays(arrays, kind, plan.ring, units, level)
-                self._cache.put(step.key(kind), fresh.whole(self.desk))
+            for kind, sent in fresh.items():
+                self._cache.put(step.key(kind), sent.whole(self.desk))
                 self.governor.check()
+
+    def _assign(self, step: Step, client: int) -> None:
+        """Forgets what an owner had under another key, or of other data."""
+        folders = tuple(step.key(kind).owner for kind in kinds(self.plan))
+        gone = self._stock.assign(client, Held(step.fingerprint, folders))
+        if gone is not None:
+            self._keyring.forget(gone)
 
     def forward(self, step: Step, weights: Arrays) -> Value:
         """The outputs of a mini-batch: (K, 2, level, N).

@@ -75,7 +75,7 @@ class PartyLearner:
                     self._steps[client] = step_of(told)
                 step = self._known(client)
                 answer = self._errors if f"{ERRORS}.first" in arrays else self._forward
-                return answer(step, arrays)
+                return answer(client, step, arrays)
             except BatchMissingError as error:
                 return self._want(BATCH, error)
             except KeysMissingError as error:
@@ -107,9 +107,9 @@ class PartyLearner:
         log.warning("an owner is asked again: %s", error)
         return {NOTE: note({WANT: [what], "party": self._party.name})}
 
-    def _forward(self, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+    def _forward(self, client: int, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         party = self._party
-        party.take(step, arrays)
+        party.take(step, arrays, client)
         wants = party.wanted(step)
         if wants:
             return {NOTE: note({WANT: wants, "party": party.name})}
@@ -118,7 +118,7 @@ class PartyLearner:
         outputs = self._whole(lambda: party.forward(step, self._weights))
         return {LOGITS: outputs.residues, NOTE: note({"scale": outputs.scale, "party": party.name})}
 
-    def _errors(self, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+    def _errors(self, client: int, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         party, plan = self._party, self._party.plan
         if plan.spec.loss == "squared":
             raise Refused("phase", "errors are computed here: an owner sends none")

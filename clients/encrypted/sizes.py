@@ -41,9 +41,11 @@ def turn_bytes(plan: Plan) -> int:
     return max(first, second) + MOST_NOTE + _HEADS
 
 
-def stored_bytes(plan: Plan) -> int:
-    """Of a mini-batch's ciphertexts on the party's disk, both components of each; without checksums."""
-    return 16 * plan.ring.degree * sum(units * level for units, level in kinds(plan).values())
+def stored_bytes(plan: Plan) -> dict[str, int]:
+    """Of each kind of a mini-batch's ciphertexts on the party's disk, both components; without checksums."""
+    return {
+        kind: 16 * plan.ring.degree * units * level for kind, (units, level) in kinds(plan).items()
+    }
 
 
 def _fresh(plan: Plan, units: int, level: int) -> int:
