@@ -255,9 +255,9 @@ class Forecast:
         yield "sent in a step", f"{up / 1e6:.2f} MB up, {down / 1e6:.2f} MB down"
         yield "disk", f"{self.disk_bytes / 1e6:.0f} MB"
 
-    def text(self) -> str:
-        """As a plain table."""
-        rows = list(self.rows())
+    def text(self, *, brief: bool = False) -> str:
+        """As a plain table; a brief one has neither values, nor operations, nor memory by item."""
+        rows = [row for row in self.rows() if not (brief and row[0].startswith(" "))]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {told}" for name, told in rows)
 
@@ -290,6 +290,23 @@ def fitting(spec: Spec, settings: Settings, limit: MemoryLimit) -> Spec:
             return smaller
     require(limit.limit_mb, needed, _would_fit(spec, settings, limit), limit.critical)
     raise AssertionError("it fits after all")
+
+
+def suited(plan: Plan, settings: Settings, limit: MemoryLimit) -> Settings:
+    """Settings with which a training begins below its limit, as many workers as it has room for.
+
+    The governor would come to the same, but by a step that overruns and is begun again.
+    """
+    chosen = settings
+    while not _fits(Forecast(plan, chosen).memory_mb, limit):
+        if chosen.cache_mb:
+            chosen = replace(chosen, cache_mb=0.0)
+        elif chosen.workers > 1:
+            chosen = replace(chosen, workers=chosen.workers // 2)
+        else:
+            return chosen
+        log.info("memory: begins with %d workers, cache %.0f MB", chosen.workers, chosen.cache_mb)
+    return chosen
 
 
 def _least_mb(spec: Spec, settings: Settings) -> float:

@@ -44,7 +44,7 @@ def party(connection: Connection, features: int, limit: float | None, folder: st
     """The compute party's process: answers turns until there are no more, then tells what it took."""
 
     from clients.encrypted.party import ComputeParty
-    from clients.encrypted.planner import Forecast, Settings, fitting
+    from clients.encrypted.planner import Forecast, Settings, fitting, suited
 
     memory = MemoryLimit(limit_mb=limit, interval=0.02, settle=0.1)
     settings = Settings(batches=BATCHES, base_mb=tree_mb(psutil.Process()))
@@ -56,12 +56,15 @@ def party(connection: Connection, features: int, limit: float | None, folder: st
         return
     connection.send(None)
     plan = plan_of(spec)
-    with ComputeParty(plan, Path(folder), memory=memory) as served:
+    chosen = suited(plan, settings, memory)
+    with ComputeParty(
+        plan, Path(folder), memory=memory, workers=chosen.workers, cache_mb=chosen.cache_mb
+    ) as served:
         while (turn := connection.recv()) is not None:
             weights, arrays = turn
             connection.send(served.learner(weights).answer(0, arrays))
             del turn, weights, arrays
-        forecast = Forecast(plan, settings)
+        forecast = Forecast(plan, chosen)
         report = dict(served.governor.report())
         report |= {"planned_mb": round(forecast.memory_mb), "planned_s": forecast.wall_seconds}
     connection.send(report)

@@ -10,7 +10,7 @@ from clients.encrypted.evaluation import Evaluation
 from clients.encrypted.limits import MemoryLimit, MemoryLimitError
 from clients.encrypted.notes import BATCH, KEYS, NOTE
 from clients.encrypted.plan import plan_of
-from clients.encrypted.planner import Forecast, Settings, fitting
+from clients.encrypted.planner import Forecast, Settings, fitting, suited
 from clients.encrypted.spec import Spec
 from tests.support.encrypted import Bench, batch, network, parameters
 from tests.support.party import Hand
@@ -121,3 +121,13 @@ def test_a_smaller_batch_and_then_fewer_units_are_taken_where_allowed(caplog):
     assert both.sizes[1] < 64
     with pytest.raises(MemoryLimitError, match=r"memory\.allow name 'batch' and 'hidden units'"):
         fitting(wide, FIXED, MemoryLimit(limit_mb=220))
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(None, 4), (2000, 4), (400, 1), (100, 1)])
+def test_a_training_begins_with_as_many_workers_as_there_is_room_for(limit, workers):
+    plan, wanted = plan_of(Spec((784, 32, 10))), Settings(workers=4, base_mb=90)
+    memory = MemoryLimit(limit_mb=limit)
+    chosen = suited(plan, wanted, memory)
+    assert chosen.workers == workers
+    if limit != 100:
+        assert Forecast(plan, chosen).memory_mb < memory.critical * (limit or 1e9)
