@@ -238,6 +238,8 @@ class Serving:
                 memory=limit_of(self._config),
                 cache_mb=settings.cache_mb,
                 chunk=settings.chunk,
+                disk_mb=settings.disk_mb,
+                owner_disk_mb=settings.owner_disk_mb,
             )
             self._party = party.__enter__()
             weakref.finalize(self, party.close)

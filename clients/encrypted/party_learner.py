@@ -74,8 +74,9 @@ class PartyLearner:
                 if told:
                     self._steps[client] = step_of(told)
                 step = self._known(client)
-                answer = self._errors if f"{ERRORS}.first" in arrays else self._forward
-                return answer(client, step, arrays)
+                if f"{ERRORS}.first" in arrays:
+                    return self._errors(step, arrays)
+                return self._forward(client, step, arrays)
             except BatchMissingError as error:
                 return self._want(BATCH, error)
             except KeysMissingError as error:
@@ -88,14 +89,14 @@ class PartyLearner:
                 raise Refused("party", str(error)) from error
             except OSError as error:
                 log.error("an owner's turn ended at the disk: %s", error)
-                told = error.strerror or type(error).__name__
-                raise Refused("party", f"the compute party's disk: {told}") from error
+                reason = error.strerror or type(error).__name__
+                raise Refused("party", f"the compute party's disk: {reason}") from error
             except Refused:
                 raise
             except Exception as error:  # one owner's turn must not end the others' run
                 log.exception("an owner's turn could not be computed")
-                told = f"the turn could not be computed: {type(error).__name__}"
-                raise Refused("party", told) from error
+                reason = f"the turn could not be computed: {type(error).__name__}"
+                raise Refused("party", reason) from error
 
     def _known(self, client: int) -> Step:
         step = self._steps.get(client)
@@ -118,7 +119,7 @@ class PartyLearner:
         outputs = self._whole(lambda: party.forward(step, self._weights))
         return {LOGITS: outputs.residues, NOTE: note({"scale": outputs.scale, "party": party.name})}
 
-    def _errors(self, client: int, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+    def _errors(self, step: Step, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
         party, plan = self._party, self._party.plan
         if plan.spec.loss == "squared":
             raise Refused("phase", "errors are computed here: an owner sends none")

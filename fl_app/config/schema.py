@@ -168,11 +168,16 @@ class Compute(_Settings):
             own error.
         cache_mb: MB of ciphertexts that are kept in memory; the others are read from the disk in each round.
         chunk: packed mean gradients that a worker has in the making at once.
+        disk_mb: MB of owners' ciphertexts on the disk, and no more than half of what is free at the start. Where there
+            is no room, those of who has most go, used longest ago first, and are asked for again.
+        owner_disk_mb: the same, of one owner.
     """
 
     workers: Count | Literal["auto"] = "auto"
     cache_mb: Annotated[float, Ge(0)] = 64.0
     chunk: Count = 512
+    disk_mb: Positive = 50_000.0
+    owner_disk_mb: Positive = 20_000.0
 
 
 class Config(_Settings):

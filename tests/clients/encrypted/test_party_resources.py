@@ -3,6 +3,8 @@
 import os
 import resource
 import shutil
+import signal
+import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -105,8 +107,17 @@ def test_all_workers_start_or_none(crew):
     assert came == {"refused", "started"}
 
 
+def without_end(crew):
+    while True:
+        crew.each("trim")
+
+
 def test_a_call_that_is_broken_off_leaves_no_answer_for_the_next(crew):
     state = "0" * 32, BatchKey("0" * 32, 0), "version"
+    crew.start()
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        without_end(crew)
     assert crew.each("resume", *state) == [False, False]
     with pytest.raises((AttributeError, TypeError, ValueError)):
         crew.all("rest", [(16,), (lambda: np.zeros(1),)])  # which can't be sent
