@@ -199,8 +199,15 @@ class Serving:
         self._party: ComputeParty | None = None
 
     def forecast(self, owners: int, batches: int) -> str:
-        """What the run will take, as a table; some operations are timed for it, half a second or so."""
-        return Forecast(self.plan, planned(self._config, owners, batches)).text()
+        """What the run will take, in lines; all of it is logged. Operations are timed for it, half a second or so."""
+        found = Forecast(self.plan, planned(self._config, owners, batches))
+        log.info("what this run is planned to take:\n%s", found.text())
+        return found.text(brief=True) + "\n(levels, scales, operations and memory by item: run.log)"
+
+    @property
+    def client(self) -> int | None:
+        """The client that computes in the server's place."""
+        return compute_client(self._config)
 
     def describe(self) -> str:
         """The model and its ring."""
@@ -258,4 +265,6 @@ def owning(trainer: SGD, node: Node | None, serving: Serving | None) -> SGD:
     if not isinstance(trainer, EncryptedTrainer):
         return trainer
     key = trainer.key if node is None else node.owner_key
-    return replace(trainer, key=key, party=serving)
+    return replace(
+        trainer, key=key, party=serving, computes=None if serving is None else serving.client
+    )

@@ -130,7 +130,7 @@ class Machine:
         return known
 
     def _columns(self, product: Product, prime: int) -> float:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         random = np.random.default_rng(0)
         most = max(1, (1 << product.bits) // product.inputs)

@@ -1,7 +1,7 @@
 """What a data owner keeps of encrypted training between two messages, on its own disk.
 
-    <folder>/client-3/turn.json                      the round that it is in the middle of
-    <folder>/client-3/party.json                     what the compute party has of it, as far as it knows
+    <folder>/client-3/turn-<session>.json            the round that it is in the middle of
+    <folder>/client-3/party-<run>.json               what a run's compute party has of it, as far as it knows
     <folder>/client-3/<data>/batch-0.safetensors     a mini-batch's fresh ciphertexts, as they travel
 
 A deployed client is a process a message, and an owner encrypts a mini-batch once: what a compute party has lost is sent
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
+_MOST_NOTES: Final = 8
+"""Sessions and runs that are remembered; a device may be in several at once."""
 _MOST_DATA: Final = 4
 """Sets of mini-batches that are kept: of the runs, or the keys, that were last used."""
 
@@ -85,19 +87,21 @@ class OwnerFolder:
     Args:
         root: of all clients of this process.
         client: logical id.
+        run: tells what is believed of one run's party from another's.
 
     Attributes:
         client: which.
         path: its folder, made when something is first written.
     """
 
-    def __init__(self, root: Path, client: int) -> None:
+    def __init__(self, root: Path, client: int, run: str = "") -> None:
         self.client = int(client)
+        self._party = f"party-{hashlib.sha256(run.encode()).hexdigest()[:16]}.json"
         self.path = root / f"client-{int(client)}"
 
     def turn(self, session: str) -> HalfDone | None:
         """What the client is in the middle of; None where that is another session, or nothing that can be read."""
-        found = self._read("turn.json")
+        found = self._read(f"turn-{session}.json")
         try:
             if found is None or found["session"] != session:
                 return None
@@ -110,29 +114,29 @@ class OwnerFolder:
                 found["accuracy"],
             )
         except (KeyError, TypeError, ValueError) as error:
-            log.warning("%s can't be read: %s", self.path / "turn.json", error)
+            log.warning("%s can't be read: %s", self.path / f"turn-{session}.json", error)
             return None
 
     def save_turn(self, state: HalfDone) -> None:
         """Writes it. Not synced: after a power cut the client is out of one round."""
-        self._write("turn.json", asdict(state))
+        self._write(f"turn-{state.session}.json", asdict(state))
 
     def acknowledged(self) -> Acknowledged:
         """What the compute party has; nothing where that can't be read."""
-        found = self._read("party.json")
+        found = self._read(self._party)
         try:
             if found is None:
                 return Acknowledged()
             batches = tuple(map(int, found["batches"]))
             return Acknowledged(str(found["party"]), str(found["data"]), batches)
         except (KeyError, TypeError, ValueError) as error:
-            log.warning("%s can't be read: %s", self.path / "party.json", error)
+            log.warning("%s can't be read: %s", self.path / self._party, error)
             return Acknowledged()
 
     def acknowledge(self, state: Acknowledged) -> None:
         """Writes what the compute party has."""
         if state != self.acknowledged():
-            self._write("party.json", asdict(state))
+            self._write(self._party, asdict(state))
 
     def ciphertexts(self, data: str, batch: int) -> dict[str, NDArray[np.generic]] | None:
         """A mini-batch's fresh ciphertexts, as they travel; None where they have to be made."""
@@ -193,6 +197,10 @@ class OwnerFolder:
         temporary = path.with_suffix(f".{os.getpid()}.part")
         temporary.write_text(json.dumps(content))
         temporary.replace(path)
+        kind = name.split("-", 1)[0]
+        kept = sorted(self.path.glob(f"{kind}-*.json"), key=lambda one: one.stat().st_mtime_ns)
+        for old in kept[:-_MOST_NOTES]:
+            old.unlink(missing_ok=True)
 
 
 def _digest(arrays: Arrays) -> str:

@@ -74,6 +74,16 @@ class ReleaseLedger:
         self.path = key_file.with_name(key_file.name + _SUFFIX)
         self._fingerprint = fingerprint
 
+    def check(self) -> None:
+        """Whether it can be kept at all: better asked before the work than after it.
+
+        Raises:
+            Refused: `key`: it can't be understood.
+            OSError: the key's folder can't be written, or the ledger not read.
+        """
+        with self._locked():
+            self._read()
+
     def charge(self, charge: Charge) -> None:
         """Takes note of a release, before it is told; one that was told before is not charged again.
 

@@ -72,6 +72,8 @@ Mode = Literal["ce", "strict"]
 LOSSES: Final[dict[Mode, Loss]] = {"ce": "cross_entropy", "strict": "squared"}
 """By the collector's mode."""
 
+_RUN: Final = "config-hash"
+"""The setting that tells one run from another."""
 FOLDER: Final = "encrypted"
 """Where owners' own files lie, under the folder that they are given."""
 _ACCURACY: Final = "accuracy"
@@ -112,6 +114,7 @@ class EncryptedTrainer(FedSgd):
         flooding: noise on all that is told of what was decrypted, and how often; None for tests, which compare.
         folder: where owners' files lie; given by the application.
         party: what computes, on the client that computes for the others; given by the application.
+        computes: the client that does; given by the application.
     """
 
     mode: Mode = "ce"
@@ -122,6 +125,7 @@ class EncryptedTrainer(FedSgd):
     )
     folder: Path | None = field(default=None, repr=False, compare=False)
     party: Served | None = field(default=None, repr=False, compare=False)
+    computes: int | None = field(default=None, repr=False, compare=False)
     _owners: dict[tuple[Path, Plan], tuple[OwnerKeys, Owner]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -182,6 +186,7 @@ class EncryptedTrainer(FedSgd):
                 # A key that is named is there: a slip of the pen must not make another one.
                 read = OwnerKeys.load_or_make if self.key is None else OwnerKeys.load_for
                 keys = read(path, plan.ring)
+                ReleaseLedger(path, keys.fingerprint).check()
             except (KeyFileError, OSError) as error:
                 raise Refused("key", str(error)) from error
             held = self._owners[path, plan] = keys, Owner(plan, keys)
@@ -194,7 +199,7 @@ class EncryptedTrainer(FedSgd):
         bits = "-".join(map(str, plan.ring.bits))
         return self.own(client).path / f"owner-key-{plan.ring.degree}-{bits}"
 
-    def own(self, client: int) -> OwnerFolder:
+    def own(self, client: int, run: str = "") -> OwnerFolder:
         """A client's folder.
 
         Raises:
@@ -202,12 +207,12 @@ class EncryptedTrainer(FedSgd):
         """
         if self.folder is None:
             raise ValueError("an owner needs a folder: EncryptedTrainer.keeping(folder)")
-        return OwnerFolder(self.folder, client)
+        return OwnerFolder(self.folder, client, run)
 
     def _computed(self, job: FitJob) -> RecordDict:
         """The compute party's answer to an owner's turn, which the server has passed on."""
         told, owner = _Told.of(job.settings), job.settings.get(OWNER)
-        if self.party is None or type(owner) is not int:
+        if self.party is None or job.client != self.computes or type(owner) is not int:
             raise Refused("terms", "this client computes for nobody")
         receipt: dict[str, bool | int | str] = {**told.receipt(job.client), OWNER: owner}
         learner = self._learners.get(told.session)
@@ -259,7 +264,7 @@ class _Turn:
                 raise Refused("terms", f"{name} is {theirs!r:.40} there, and {ours!r} here")
         assert isinstance(module, PolynomialNet)  # spec_of has looked
         self._module, self._plan = module, plan_of(spec)
-        self._folder = trainer.own(job.client)
+        self._folder = trainer.own(job.client, str(job.settings.get(_RUN, "")))
         self._keys, self._owner = trainer.owner(job.client, self._plan)
         targets = job.examples.targets.numpy()
         self._cut = batches(targets, trainer.batch_size, trainer.seed, job.client)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from clients.encrypted.model_file import TrainedModel
 
 _BOUND = 16.0
+_MOST_CONNECTIONS = 128
+"""At once; more are told to come again (503)."""
 
 _EXAMPLES = """examples:
   trellis serve-encrypted runs/encrypted-mnist-s0-1a2b3c4d
@@ -120,7 +122,12 @@ def _serve(model: TrainedModel, options: Namespace) -> int:
     except ValueError as error:
         raise ConfigError([Fault("options", str(error))]) from error
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=10
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        limit_concurrency=_MOST_CONNECTIONS,
     )
     try:
         listener = socket.create_server((options.host, options.port))

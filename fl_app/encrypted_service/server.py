@@ -1,4 +1,4 @@
-"""The service: a FastAPI application that predicts on ciphertexts, bounded in all that strangers can make it do.
+"""The service: a FastAPI application that predicts on ciphertexts, bounded in what a request can make it do.
 
 GET /health and /v1/model answer at once. POST /v1/predict reads a body no longer than the model's requests are, within
 a time, and computes in a pool of threads off the event loop; of requests that are read, wait or are computed there is a

@@ -130,7 +130,7 @@ def killed(tmp_path_factory):
         read_until_round(process, 2)
         root = psutil.Process(process.pid)
         family = root.children(recursive=True)
-        (path,) = folder.glob("*/clients/encrypted/client-0/owner-key-*")
+        (path,) = folder.glob("*/clients/encrypted/client-0/owner-key-*[0-9]")
         words = words_of(path)
         crew = [one for one in family if "clients.encrypted" in " ".join(one.cmdline())]
         owners = [one for one in family if one not in crew and "worker" not in one.name()]
@@ -204,7 +204,7 @@ def test_a_killed_run_leaves_nobody_behind_and_goes_on(killed, tmp_path):
 def test_checkpoints_and_what_the_party_keeps_hold_nothing_of_the_key(tmp_path):
     result, _, _ = run(tmp_path, *ENCRYPTED, "rounds=1")
     folder = result.summary_path.parent
-    (key,) = folder.glob("clients/encrypted/client-0/owner-key-*")
+    (key,) = folder.glob("clients/encrypted/client-0/owner-key-*[0-9]")
     words = words_of(key)
     others = [path for path in folder.rglob("*") if path.is_file() and path != key]
     assert len(others) > 8

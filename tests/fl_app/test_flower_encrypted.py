@@ -30,7 +30,11 @@ SMALL = [
 ]
 
 
-def assert_done(folder: Path, *twin: str) -> dict[str, Any]:
+FLOODED = 0.1
+"""As `STEP`, of devices, whose operators tell nothing without noise: three times the largest of four runs."""
+
+
+def assert_done(folder: Path, *twin: str, most: float = STEP) -> dict[str, Any]:
     """The run completed, and went the way of its plaintext twin."""
     summary: dict[str, Any] = json.loads((folder / "small" / "summary.json").read_text())
     assert (summary["status"], summary["rejections"]) == ("completed", {})
@@ -43,7 +47,7 @@ def assert_done(folder: Path, *twin: str) -> dict[str, Any]:
     )
     largest = max(np.abs(wanted[name] - begun[name]).max() for name in wanted)
     for name in wanted:
-        assert np.abs(found[name] - wanted[name]).max() < STEP * largest, name
+        assert np.abs(found[name] - wanted[name]).max() < most * largest, name
     return summary
 
 
@@ -60,7 +64,7 @@ def deployed(tmp_path: Path, node_config: str, *overrides: str) -> None:
         folder = f'client-folder="{tmp_path}/own-{partition}"'
         return f"{folder} {node_config.format(client=partition)}"
 
-    chosen = [*SMALL, *EXACT, *overrides, f"output_dir={tmp_path}"]
+    chosen = [*SMALL, *overrides, f"output_dir={tmp_path}"]
     with Deployment(BUNDLE, num_supernodes=2, node_config=own) as link:
         link.run(chosen, echo=lambda line: None)
 
@@ -69,11 +73,11 @@ def deployed(tmp_path: Path, node_config: str, *overrides: str) -> None:
 def test_supernodes_own_what_they_train_on(tmp_path: Path, mode: str) -> None:
     loss = {"ce": "cross_entropy", "strict": "squared"}[mode]
     deployed(tmp_path, "", f"collector.mode={mode}")
-    assert_done(tmp_path, f"client.loss={loss}")
+    assert_done(tmp_path, f"client.loss={loss}", most=FLOODED)
     for client in (0, 1):
         (own,) = (tmp_path / f"own-{client}" / "encrypted").glob("client-*")
         assert own.name == f"client-{client}"
-        assert len(list(own.glob("owner-key-*"))) == 1
+        assert len(list(own.glob("owner-key-*[0-9]"))) == 1
     assert not list((tmp_path / "small").rglob("owner-key-*"))
 
 
@@ -81,7 +85,8 @@ def test_an_operator_names_the_key_and_the_run_does_not(tmp_path: Path) -> None:
     key = tmp_path / "mine.key"
     assert main(["keys", "encrypted", str(key), "--bits", "60,54,60"]) == 0
     deployed(tmp_path, f'encrypted-key="{key}"', f"client.key={tmp_path}/servers.key")
-    assert_done(tmp_path)
+    assert_done(tmp_path, most=FLOODED)
+    assert key.with_name("mine.key.ledger").is_file()
     assert not (tmp_path / "servers.key").exists()
     assert not list(tmp_path.rglob("owner-key-*"))
 

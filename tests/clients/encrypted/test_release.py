@@ -100,3 +100,11 @@ def test_an_owners_folder_that_lets_go_of_old_data_keeps_the_ledger(owners, tmp_
     for number in range(6):
         folder.keep_ciphertexts(f"{number}", 0, {"a": np.zeros(1, np.uint64)})
     assert isinstance(run.run(2)[0], Refusal)
+
+
+def test_a_ledger_that_cannot_be_kept_is_found_before_the_work(owners, key, caplog):
+    key.with_name("shared.key.ledger").mkdir()
+    run = owners("one", Flooding(), key=key)
+    assert isinstance(run.run()[0], Refusal)
+    assert not run.replies  # nothing was encrypted and sent
+    assert "key: " in caplog.text
