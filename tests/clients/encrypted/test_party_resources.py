@@ -9,11 +9,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from clients.encrypted.crew import Crew, WorkerError
 from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.memory import BatchKey
-from clients.encrypted.notes import BATCH, KEYS
+from clients.encrypted.notes import BATCH, KEYS, NOTE, WANT, note, read_note
 from clients.encrypted.party import ComputeParty
 from strategies.wire import Refused
 from tests.support.party import LOGISTIC, SMALL, Hand, steps, weights_of
@@ -122,3 +125,32 @@ def test_a_call_that_is_broken_off_leaves_no_answer_for_the_next(crew):
     with pytest.raises((AttributeError, TypeError, ValueError)):
         crew.all("rest", [(16,), (lambda: np.zeros(1),)])  # which can't be sent
     assert crew.each("resume", *state) == [False, False]
+
+
+HEX = st.text("0123456789abcdef", min_size=32, max_size=32)
+NOTES = st.fixed_dictionaries(
+    {},
+    optional={
+        "fingerprint": HEX | st.integers() | st.none(),
+        "data": HEX | st.lists(st.integers(), max_size=2),
+        "batch": st.integers(-2, 5000) | st.floats(),
+    },
+)
+NAMES = st.sampled_from(
+    ["inputs.first", "inputs.seeds", "packed.first", "errors.first", "keys.first", "keys.x", "note", ""]
+)  # fmt: skip
+ARRAYS = hnp.arrays(
+    st.sampled_from(["<u8", "u1", "<f4", "?"]), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(told=NOTES, arrays=st.dictionaries(NAMES, ARRAYS, max_size=4))
+def test_no_turn_of_an_owner_ends_otherwise_than_in_an_answer_or_a_refusal(logistic, told, arrays):
+    learner = logistic.learner(weights_of(LOGISTIC.spec))
+    try:
+        ending = set(read_note(learner.answer(0, {NOTE: note(told), **arrays})))
+    except Refused as refused:
+        ending = {refused.reason}
+    # For what nobody foresaw the reason would be `party`.
+    assert ending in ({WANT, "party"}, {"malformed"}, {"phase"})
