@@ -187,7 +187,6 @@ class EncryptedTrainer(FedSgd):
                 read = OwnerKeys.load_or_make if self.key is None else OwnerKeys.load_for
                 keys = read(path, plan.ring)
                 ReleaseLedger(path, keys.fingerprint).check()
-                ReleaseLedger(path, keys.fingerprint).check()
             except (KeyFileError, OSError) as error:
                 raise Refused("key", str(error)) from error
             held = self._owners[path, plan] = keys, Owner(plan, keys)
