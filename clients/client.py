@@ -48,6 +48,9 @@ from strategies.wire import (
 
 log = logging.getLogger(__name__)
 
+_NO_SECRET = frozenset({"key", "missing", "phase", "terms", "worn"})
+"""Refusals that depend on no example: also silent clients tell them, or a run would end in noise without a word."""
+
 CODE_HASH = "code-hash"
 CONFIG_HASH = "config-hash"
 NUM_CLIENTS = "num-clients"
@@ -258,7 +261,7 @@ class Client:
 
     def _reply(self, message: Message, job: FitJob, fit: Fit | Exception) -> Message:
         if isinstance(fit, Exception):
-            if not self._silent:
+            if not self._silent or (isinstance(fit, Refused) and fit.reason in _NO_SECRET):
                 return self._failed(message, fit)
             log.warning("client %d sends zeros, as its training failed: %s", job.client, fit)
             fit = self._nothing(job)

@@ -23,10 +23,11 @@ from clients.encrypted.limits import MemoryLimit, MemoryLimitError
 from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
 from clients.encrypted.plan import Plan, plan_of
-from clients.encrypted.planner import Forecast, Settings, fitting
+from clients.encrypted.planner import Forecast, Settings, fitting, suited
 from clients.encrypted.sizes import turn_bytes
 from clients.encrypted.spec import Spec
-from clients.encrypted.trainer import SPEC, EncryptedTrainer, spec_of
+from clients.encrypted.trainer import EncryptedTrainer
+from clients.encrypted.turn import SPEC, spec_of
 from clients.trainers import SGD
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
@@ -237,14 +238,15 @@ class Serving:
     def party(self) -> ComputeParty:
         """At work: begun, where it was not."""
         if self._party is None:
-            settings = self._config.compute
+            settings, limit = self._config.compute, limit_of(self._config)
+            chosen = suited(self.plan, planned(self._config), limit)
             party = ComputeParty(
                 self.plan,
                 self._folder,
-                workers=resolve_workers(settings.workers),
-                memory=limit_of(self._config),
-                cache_mb=settings.cache_mb,
-                chunk=settings.chunk,
+                workers=chosen.workers,
+                memory=limit,
+                cache_mb=chosen.cache_mb,
+                chunk=chosen.chunk,
                 disk_mb=settings.disk_mb,
                 owner_disk_mb=settings.owner_disk_mb,
             )

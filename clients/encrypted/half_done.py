@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -198,9 +199,10 @@ class OwnerFolder:
         temporary.write_text(json.dumps(content))
         temporary.replace(path)
         kind = name.split("-", 1)[0]
-        kept = sorted(self.path.glob(f"{kind}-*.json"), key=lambda one: one.stat().st_mtime_ns)
-        for old in kept[:-_MOST_NOTES]:
-            old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run's process tidies up here as well
+            found = self.path.glob(f"{kind}-*.json")
+            for old in sorted(found, key=lambda one: one.stat().st_mtime_ns)[:-_MOST_NOTES]:
+                old.unlink(missing_ok=True)
 
 
 def _digest(arrays: Arrays) -> str:

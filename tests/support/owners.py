@@ -15,7 +15,8 @@ from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
 from clients.encrypted.plan import Plan, plan_of
 from clients.encrypted.sizes import turn_bytes
-from clients.encrypted.trainer import SPEC, EncryptedTrainer, spec_of
+from clients.encrypted.trainer import EncryptedTrainer
+from clients.encrypted.turn import SPEC, spec_of
 from clients.resident import arrays_of
 from clients.store import ClientStore
 from clients.tasks import Digits, FederatedData, Task

@@ -17,7 +17,8 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.party import ComputeParty, note, read_note
 from clients.encrypted.plan import plan_of
 from clients.encrypted.spec import Spec
-from clients.encrypted.trainer import EncryptedTrainer, spec_of
+from clients.encrypted.trainer import EncryptedTrainer
+from clients.encrypted.turn import spec_of
 from clients.models import Mlp
 from clients.resident import ResidentModel
 from clients.tasks import Digits, Examples
@@ -182,7 +183,7 @@ def test_owners_may_share_a_key(owners, tmp_path):
 def test_a_client_computes_in_the_servers_place(owners, parties, fresh):
     run = owners(
         "ce", num_clients=3, compute_client=1, fresh_clients=fresh,
-        trainer={"party": parties["ce",]},
+        trainer={"party": parties["ce",], "computes": 1},
     )  # fmt: skip
     run.serving = None
     became = run.run()
