@@ -58,7 +58,9 @@ def test_an_insecure_ring_is_refused_and_leaves_nothing(tmp_path, capsys, wrong,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [["--bits", "sixty"], ["--degree", "1000"], ["--bits", "60,54,60"], []])
+@pytest.mark.parametrize(
+    "wrong", [["--bits", "sixty"], ["--degree", "1000"], ["--bits", "60,54,60"], []]
+)
 def test_a_wrong_command_says_what_is_wrong(tmp_path, wrong):
     named = [str(tmp_path / "owner.key"), *wrong] if wrong else []
     with pytest.raises(SystemExit) as ended:
