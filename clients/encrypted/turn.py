@@ -195,15 +195,15 @@ class OwnerTurn:
         except WrapAroundError as error:
             raise TrainingDivergedError(f"client {self._job.client}: {error}") from error
         self._acknowledge(answer)
-        if not found.get(LOSS, 0.0) <= MOST_ERROR**2 / 2:  # what the party's bounds rest on
-            raise TrainingDivergedError(
-                f"client {self._job.client}: the squared loss is larger than ciphertexts hold: lower server.lr, or"
-                " start from smaller weights (model.hidden_scale, model.logit_scale)"
-            )
         if state.loss is not None:
             found[LOSS] = np.asarray(state.loss)
             found[_ACCURACY] = np.asarray(state.accuracy)
         told = self._released(found)
+        if not told[LOSS] <= MOST_ERROR**2 / 2:  # what the party's bounds rest on
+            raise TrainingDivergedError(
+                f"client {self._job.client}: the squared loss is larger than ciphertexts hold: lower server.lr, or"
+                " start from smaller weights (model.hidden_scale, model.logit_scale)"
+            )
         metrics = {"train_loss": float(told.pop(LOSS))}
         if _ACCURACY in told:
             metrics["train_accuracy"] = float(np.clip(told.pop(_ACCURACY), 0, 1))
