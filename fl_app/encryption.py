@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -217,8 +217,9 @@ class Serving:
         told = "no noise on decrypted gradients: they tell of the keys"
         if self._flooding is not None:
             told = self._flooding.describe()
+        kind = f"{spec.activation}, " if spec.layers > 1 else ""
         return (
-            f"{sizes}, {spec.activation}, {spec.loss.replace('_', ' ')}, {spec.batch} samples a mini-batch, CKKS of"
+            f"{sizes}, {kind}{spec.loss.replace('_', ' ')}, {spec.batch} samples a mini-batch, CKKS of"
             f" degree {ring.degree} and {sum(ring.bits)} bits; {told}"
         )
 
@@ -260,6 +261,21 @@ class Serving:
         if party is not None:
             log.info("the compute party's memory: %s", json.dumps(party.governor.report()))
             party.close()
+
+
+def risks(trainer: SGD, spec: Spec, num_clients: int) -> Iterator[str]:
+    """What a run on ciphertexts does not protect from, and what its noise costs."""
+    assert isinstance(trainer, EncryptedTrainer)  # is_encrypted has looked
+    if trainer.key is not None and num_clients > 1:
+        yield (
+            f"{num_clients} owners share the key {trainer.key}: each can decrypt what the others encrypt"
+            " (docs/encrypted_trust.md)"
+        )
+    if spec.layers > 2 and trainer.flooding is not None:
+        yield (
+            "with two hidden layers the noise on decrypted gradients is about as large as they are, since bounds of the"
+            " error are loose there (docs/encrypted_trust.md)"
+        )
 
 
 def owning(trainer: SGD, node: Node | None, serving: Serving | None) -> SGD:

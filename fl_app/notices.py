@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from fl_app import encryption
 from fl_app.assembly import Assembly
 from strategies.combiners import Robust
 from strategies.contract import Claim, Visibility
@@ -91,6 +92,8 @@ def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[
             "activations tell of the texts that they are of, and no ε covers them: `trellis privacy-audit` says by how"
             " much (docs/split_privacy.md)"
         )
+    if assembly.encrypted:
+        yield from encryption.risks(assembly.trainer, assembly.serving.plan.spec, num_clients)
     if claim.factors == "both" and claim.visibility < Visibility.EACH:
         yield (
             "clients train both factors of each product, and the product of mean factors is not the mean product; the"

@@ -243,7 +243,11 @@ class Forecast:
             f"{self.cpu_seconds:.2f} s of CPU, {self.wall_seconds:.2f} s on {self.workers} workers",
         )
         yield "owner", f"{once:.2f} s a mini-batch once, {each:.2f} s a step"
-        yield "run", f"{settings.rounds} rounds, {settings.owners} owners: {self.run_seconds:.0f} s"
+        told = f"{settings.rounds} rounds, {settings.owners} owners"
+        yield (
+            "run",
+            f"{told}: {self.run_seconds:.0f} s or more, without evaluation, on idle processors",
+        )
         for name, figure in self.memory.items():
             yield f"  {name}", f"{figure:.0f} MB"
         yield "memory", f"{self.memory_mb:.0f} MB at the peak"

@@ -12,15 +12,17 @@ import numpy as np
 import psutil
 import pytest
 
+from clients.encrypted.flooding import Flooding
 from clients.encrypted.footprint import tree_mb
 from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.plan import plan_of
 from clients.encrypted.planner import Forecast
+from clients.encrypted.spec import Spec
 from clients.encrypted.trainer import EncryptedTrainer
 from fl_app.assembly import Assembly
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
-from fl_app.encryption import FITTED, is_encrypted, owning, planned
+from fl_app.encryption import FITTED, is_encrypted, owning, planned, risks
 from fl_app.node import Node
 from tests.fl_app.test_run import model_of, read_until_round, run, trellis
 
@@ -313,3 +315,12 @@ def test_other_runs_are_none():
     assert not is_encrypted(compose([]))
     assert compose(["strategy=encrypted"]).num_clients == 1
     assert compose(["strategy=encrypted"]).client.name == "encrypted"
+
+
+def test_what_a_shared_key_and_two_hidden_layers_cost_is_said(tmp_path):
+    two = Spec((16, 8, 4, 10), batch=512)
+    (shared,) = risks(EncryptedTrainer(key=tmp_path / "key"), Spec((16, 10), batch=512), 2)
+    assert "2 owners share the key" in shared
+    assert list(risks(EncryptedTrainer(), Spec((16, 4, 10), batch=512), 2)) == []
+    (loud,) = risks(EncryptedTrainer(flooding=Flooding()), two, 1)
+    assert "about as large as they are" in loud
