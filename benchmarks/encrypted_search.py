@@ -70,6 +70,20 @@ class Setting:
     logit_scale: float = 0.2
     logit_bias: float = 0.0
 
+    def module(self) -> PolynomialNet:
+        """The model with its initial weights, drawn from torch's generator."""
+        return PolynomialNet(
+            TASK.input_shape,
+            TASK.num_classes,
+            hidden=self.hidden,
+            activation=self.activation,
+            features=self.features,
+            number=self.number,
+            hidden_scale=self.hidden_scale,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+        )
+
     @property
     def cost(self) -> float:
         """Of all steps; without hidden units as if there were 32, which says too much."""
@@ -137,17 +151,7 @@ def accuracy(setting: Setting, seed: int) -> float:
     """On the images that are held out, in percent; 0 where training diverges."""
     fitted, held_out = data(seed % PARTS)
     torch.manual_seed(seed)
-    module = PolynomialNet(
-        TASK.input_shape,
-        TASK.num_classes,
-        hidden=setting.hidden,
-        activation=setting.activation,
-        features=setting.features,
-        number=setting.number,
-        hidden_scale=setting.hidden_scale,
-        logit_scale=setting.logit_scale,
-        logit_bias=setting.logit_bias,
-    )
+    module = setting.module()
     resident = ResidentModel(module, arrays_of(module))
     trainer = FedSgd(batch_size=setting.batch, loss=setting.loss, seed=seed)  # type: ignore[arg-type]  # its check is its own
     server = ServerModel(

@@ -24,7 +24,6 @@ import torch
 from common import measured, versions
 from encrypted_search import CHOSEN, TASK, Setting
 
-from clients.encrypted.network import PolynomialNet
 from clients.encrypted.schedule import batch_of_round, batches
 
 CELL = Path(__file__).with_name("encrypted_cell.py")
@@ -34,17 +33,7 @@ WORKERS = 2
 def prepare(path: Path, setting: Setting, seed: int) -> None:
     """Features, mini-batches and initial weights of a run."""
     torch.manual_seed(seed)
-    module = PolynomialNet(
-        TASK.input_shape,
-        TASK.num_classes,
-        hidden=setting.hidden,
-        activation=setting.activation,
-        features=setting.features,
-        number=setting.number,
-        hidden_scale=setting.hidden_scale,
-        logit_scale=setting.logit_scale,
-        logit_bias=setting.logit_bias,
-    )
+    module = setting.module()
     train, test = TASK.train(), TASK.test()
     cut = batches(train.targets.numpy(), setting.batch, seed, 0)
     order = [batch_of_round(number, len(cut), seed, 0) for number in range(1, setting.rounds + 1)]
