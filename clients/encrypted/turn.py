@@ -214,6 +214,8 @@ class OwnerTurn:
         """What may be told of what was decrypted, metrics of it too; raises `Refused` (`worn`)."""
         trainer, plan = self._trainer, self._plan
         key = trainer.key_of(self._job.client, plan)
+        if not key.exists():  # moved or deleted while the run goes on, and the ledger with it
+            raise Refused("key", f"{key} is gone, and with it the ledger of what it has told")
         ledger = ReleaseLedger(key, self._keys.fingerprint)
         if trainer.flooding is None:
             ledger.charge_exact()

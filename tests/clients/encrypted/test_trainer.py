@@ -363,6 +363,15 @@ def test_a_key_is_worn_after_so_many_steps_whoever_of_its_owners_took_them(
     assert "worn" in caplog.text
 
 
+def test_a_key_whose_file_is_gone_tells_nothing_more(owners, tmp_path, caplog):
+    """Else a ledger that begins anew would let it tell as much again."""
+    run = owners("ce", trainer={"key": made(tmp_path / "own.key")})
+    assert all(isinstance(one, Update) for one in run.run(1).values())
+    (tmp_path / "own.key").rename(tmp_path / "elsewhere")
+    assert [type(one).__name__ for one in run.run(2).values()] == ["Refusal"]
+    assert "is gone" in caplog.text
+
+
 def test_a_key_that_others_can_read_is_not_used(owners, tmp_path, caplog):
     path = made(tmp_path / "open.key")
     path.chmod(0o644)
