@@ -5,7 +5,7 @@ from math import log2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clients.encrypted.network import PolynomialNet
@@ -47,6 +47,8 @@ def test_bounds_hold_for_standard_normal_features(hidden, loss, scale, seed):
     spec = Spec((16, *hidden, 5), loss=loss)
     weights = parameters(network(spec, seed, hidden_scale=scale))
     features, targets = batch(spec, 300, seed)
+    assume(not refused(plan_of(spec), weights))  # a step of theirs is not taken
+    assume(not outputs_have_diverged(spec, weights, features, targets))
     assert holds(spec, weights, features, targets)
 
 

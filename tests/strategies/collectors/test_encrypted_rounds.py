@@ -70,6 +70,9 @@ class Bare:
     def settings(self):
         return {}
 
+    def turn_bytes(self):
+        return 10**9
+
     def begin(self, sent):
         class Learner:
             def answer(self, client, arrays):
