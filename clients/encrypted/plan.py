@@ -141,7 +141,7 @@ class Plan:
     def lift(self, scale: float) -> int:
         """Bits that such a value may be multiplied with before it is packed."""
         # Rounded first: both ends find the same for scales that are the same but for rounding.
-        return max(0, min(self.scales.packed, int(round(self.room(scale), 4)) - 2 * HEADROOM))
+        return max(0, min(self.scales.packed, int(round(self.room(scale), 4)) - 3 * HEADROOM))
 
     def packed_scale(self, name: str) -> float:
         """The scale with which a value comes packed to the owner; by the names of `formats`."""
