@@ -27,17 +27,10 @@ from numpy.typing import NDArray
 from clients.encrypted.evaluation import Value
 from clients.encrypted.governor import MemoryLimit
 from clients.encrypted.keys import OwnerKeys
+from clients.encrypted.notes import LOGITS, NOTE, Step, note, read_means, read_note
 from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Owner
-from clients.encrypted.party import (
-    LOGITS,
-    NOTE,
-    ComputeParty,
-    PartyLearner,
-    Step,
-    note,
-    read_means,
-    read_note,
-)
+from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import plan_of
 from clients.encrypted.spec import Spec, bias, weight
 from strategies.server_models import Adam

@@ -146,11 +146,12 @@ class Crew:
         """
         if self._processes:
             return
-        layers, started = range(self._plan.spec.layers), list[_Process]()
+        setup, started = (
+            Setup(self._plan, self._keys, self._ciphertexts, self.chunk),
+            list[_Process](),
+        )
         try:
-            for index in range(self.size):
-                share = [self.share(layer)[index] for layer in layers]
-                setup = Setup(self._plan, self._keys, self._ciphertexts, share, self.chunk)
+            for _ in range(self.size):
                 started.append(_Process(setup))
         except BaseException as error:
             _close(started)

@@ -103,16 +103,13 @@ class Evaluation:
         plan: levels and scales.
         relin: SEAL's relinearisation keys.
         galois: SEAL's automorphism keys, for the plan's elements.
-        share: this worker's units of each layer.
         chunk: leaves of one tree, at most.
     """
 
-    def __init__(
-        self, plan: Plan, relin: Any, galois: Any, share: Sequence[range], chunk: int = 512
-    ) -> None:
+    def __init__(self, plan: Plan, relin: Any, galois: Any, chunk: int = 512) -> None:
         ring = plan.ring
         self._plan, self._ring, self._seal = plan, ring, ring.seal
-        self._relin, self._galois, self._share = relin, galois, share
+        self._relin, self._galois = relin, galois
         self._desk, self._slots = Desk(ring), Slots(ring, plan.copies)
         self._packer = Packer(self._slots, self._desk, galois)
         self._evaluator = self._seal.Evaluator(ring.context)

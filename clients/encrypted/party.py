@@ -30,18 +30,7 @@ from clients.encrypted.keyring import Keyring
 from clients.encrypted.keys import public_only
 from clients.encrypted.levers import Dial, Order
 from clients.encrypted.memory import CiphertextCache
-from clients.encrypted.notes import (
-    BATCH,
-    KEYS,
-    LOGITS,
-    NOTE,
-    WANT,
-    Arrays,
-    Step,
-    note,
-    read_means,
-    read_note,
-)
+from clients.encrypted.notes import BATCH, KEYS, Arrays, Step
 from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Fresh
 from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan
@@ -50,12 +39,6 @@ from clients.encrypted.sizes import kinds, stored_bytes
 from clients.encrypted.spec import bias, weight
 from clients.encrypted.stock import Held, Stock
 from strategies.ckks.streams import CiphertextError
-
-__all__ = [
-    "BATCH", "KEYS", "LOGITS", "NOTE", "WANT", "ComputeParty", "FolderInUseError", "PartyLearner", "Step", "note",
-    "read_means", "read_note",
-]  # fmt: skip
-
 
 _MOST_OWNERS: Final = 64
 """Owners whose keys are kept on the disk."""

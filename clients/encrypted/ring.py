@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.ckks.parameters import seal_context
 from strategies.ckks.streams import CiphertextError, Frames, Residues, scratch
 
 MOST_BITS: Final = {4096: 109, 8192: 218, 16384: 438}
@@ -109,23 +110,13 @@ class _Seal:
 
 @lru_cache(maxsize=16)
 def _seal(degree: int, bits: tuple[int, ...]) -> _Seal:
-    from tenseal import sealapi as seal
-
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    parameters.set_poly_modulus_degree(degree)
-    primes = seal.CoeffModulus.Create(degree, list(bits))
-    parameters.set_coeff_modulus(primes)
-    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
-    if not context.parameters_set():
-        raise ValueError(
-            f"CKKS degree {degree}, bits {list(bits)}: {context.parameters_error_message()}"
-        )
+    seal, context, primes = seal_context(degree, bits)
     identities = {len(bits): context.key_parms_id()}
     at = context.first_context_data()
     for level in range(len(bits) - 1, 0, -1):
         identities[level] = at.parms_id()
         at = at.next_context_data()
-    return _Seal(seal, context, tuple(int(prime.value()) for prime in primes), identities)
+    return _Seal(seal, context, primes, identities)
 
 
 class Desk:

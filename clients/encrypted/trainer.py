@@ -55,9 +55,10 @@ class EncryptedTrainer(FedSgd):
 
     Attributes:
         mode: the collector's: whether the owner answers logits (`ce`), or decrypts mean gradients alone (`strict`).
-        key: file of the owner's secret key, made where there is none; the same for several clients that share one.
-            None for one in the client's own folder.
-        flooding: noise on all that is told of what was decrypted, and how often; None for tests, which compare.
+        key: file of the owner's secret key; the same for several clients that share one. None for one in the client's
+            own folder, made on first use.
+        flooding: noise on all that is told of what was decrypted, and how often; None for tests, which compare: no
+            device takes it.
         folder: where owners' files lie; given by the application.
         party: what computes, on the client that computes for the others; given by the application.
         computes: the client that does; given by the application.

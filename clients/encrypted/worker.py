@@ -41,14 +41,12 @@ class Setup:
         plan: of the steps.
         keys: folder of the owners' evaluation keys.
         ciphertexts: folder of their mini-batches.
-        share: this worker's units of each layer.
         chunk: leaves of one tree.
     """
 
     plan: Plan
     keys: Path
     ciphertexts: Path
-    share: Sequence[range]
     chunk: int
 
 
@@ -100,7 +98,7 @@ class Worker:
         if keys is None:
             raise KeysMissingError(f"the evaluation keys {fingerprint} are not there any more")
         relin, galois = keys.seal(setup.plan.ring)
-        return Evaluation(setup.plan, relin, galois, setup.share, setup.chunk)
+        return Evaluation(setup.plan, relin, galois, setup.chunk)
 
     def stored(self, key: BatchKey, scale: float) -> Value:
         """A stored set of ciphertexts, whole."""

@@ -164,9 +164,8 @@ class Ring:
     key_identity: bytes
 
 
-@lru_cache(maxsize=8)
-def ring(degree: int, bits: tuple[int, ...]) -> Ring:
-    """SEAL's context for a ring; TenSEAL is imported here and only here.
+def seal_context(degree: int, bits: tuple[int, ...]) -> tuple[Any, Any, tuple[int, ...]]:
+    """TenSEAL's module of SEAL's own classes, SEAL's context for a ring, and its primes.
 
     Raises:
         ValueError: SEAL does not hold it for 128-bit secure, or has no such primes.
@@ -179,14 +178,26 @@ def ring(degree: int, bits: tuple[int, ...]) -> Ring:
     parameters.set_coeff_modulus(primes)
     context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
     if not context.parameters_set():
-        raise ValueError(
-            f"CKKS degree {degree} with bits {list(bits)}: {context.parameters_error_message()};"
-            f" use bits=[60], or degree=8192"
-        )
+        told = context.parameters_error_message()
+        raise ValueError(f"CKKS degree {degree} with bits {list(bits)}: {told}")
+    return seal, context, tuple(int(prime.value()) for prime in primes)
+
+
+@lru_cache(maxsize=8)
+def ring(degree: int, bits: tuple[int, ...]) -> Ring:
+    """SEAL's view of a ring of encrypted sums.
+
+    Raises:
+        ValueError: SEAL does not hold it for 128-bit secure, or has no such primes.
+    """
+    try:
+        seal, context, primes = seal_context(degree, bits)
+    except ValueError as error:
+        raise ValueError(f"{error}; use bits=[60], or degree=8192") from error
     return Ring(
         seal,
         context,
-        int(primes[0].value()),
+        primes[0],
         _words(context.first_parms_id()),
         _words(context.key_parms_id()),
     )

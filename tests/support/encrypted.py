@@ -195,9 +195,7 @@ class Bench:
         relin, galois = evaluation_keys(self.plan)
         cuts = [self.spec.share(layer, self.shares) for layer in range(self.spec.layers)]
         self.units = list(zip(*cuts, strict=True))
-        self.workers = [
-            self.make(self.plan, relin, galois, units, self.chunk) for units in self.units
-        ]
+        self.workers = [self.make(self.plan, relin, galois, self.chunk) for _ in self.units]
 
     def value(self, fresh: Fresh, bits: float) -> Value:
         """Fresh ciphertexts as the party expands them."""

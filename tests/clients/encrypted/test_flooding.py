@@ -36,7 +36,7 @@ def one_step(spec, features, targets, arrays):
     keys = OwnerKeys.generate(bench.plan.ring)
     relin, galois = keys.evaluation(bench.plan.galois).seal(bench.plan.ring)
     bench.owner = Owner(bench.plan, keys)
-    bench.workers = [Evaluation(bench.plan, relin, galois, units) for units in bench.units]
+    bench.workers = [Evaluation(bench.plan, relin, galois) for _ in bench.units]
     found = bench.step(arrays, features, targets).gradients
     return np.concatenate([found[name].ravel() for name in sorted(found)])
 

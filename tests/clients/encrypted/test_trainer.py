@@ -14,7 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord
 from clients.encrypted.flooding import Flooding
 from clients.encrypted.half_done import Acknowledged, HalfDone, OwnerFolder
 from clients.encrypted.keys import OwnerKeys
-from clients.encrypted.party import ComputeParty, note, read_note
+from clients.encrypted.notes import note, read_note
+from clients.encrypted.party import ComputeParty
 from clients.encrypted.plan import plan_of
 from clients.encrypted.spec import Spec
 from clients.encrypted.trainer import EncryptedTrainer
