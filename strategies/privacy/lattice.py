@@ -52,6 +52,16 @@ def renyi(release: LatticeRelease, orders: Sequence[float]) -> list[float]:
     for order in orders:
         if not 1 < order < math.inf:
             raise ValueError(f"order {order!r}: a Rényi divergence is bounded at orders above 1")
+    bounds = _bounds(release, orders)
+    # A divergence rises with the order, which its bounds need not do: each of them holds at all lower orders, too.
+    least = math.inf
+    for place in sorted(range(len(orders)), key=lambda place: -orders[place]):
+        bounds[place] = least = min(least, bounds[place])
+    return bounds
+
+
+def _bounds(release: LatticeRelease, orders: Sequence[float]) -> list[float]:
+    """The formulas' own value at each order."""
     curve, whole = _curve(release)
     sampled = release.sampling == "poisson" and release.relation == "add_or_remove_one"
     rate = release.rate if sampled else 1.0

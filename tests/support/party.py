@@ -19,8 +19,10 @@ from clients.encrypted.spec import Spec
 from tests.support.encrypted import autograd, batch, keys_of, network, parameters
 
 Arrays = dict[str, NDArray[Any]]
-TOLERANCE = 2e-3
-"""Of the largest gradient of an array."""
+TOLERANCE = {"cross_entropy": 2e-3, "squared": 6e-3}
+"""Of the largest gradient of an array. An error depends on the keys' noise: of 20 keys of the small networks here the
+largest is 4e-4 with cross-entropy; with squared loss the median is 9e-4 and the spread a factor of 1.6, so that 6e-3 is
+four of its standard deviations away."""
 
 
 @dataclass
@@ -104,7 +106,8 @@ class Hand:
         wanted = autograd(self.plan.spec, weights, self.features, self.targets)
         wanted.pop(LOSS)
         return all(
-            np.abs(gradients[name] - array).max() <= TOLERANCE * np.abs(array).max()
+            np.abs(gradients[name] - array).max()
+            <= TOLERANCE[self.plan.spec.loss] * np.abs(array).max()
             for name, array in wanted.items()
         )
 
