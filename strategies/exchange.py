@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from strategies.downlink import Downlink
 from strategies.downlink.coding import REASON
 from strategies.downlink.messages import is_change
+from strategies.profiles import read_profile
 from strategies.protocols import ConfigValue, Reply, Request
 from strategies.records import record_in
 from strategies.sizes import count_bytes
@@ -87,6 +88,7 @@ class Exchange:
         uploaded: bytes of all replies so far.
         downloaded: bytes of all requests so far, as they were sent.
         downlink: makes requests smaller for clients that hold a model already; None sends them as they are.
+        profiles: what devices have told of themselves, by client, in the words of `strategies.profiles`.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Exchange:
         self._arrived: deque[Reply] = deque()
         self._incoming: Iterator[Message] = iter(())
         self.downlink: Downlink | None = None
+        self.profiles: dict[int, Mapping[str, str]] = {}
         self.uploaded = 0
         self.downloaded = 0
 
@@ -375,3 +378,6 @@ class Exchange:
             )
         else:
             self._nodes = {**self._nodes, client: node}
+            self.profiles.pop(client, None)
+            if profile := read_profile(message.content):
+                self.profiles[client] = profile

@@ -22,6 +22,7 @@ from strategies.hooks import Hook, RoundView, Stop
 from strategies.metrics import add_metrics, evaluated, mean_metrics, scalars
 from strategies.pipeline import Pipeline
 from strategies.privacy.budget import BudgetSpentError
+from strategies.profiles import told
 from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request, Session, Void
 from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
@@ -130,6 +131,10 @@ class PipelineStrategy(Strategy):
         exchange = self._exchange = self._open(grid)
         needed = self.pipeline.least_clients(_MOST_CLIENTS)
         exchange.wait_for_clients(max(self._min_clients, needed), timeout)
+        if exchange.profiles:
+            log.info(
+                "%d devices tell: %s", len(exchange.profiles), told(exchange.profiles.values())
+            )
         result = Result(arrays=initial_arrays)
         if evaluate_fn is not None and model.version == 0:
             _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
