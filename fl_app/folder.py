@@ -112,6 +112,14 @@ class RunFolder:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.summary.unlink(missing_ok=True)
             return None
+        return self.found(num_clients, data_hash)
+
+    def found(self, num_clients: int, data_hash: str) -> State | None:
+        """What `earlier` would go on from where `resume` is not `never`; nothing is written, so anybody may look.
+
+        Raises:
+            ConfigError: as `earlier`.
+        """
         summary = read_summary(self.summary)
         if summary is not None and summary.get("config_hash") != self._config.identity_hash():
             raise self._refused(
