@@ -27,6 +27,7 @@ _COMMANDS = {
     "keys": "make identity keys and rosters for secure aggregation",
     "serve-encrypted": "serve a trained model's predictions on encrypted inputs, without any key",
     "predict-encrypted": "encrypt data, have them predicted by such a service, decrypt the answers",
+    "certs": "make and renew the keys and certificates of a deployment",
     "make-base-model": "train a small language model from nothing, as a base for adapters",
 }
 
