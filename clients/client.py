@@ -28,6 +28,7 @@ from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.collectors import PlainClient
 from strategies.downlink import HeldModels
 from strategies.encoding import encode
+from strategies.profiles import DEVICE, pack_profile
 from strategies.protocols import ClientHalf, Stage
 from strategies.records import record_in, records_in
 from strategies.seeds import generator, integer
@@ -171,13 +172,24 @@ class Client:
             return self._trainer.turn(self._job(message, config, {}), self._resident, self._task)
         return self._half.answer(message.content)
 
-    def hello(self, message: Message, client: int) -> Message:
-        """The reply to the query by which the server learns which logical client a node is."""
+    def hello(
+        self, message: Message, client: int, profile: Mapping[str, str] | None = None
+    ) -> Message:
+        """The reply to the query by which the server learns which logical client a node is.
+
+        Args:
+            message: the query.
+            client: the logical client.
+            profile: what the device tells of itself, in the words of `strategies.profiles`; None for nothing.
+        """
         try:
             self._compare(config_of(message.content))
         except (MismatchError, Refused) as error:
             return _failure(message, error)
-        return Message(RecordDict({CONFIG: ConfigRecord({"client": client})}), reply_to=message)
+        content = RecordDict({CONFIG: ConfigRecord({"client": client})})
+        if profile is not None:
+            content[DEVICE] = pack_profile(profile)
+        return Message(content, reply_to=message)
 
     def _compare(self, config: ConfigRecord) -> None:
         for key, name in ((CODE_HASH, "code"), (CONFIG_HASH, "configuration")):

@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from clients.client import Client
+from clients.device import coarse, measure
 from fl_app.assembly import Assembly, Place
 from fl_app.compose import compose, parse_overrides
 from fl_app.config.faults import ConfigError
@@ -77,7 +78,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Gives the node's logical id."""
-    return _reply(
-        message, context, lambda client: client.hello(message, Node(context.node_config).client)
-    )
+    """Gives the node's logical id, and the classes of its device where its operator lets them be told."""
+    return _reply(message, context, lambda client: _introduced(client, message, context))
+
+
+def _introduced(client: Client, message: Message, context: Context) -> Message:
+    node = Node(context.node_config)
+    # Of a simulation it would be the machine's that plays all nodes.
+    tells = node.tells_profile and not simulated()
+    return client.hello(message, node.client, coarse(measure(node.power)) if tells else None)

@@ -1,11 +1,12 @@
 """What a device's operator has decided: a SuperNode's node config, held against what a run asks of the device.
 
-A run's configuration is the server's word. Which logical client this is, what it may send, and where it keeps its
-secrets are in the node config alone.
+A run's configuration is the server's word. Which logical client this is, what it may send and tell of itself, what it
+may take of the device's battery and memory, and where it keeps its secrets are in the node config alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from clients.encrypted import conditions as encrypted
 from clients.encrypted.trainer import EncryptedTrainer
+from clients.power import LEAST_BATTERY, FilePower, PowerGuard, PowerSource, SystemPower
 from clients.trainers import SGD, DpSgd
 from strategies.ckks.conditions import LEAST_NOISE, LEAST_QUORUM, MOST_DECRYPTIONS
 from strategies.ckks.member import CkksClient
@@ -26,14 +28,17 @@ PARTITION, FOLDER = "partition-id", "client-folder"
 DP_EPSILON, DP_DELTA = "dp-epsilon", "dp-delta"
 """The most that the device's own examples may be charged, over all runs."""
 OWNER_KEY = "encrypted-key"
-_OURS = ("secagg-", "ckks-", "client-", "dp-", "encrypted-")
+DEVICE_PROFILE, POWER_FILE = "device-profile", "device-power-file"
+LEAST_CHARGE, MEMORY = "device-least-battery", "device-memory-mb"
+_OURS = ("secagg-", "ckks-", "client-", "device-", "dp-", "encrypted-")
 _HIDING = ("secagg-", "ckks-")
 _SECAGG = {ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS}
 _CKKS = {KEY_SETTING, LEAST_QUORUM, LEAST_NOISE, MOST_DECRYPTIONS}
 _ENCRYPTED = {
     OWNER_KEY, encrypted.LEAST_NOISE, encrypted.LEAST_MULTIPLE, encrypted.MOST_DECRYPTIONS,
 }  # fmt: skip
-_KNOWN = frozenset(_SECAGG | _CKKS | _ENCRYPTED | {FOLDER, DP_EPSILON, DP_DELTA})
+_DEVICE = {DEVICE_PROFILE, POWER_FILE, LEAST_CHARGE, MEMORY}
+_KNOWN = frozenset(_SECAGG | _CKKS | _ENCRYPTED | _DEVICE | {FOLDER, DP_EPSILON, DP_DELTA})
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Node:
         settings: as it was given.
 
     Raises:
-        ValueError: it does not say which client this is, or has a setting of ours that there is not.
+        ValueError: it does not say which client this is, has a setting of ours that there is not, or one about the
+            device that is out of its range.
     """
 
     settings: Mapping[str, ConfigValue]
@@ -63,6 +69,8 @@ class Node:
             raise ValueError(
                 f"the node config has no setting {unknown[0]}: {', '.join(sorted(_KNOWN))} are there"
             )
+        # Looked at now: whoever reads them later answers a server, who should not see what is in them.
+        _ = self.tells_profile, self.pause, self.memory
 
     @property
     def client(self) -> int:
@@ -95,6 +103,62 @@ class Node:
         """
         named = self.settings.get(OWNER_KEY)
         return None if named is None else _absolute(OWNER_KEY, named, "/etc/owner.key")
+
+    @property
+    def tells_profile(self) -> bool:
+        """Whether a server may learn the device's classes (`strategies.profiles`): only where its operator says so.
+
+        Raises:
+            ValueError: the setting is neither true nor false.
+        """
+        told = self.settings.get(DEVICE_PROFILE, False)
+        if not isinstance(told, bool):
+            raise ValueError(
+                f"the node config's {DEVICE_PROFILE} is {told!r}: true or false is needed, without quotes"
+            )
+        return told
+
+    @property
+    def power(self) -> PowerSource:
+        """What tells of the device's battery.
+
+        Raises:
+            ValueError: the setting of its file is no absolute path.
+        """
+        named = self.settings.get(POWER_FILE)
+        if named is None:
+            return SystemPower()
+        return FilePower(_absolute(POWER_FILE, named, "/run/battery.json"))
+
+    @property
+    def pause(self) -> PowerGuard | None:
+        """What has training wait while the battery is low; None where the operator has switched that off.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        least = _number(self.settings, LEAST_CHARGE, LEAST_BATTERY)
+        if not 0 <= least <= 100:
+            raise ValueError(
+                f"the node config's {LEAST_CHARGE} is {least:g}: percent from 0 (off) to 100 are needed"
+            )
+        source = self.power  # looked at in any case: a slip in its path is told at once
+        return PowerGuard(source, least=least) if least else None
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a training's batch may take at most; None where only what is free counts.
+
+        Raises:
+            ValueError: the setting is no number above 0.
+        """
+        if MEMORY not in self.settings:
+            return None
+        if not (megabytes := _number(self.settings, MEMORY, 0.0)) > 0:
+            raise ValueError(
+                f"the node config's {MEMORY} is {megabytes:g}: a number above 0 is needed, of MB"
+            )
+        return int(megabytes * 1_000_000)
 
     @property
     def pinned(self) -> str | None:
@@ -172,3 +236,12 @@ def _absolute(setting: str, named: ConfigValue, example: str) -> Path:
             f'the node config\'s {setting} is {named!r}: an absolute path is needed, such as "{example}"'
         )
     return path
+
+
+def _number(settings: Mapping[str, ConfigValue], name: str, default: float) -> float:
+    """A setting's finite number."""
+    value = settings.get(name, default)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"the node config's {name} is {value!r}: a number is needed")
+    return float(value)  # type: ignore[arg-type]

@@ -7,14 +7,17 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients.client import NUM_CLIENTS
+from clients.power import FilePower, SystemPower
 from fl_app.assembly import Assembly
 from fl_app.cli.main import main
 from fl_app.client_app import evaluate, hello, train
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
 from fl_app.engine.flwr_internals import claim_identity
+from fl_app.node import Node
 from strategies.ckks import SharedKey
 from strategies.collectors import Masked, PlainClient
+from strategies.profiles import DEVICE, VOCABULARY
 from strategies.protocols import ClientOwn
 from strategies.wire import ARRAYS, CONFIG, TRAINS
 
@@ -334,3 +337,60 @@ def test_a_run_within_a_devices_limits_trains_on_its_own_ledger(assembled, tmp_p
         "device", {**settings, "client-folder": f"{tmp_path}/device"}
     )
     assert client._trainer._ledgers == tmp_path / "device"
+
+
+# ---- what a device tells of itself, and when it waits ----
+
+
+def introduced(settings: dict[str, Any]) -> RecordDict:
+    context = Context(1, 7, settings, RecordDict(), {"overrides": "task=digits"})
+    reply = hello(Message(RecordDict({CONFIG: ConfigRecord({})}), 7, "query.hello"), context)
+    return reply.content
+
+
+@pytest.mark.parametrize("settings", [{}, {"device-profile": False}])
+def test_a_device_tells_nothing_of_itself_unless_its_operator_says_so(settings):
+    content = introduced({"partition-id": 3, **settings})
+    assert list(content) == [CONFIG]
+    assert dict(content[CONFIG]) == {"client": 3}
+
+
+def test_a_device_whose_operator_agrees_tells_classes_and_nothing_else():
+    content = introduced({"partition-id": 3, "device-profile": True})
+    assert content[DEVICE].keys() == VOCABULARY.keys()
+    assert all(content[DEVICE][key] in words for key, words in VOCABULARY.items())
+
+
+def test_a_simulation_never_tells_of_the_machine_that_plays_the_devices(monkeypatch):
+    monkeypatch.setattr("fl_app.client_app.simulated", lambda: True)
+    assert DEVICE not in introduced({"partition-id": 3, "device-profile": True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"device-profile": "yes"}, "device-profile is 'yes': true or false"),
+        ({"device-profile": 1}, "device-profile is 1"),
+        ({"device-profil": True}, "no setting device-profil"),
+        ({"device-power-file": "battery.json"}, "device-power-file is 'battery.json'"),
+        ({"device-least-battery": 101}, "device-least-battery is 101"),
+        ({"device-least-battery": -1}, "device-least-battery is -1"),
+        ({"device-least-battery": "15"}, "device-least-battery is '15'"),
+        ({"device-least-battery": float("nan")}, "device-least-battery is nan"),
+        ({"device-memory-mb": 0}, "device-memory-mb is 0"),
+        ({"device-memory-mb": True}, "device-memory-mb is True"),
+    ],
+)
+def test_a_slip_in_a_devices_setting_is_named_on_the_device(assembled, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        assembled(*CLEAR).client("device", {"partition-id": 3, **settings})
+
+
+def test_a_devices_settings_are_what_its_operator_wrote(tmp_path):
+    node = Node({"partition-id": 0, "device-power-file": f"{tmp_path}/b.json"})
+    assert node.pause is not None
+    assert (node.pause.least, node.power) == (15.0, FilePower(tmp_path / "b.json"))
+    assert Node({"partition-id": 0, "device-least-battery": 0}).pause is None
+    assert Node({"partition-id": 0, "device-memory-mb": 1.5}).memory == 1_500_000
+    plain = Node({"partition-id": 0})
+    assert (plain.memory, plain.tells_profile, plain.power) == (None, False, SystemPower())
