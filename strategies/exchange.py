@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -22,7 +22,7 @@ from strategies.profiles import read_profile
 from strategies.protocols import ConfigValue, Reply, Request
 from strategies.records import record_in
 from strategies.sizes import count_bytes
-from strategies.wire import CONFIG
+from strategies.wire import CONFIG, SENT
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,15 @@ class NoClientsError(RuntimeError):
     """Too few clients came before the deadline."""
 
 
+class _Sent(NamedTuple):
+    """A request on its way: when it was sent, how long it lasts, and whether it brings a change of the model only."""
+
+    request: Request
+    moment: float
+    ttl: float | None
+    is_change: bool
+
+
 class Exchange:
     """Requests and replies by logical client.
 
@@ -109,8 +118,7 @@ class Exchange:
         self._nodes: Mapping[int, int] = {}
         self._failed_hellos: Counter[int] = Counter()
         self._rivals: dict[int, int] = {}
-        self._outstanding: dict[str, Request] = {}
-        self._changes: dict[str, float | None] = {}
+        self._outstanding: dict[str, _Sent] = {}
         self._arrived: deque[Reply] = deque()
         self._incoming: Iterator[Message] = iter(())
         self.downlink: Downlink | None = None
@@ -145,7 +153,7 @@ class Exchange:
 
     def send(self, requests: Iterable[Request], *, ttl: float | None = None) -> None:
         """Sends requests to clients that are there; one whose node is gone is answered by an error at once."""
-        messages, sent = [], []
+        messages, sent, now = [], [], self.now()
         for request in requests:
             node = self._nodes.get(request.client)
             if node is None:
@@ -160,9 +168,9 @@ class Exchange:
         ids = self._push(messages)
         for message_id, request, message in zip(ids, sent, messages, strict=True):
             if message_id:
-                self._outstanding[message_id] = request
-                if is_change(message.content):
-                    self._changes[message_id] = ttl
+                self._outstanding[message_id] = _Sent(
+                    request, _begun(request, now), ttl, is_change(message.content)
+                )
             else:
                 self._arrived.append(Reply(request, None, "the SuperLink did not take the message"))
 
@@ -190,7 +198,6 @@ class Exchange:
     def forget(self) -> None:
         """Drops whatever is outstanding: late replies of a round that is over are never looked at."""
         self._outstanding.clear()
-        self._changes.clear()
         self._arrived.clear()
         self._incoming = iter(())
 
@@ -198,14 +205,9 @@ class Exchange:
         """Gives up these requests: their replies are never looked at."""
         given_up = {id(request) for request in requests}
         self._outstanding = {
-            message_id: request
-            for message_id, request in self._outstanding.items()
-            if id(request) not in given_up
-        }
-        self._changes = {
-            message_id: ttl
-            for message_id, ttl in self._changes.items()
-            if message_id in self._outstanding
+            message_id: sent
+            for message_id, sent in self._outstanding.items()
+            if id(sent.request) not in given_up
         }
         self._arrived = deque(one for one in self._arrived if id(one.request) not in given_up)
 
@@ -255,48 +257,46 @@ class Exchange:
             if len(ids) > 1:
                 for message_id in ids:
                     yield from self._pull([message_id])
-            elif (request := self._outstanding.pop(ids[0], None)) is not None:
+            elif (sent := self._outstanding.pop(ids[0], None)) is not None:
                 reason = f"the reply cannot be read: {type(error).__name__}: {error!s:.100}"
-                self._arrived.append(Reply(request, None, reason))
+                self._arrived.append(Reply(sent.request, None, reason))
 
     def _arrive(self, message: Message) -> None:
         message_id = message.metadata.reply_to_message_id
-        request = self._outstanding.pop(message_id, None)
-        if request is None:
+        sent = self._outstanding.pop(message_id, None)
+        if sent is None:
             log.warning("a reply to no request of this run was dropped")
         elif message.has_error():
-            if self._asked_again(message_id, request, message.error):
+            if self._asked_again(sent, message.error):
                 return
-            self._arrived.append(
-                Reply(request, None, f"{message.error.reason} (code {message.error.code})")
-            )
+            reason = f"{message.error.reason} (code {message.error.code})"
+            self._arrived.append(Reply(sent.request, None, reason))
         else:
-            self._changes.pop(message_id, None)
             if self.downlink is not None:
-                self.downlink.answered(request)
-            self._arrived.append(self._weighed(request, message.content))
+                self.downlink.answered(sent.request)
+            self._arrived.append(self._weighed(sent, message.content))
 
-    def _asked_again(self, message_id: str, request: Request, error: Error) -> bool:
+    def _asked_again(self, sent: _Sent, error: Error) -> bool:
         """Whether an error is no reply yet: a client that could not restore its model is sent the whole, once."""
         if self.downlink is None:
             return False
-        changed = message_id in self._changes
-        ttl = self._changes.pop(message_id, None)
+        client = sent.request.client
         if error.code not in _NEVER_ASKED:
-            self.downlink.lost(request.client)
-        if not changed or not str(error.reason).startswith(f"{REASON}:"):
+            self.downlink.lost(client)
+        if not sent.is_change or not str(error.reason).startswith(f"{REASON}:"):
             return False
-        log.info("client %d is sent the whole model: %s", request.client, error.reason)
-        self.send([request], ttl=ttl)
+        log.info("client %d is sent the whole model: %s", client, error.reason)
+        self.send([sent.request], ttl=sent.ttl)
         return True
 
-    def _weighed(self, request: Request, content: RecordDict) -> Reply:
+    def _weighed(self, sent: _Sent, content: RecordDict) -> Reply:
+        request = sent.request
         try:
             self.uploaded += count_bytes(content)
         # An engine's client may put in what no wire carries, such as an integer past 64 bits.
         except (ValueError, TypeError, AttributeError) as error:
             return Reply(request, None, f"the reply cannot be serialised: {error!s:.100}")
-        return Reply(request, content)
+        return Reply(request, content, seconds=max(0.0, self.now() - sent.moment))
 
     def _refresh(self) -> None:
         """Keeps the table of nodes true: drops those that left, identifies those that came."""
@@ -381,3 +381,10 @@ class Exchange:
             self.profiles.pop(client, None)
             if profile := read_profile(message.content):
                 self.profiles[client] = profile
+
+
+def _begun(request: Request, now: float) -> float:
+    """When a request that is sent now was first sent: by an earlier process, where it says so."""
+    record = record_in(request.content, CONFIG, ConfigRecord)
+    first = None if record is None else record.get(SENT)
+    return min(first, now) if isinstance(first, float) else now

@@ -31,6 +31,7 @@ from strategies.protocols import (
     Collector,
     Combiner,
     ConfigValue,
+    Informed,
     Job,
     Learner,
     Maker,
@@ -48,6 +49,7 @@ from strategies.samplers import Uniform
 from strategies.schedulers import Synchronous
 from strategies.server_models import SGD, ServerModel, ServerOptimizer
 from strategies.state import State, Value, mapping_in
+from strategies.timings import Timings
 from strategies.update import BUFFERS, DELTA, MODEL_SECTIONS, Layout, Section, Update, Vector
 from strategies.wire import ARRAYS, REPLY_BYTES, pack, pack_model, unpack_model
 
@@ -74,6 +76,7 @@ class Pipeline:
         factors: which factors of its products the model trains, where it is one of low-rank adapters.
         root: the server's own update for a job, trained on root data that no client has; None where it has none.
         included: for each client the last round whose update the model holds.
+        timings: how long clients take, and how often they fail.
         claim: what `check` found to hold of the aggregate.
     """
 
@@ -94,6 +97,7 @@ class Pipeline:
     factors: Literal["both", "shared_a"] | None = None
     root: Callable[[Job], Update] | None = None
     included: dict[int, int] = field(default_factory=dict)
+    timings: Timings = field(default_factory=Timings, init=False)
     claim: Claim = field(default_factory=Claim, init=False)
 
     def check(self, model_sections: frozenset[str] = frozenset()) -> Claim:
@@ -108,6 +112,8 @@ class Pipeline:
         Raises:
             ContractError: two parts may not be composed.
         """
+        if isinstance(self.sampler, Informed):
+            self.sampler.informed(self.timings)
         names = [stage.name for stage in self.stages]
         for twice in {name for name in names if names.count(name) > 1}:
             raise ContractError(
@@ -418,6 +424,7 @@ class Pipeline:
         state: dict[str, Value] = {
             "admission": self.admission.state_dict(),
             "included": {str(client): number for client, number in self.included.items()},
+            "timings": self.timings.state_dict(),
         }
         if isinstance(self.combiner, Learner):
             state["combiner"] = self.combiner.state_dict()
@@ -433,6 +440,8 @@ class Pipeline:
         self.included = {
             int(client): number for client, number in included.items() if isinstance(number, int)
         }
+        if "timings" in state:  # a checkpoint may be older than they are
+            self.timings.load_state_dict(mapping_in(state, "timings"))
         if isinstance(self.combiner, Learner):
             self.combiner.load_state_dict(mapping_in(state, "combiner"))
         if self.quarantine is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from strategies.hooks import RoundView
     from strategies.pipeline import Pipeline
     from strategies.server_models import ServerModel
+    from strategies.timings import Timings
 
 ConfigValue = ConfigRecordValues
 """What a Flower `ConfigRecord` may hold."""
@@ -71,11 +72,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for a request: content, or the reason why there is none."""
+    """What came back for a request: content, or the reason why there is none.
+
+    Attributes:
+        request: that it answers.
+        content: the records; None where there are none.
+        error: why, where there are none.
+        seconds: from the request's sending until the reply was there, on the exchange's clock; None where that is not
+            known.
+    """
 
     request: Request
     content: RecordDict | None
     error: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -436,6 +446,15 @@ class Picker(Protocol):
 
     def took(self, clients: Iterable[int], round_number: int) -> None:
         """Updates of these clients have become part of this round's model."""
+        ...
+
+
+@runtime_checkable
+class Informed(Protocol):
+    """A sampler that goes by how long clients take, and how often they fail."""
+
+    def informed(self, timings: Timings) -> None:
+        """Is given the pipeline's own, which change as the run goes on, before any round."""
         ...
 
 

@@ -27,7 +27,7 @@ from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.hooks import RoundView
 from strategies.protocols import Job, Picker, Request, Session
 from strategies.ranges import Ranged
-from strategies.schedulers.tally import Meter, Tally, admitted, following
+from strategies.schedulers.tally import Meter, Tally, admitted, following, measured
 from strategies.server_models import ServerModel
 from strategies.update import Update
 
@@ -222,14 +222,19 @@ class _Round:
     def _collect(self, session: Session) -> Iterator[Update]:
         """Runs a session to its end: admitted and decoded updates as they come, refusals counted."""
         exchange = self.exchange
-        requests = list(session.start())
-        self.tally.sampled += len({request.client for request in requests})
+        requests, began = list(session.start()), exchange.now()
+        asked = {request.client for request in requests}
+        self.tally.sampled += len(asked)
+        self.pipeline.timings.asked(sorted(asked))
         exchange.send(requests, ttl=self.patience)
-        deadline = exchange.now() + self.patience
+        deadline = began + self.patience
         # Where clients take turns of their own, no phase of all ends, and one that is slow must not hold the others.
         phased = getattr(session, "phased", True)
         while not session.done:
             reply = exchange.receive(deadline)
+            if reply is not None:
+                since = None if phased else exchange.now() - began
+                measured(self.pipeline, reply, since)
             events = following(session, reply)
             requests = [event for event in events if isinstance(event, Request)]
             if requests:

@@ -14,7 +14,7 @@ from strategies.metrics import add_metrics, mean_metrics
 from strategies.protocols import Accumulator, Event, Refusal, Reply, Session, Void
 from strategies.server_models import ServerModel
 from strategies.update import Update
-from strategies.wire import Refused
+from strategies.wire import TRAINS, Refused, config_of
 
 if TYPE_CHECKING:
     from strategies.exchange import Exchange
@@ -135,6 +135,21 @@ class Meter:
         )
 
 
+def measured(pipeline: Pipeline, reply: Reply, since: float | None = None) -> None:
+    """Notes what a client took to train, where that is what it has answered.
+
+    Args:
+        pipeline: whose timings are told.
+        reply: of a session.
+        since: seconds until now from the first turn, where clients take turns of their own and the last one tells
+            nothing; None for what the reply itself took.
+    """
+    request, seconds = reply.request, reply.seconds if since is None else since
+    trains = request.kind == "train" and config_of(request.content).get(TRAINS, True)
+    if trains and reply.content is not None and seconds is not None:
+        pipeline.timings.observed(request.client, seconds)
+
+
 def following(session: Session, reply: Reply | None) -> list[Event]:
     """What follows from a reply, or from a deadline that has passed where there is none."""
     if reply is None:
@@ -174,6 +189,8 @@ def admitted(
         case Refusal(client, refused):
             pipeline.admission.record(client, refused)
             tally.refused(client, refused)
+            if refused.reason in FAILURES:
+                pipeline.timings.failed(client)
         case Void(reason, wrong):
             log.warning("no sum: %s", reason)
             tally.void = reason

@@ -17,7 +17,7 @@ from strategies.contract import Visibility
 from strategies.hooks import RoundView
 from strategies.protocols import Event, Job, Picker, Refusal, Request, Void
 from strategies.schedulers.flight import Wave, sent_before
-from strategies.schedulers.tally import Meter, Tally, admitted, following
+from strategies.schedulers.tally import Meter, Tally, admitted, following, measured
 from strategies.server_models import ServerModel
 from strategies.update import DELTA, Section, Update
 from strategies.wire import ARRAYS, LOCAL_STEPS, Refused, unpack_model
@@ -102,7 +102,10 @@ class Version:
             if reply is not None:
                 client = reply.request.client
                 if client in flight:  # else a reply of a session that is over
-                    self._follow(flight.of(client), following(flight.of(client).session, reply))
+                    wave = flight.of(client)
+                    phased = getattr(wave.session, "phased", True)
+                    measured(self.pipeline, reply, None if phased else exchange.now() - wave.sent)
+                    self._follow(wave, following(wave.session, reply))
                 continue
             for wave in flight.due(exchange.now()):
                 exchange.abandon(wave.requests.values())
@@ -162,7 +165,9 @@ class Version:
         wave.attempt, wave.steps = attempt, steps
         self.flight.add(wave)
         if sent is None:
-            self.tally.sampled += len({request.client for request in requests})
+            asked = {request.client for request in requests}
+            self.tally.sampled += len(asked)
+            self.pipeline.timings.asked(sorted(asked))
         else:
             requests = [sent_before(request, sent) for request in requests]
             wave.deadline = sent + self.patience
