@@ -19,14 +19,14 @@ from strategies.contract import Claim, ContractError, name_of
 from strategies.ranges import Ranged
 from strategies.state import State, integer_in, mapping_in
 from strategies.update import MAXIMUM_SECTIONS, Update, Vector
-from strategies.wire import Refused
+from strategies.wire import PAUSED, Refused
 
 log = logging.getLogger(__name__)
 
 COUNTER_LIMIT = 2.0**24
 """The largest increase of an integer buffer in one round: further than float32 counts."""
 
-FAILURES = frozenset({"client_error", "timeout"})
+FAILURES = frozenset({"client_error", "timeout", PAUSED})
 """Reasons that are a client's misfortune: nothing came that could be refused."""
 
 STALE = "stale"
@@ -102,10 +102,13 @@ class Admission(Ranged):
                 )
 
     def record(self, client: int, refusal: Refused) -> None:
-        """Counts a refusal and strikes the client, unless it is only slow."""
+        """Counts a refusal and strikes the client, unless it is only slow or waits for power."""
         self.refusals[refusal.reason] += 1
         if refusal.reason == STALE:
             log.info("client %d is slow: %s", client, refusal.detail)
+            return
+        if refusal.reason == PAUSED:
+            log.info("client %d is paused", client)
             return
         self.strikes[client] += 1
         done = "failed" if refusal.reason in FAILURES else f"refused ({refusal.reason})"

@@ -42,6 +42,9 @@ REPLY_BYTES: Final = "reply-bytes"
 SENT: Final = "sent"
 """The setting that tells an engine when a request that is sent again was first sent, in seconds of its clock."""
 
+PAUSED: Final = "paused"
+"""The reason of a device that waits for power: it has done nothing wrong, and its update may come another time."""
+
 _HEADER_LIMIT: Final = 4096
 """A longer `.npy` header is not ours: numpy writes 128 bytes for any array of fewer than 32 dimensions."""
 
@@ -73,6 +76,12 @@ class Refused(Exception):  # noqa: N818 - an outcome that is counted, not a prog
     def told(self) -> str:
         """What a client says to a server of its own refusal: the detail may tell of its files or its update."""
         return f"{self.reason}: this client takes no part, and its own log says why"
+
+
+def failure_of(error: str | None) -> Refused:
+    """Why a client that answered with an error takes no part: `paused` where it says so, else `client_error`."""
+    reason = PAUSED if error is not None and error.startswith(f"{PAUSED}:") else "client_error"
+    return Refused(reason, error or "the client gave no reason")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from strategies.contents import SATURATED
 from strategies.protocols import Event, Job, Refusal, Reply, Request, Void
 from strategies.records import bundle, extended, record_in
 from strategies.secagg.terms import ModelDigest
-from strategies.wire import CONFIG, TRAINS, Refused, unpack
+from strategies.wire import CONFIG, TRAINS, Refused, failure_of, unpack
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class CkksSession:
         """What follows a reply.
 
         Raises:
-            Refused: `late`, `duplicate`, `client_error`, or as the reply deserves, where nothing follows.
+            Refused: `late`, `duplicate`, `client_error`, `paused`, or as the reply deserves, where nothing follows.
         """
         client, phase = reply.request.client, reply.request.content[CONFIG].get("phase")
         if self.done or phase != self._phase:
@@ -135,7 +135,7 @@ class CkksSession:
         events: list[Event] = []
         try:
             if reply.content is None:
-                raise Refused("client_error", reply.error or "the client gave no reason")
+                raise failure_of(reply.error)
             (self._opened if self._phase else self._upload)(client, reply.content)
         except Refused as refused:
             events.append(Refusal(client, refused))

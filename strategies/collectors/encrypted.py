@@ -35,6 +35,7 @@ from strategies.wire import (
     REPLY_BYTES,
     TRAINS,
     Refused,
+    failure_of,
     unpack_model,
 )
 
@@ -328,7 +329,7 @@ class RelayedSession(_OwnersSession):
     def _read(self, reply: Reply, owner: int, member: Member) -> tuple[Arrays, Refused | None]:
         """The answer to an owner's turn, or why it is refused; raises `Refused` where the reply is no answer."""
         if reply.content is None:
-            raise Refused("client_error", reply.error or "it gave no reason")
+            raise failure_of(reply.error)
         round_number = self.job.round
         wanted = {"client": self.party, "round": round_number, "turn": member.turn, OWNER: owner}
         most = self.most_bytes

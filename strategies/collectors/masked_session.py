@@ -34,7 +34,7 @@ from strategies.secagg.statements import (
 )
 from strategies.secagg.terms import SECAGG, Said, Terms
 from strategies.update import Update
-from strategies.wire import CONFIG, TRAINS, Refused, unpack
+from strategies.wire import CONFIG, TRAINS, Refused, failure_of, unpack
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class MaskedSession:
         events: list[Event] = []
         try:
             if reply.content is None:
-                raise Refused("client_error", reply.error or "the client gave no reason")
+                raise failure_of(reply.error)
             takes: Mapping[str, Callable[[int, Reply], None]] = {
                 KEYS: self._take_keys, SHARES: self._take_shares, UPLOAD: self._take_upload,
                 AGREE: self._take_signature, UNMASK: self._take_revealed,

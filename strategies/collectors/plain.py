@@ -24,6 +24,7 @@ from strategies.wire import (
     Expected,
     Refused,
     config_of,
+    failure_of,
     integer_in,
     read_update,
     read_weights,
@@ -120,14 +121,14 @@ class PlainSession:
         """The update of a reply.
 
         Raises:
-            Refused: `duplicate`, `client_error`, or as the reply deserves.
+            Refused: `duplicate`, `client_error`, `paused`, or as the reply deserves.
         """
         client = reply.request.client
         if client not in self._waiting:
             raise Refused("duplicate", "this client has answered before, or was not asked")
         self._waiting.discard(client)
         if reply.content is None:
-            raise Refused("client_error", reply.error or "the client gave no reason")
+            raise failure_of(reply.error)
         part = self._parts[client]
         if self._sent is not None:
             expected = Expected.of(self._job, client)

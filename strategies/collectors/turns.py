@@ -25,7 +25,7 @@ from strategies.collectors.portions import expected_of, records_for
 from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended, record_in
 from strategies.update import Layout, Update
-from strategies.wire import CONFIG, RECEIPT, TRAINS, Refused, pack, read_update, unpack
+from strategies.wire import CONFIG, RECEIPT, TRAINS, Refused, failure_of, pack, read_update, unpack
 
 LAST: Final = "last"
 """In a turn's receipt: nothing but the answer to this one is wanting."""
@@ -167,7 +167,7 @@ class TurnSession(ABC, Generic[M]):
         member.waiting = None
         try:
             if reply.content is None:
-                raise Refused("client_error", reply.error or "the client gave no reason")
+                raise failure_of(reply.error)
             if not member.closing:
                 return self._taken(client, member, reply.content)
             update = read_update(reply.content, expected_of(self.job, client, member.part))

@@ -119,7 +119,7 @@ def test_an_update_is_not_changed_at_the_door():
     ("reason", "wrong"),
     [
         ("not_finite", True), ("too_large", True), ("malformed", True), ("shape", True), ("timeout", False),
-        ("client_error", False), ("duplicate", False), ("num_examples", False),
+        ("client_error", False), ("paused", False), ("duplicate", False), ("num_examples", False),
     ],
 )  # fmt: skip
 def test_an_update_that_came_and_was_wrong_is_told_from_misfortune(reason, wrong):
