@@ -63,9 +63,7 @@ class Central(Guarantee):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._entropy: Entropy = (
-            Seeded(self.seed, "central noise") if self.reproducible_noise else urandom
-        )
+        self._round = 0
 
     def promised(self, claim: Claim) -> Claim:
         """A sensitivity must be there, and nobody's exclusion may tell of updates.
@@ -108,13 +106,18 @@ class Central(Guarantee):
             )
         return claim
 
+    def charge(self, round_number: int) -> None:
+        """As every guarantee's."""
+        super().charge(round_number)
+        self._round = round_number
+
     def privatise(self, aggregate: Update, bounds: Mapping[str, float]) -> Update:
         """Adds noise to each section, scaled to its bound."""
         size = sum(section.layout.size for section in aggregate.sections.values())
         scales = self.deviations(bounds, size)
         sections = dict(aggregate.sections)
         for name, section in sections.items():
-            noise = gaussian(section.layout.size, self._entropy)
+            noise = gaussian(section.layout.size, self._entropy(self._round, name))
             noise *= scales[name]
             noise += section.vector
             sections[name] = Section(noise.astype(np.float32), section.layout)
@@ -154,6 +157,12 @@ class Central(Guarantee):
     def signal(self, size: int) -> str:
         """The planned cohort, too."""
         return f"cohort {self._cohort}, {super().signal(size)}"
+
+    def _entropy(self, round_number: int, section: str) -> Entropy:
+        """The noise's: by round where it repeats, so that a run that is resumed has that of one that was not."""
+        if not self.reproducible_noise:
+            return urandom
+        return Seeded(self.seed, f"central noise {round_number} {section}")
 
     @staticmethod
     def _reach(claim: Claim) -> float:

@@ -8,7 +8,8 @@ a client's at most k participations, at least b rounds apart, come to; the sampl
 Neighbours differ in one client's updates being there or zero, in the same public schedule.
 
 Noise is kept in memory and nowhere else. A resumed run begins a new matrix with new noise, and pays for it from its
-first row: what it costs comes on top of what was spent.
+first row: what it costs comes on top of what was spent. (Noise from the run's seed, of which nothing is promised, goes
+on where it was.)
 """
 
 from __future__ import annotations
@@ -106,7 +107,10 @@ class Ftrl(Central):
         for name, section in sections.items():
             size = section.layout.size
             stream = self._noise.setdefault(name, BandedNoise(self._matrix(self._claim), size))
-            noise = stream.next(gaussian(size, self._entropy))
+            if self.reproducible_noise:  # what an earlier process of the run gave is made anew
+                for row in range(stream.rows + 1, self._round):
+                    stream.next(gaussian(size, self._entropy(row, name)))
+            noise = stream.next(gaussian(size, self._entropy(self._round, name)))
             noise *= scales[name]
             noise += section.vector
             sections[name] = Section(noise.astype(np.float32), section.layout)

@@ -18,7 +18,7 @@ from strategies.samplers import Spaced
 from strategies.schedulers import Synchronous
 from strategies.server_models import SGD, ServerModel
 from strategies.stages import Clip
-from strategies.update import DELTA
+from strategies.update import DELTA, Layout, Section, Update
 from tests.support.grids import ScriptedGrid, trellis_node
 from tests.support.updates import parameters
 
@@ -80,8 +80,8 @@ def test_what_is_released_is_the_sum_plus_rows_of_the_inverse_matrix_times_noise
     path, views = released(line, dict.fromkeys(range(1, 13), odd), rounds)
     assert [view.failed for view in views] == [0, 3] * 4 + [0]
     assert not any(view.void for view in views)
-    entropy = Seeded(5, "central noise")
-    fresh = np.array([gaussian(SIZE, entropy) for _ in range(rounds)])
+    entropies = [Seeded(5, f"central noise {number} {DELTA}") for number in range(1, rounds + 1)]
+    fresh = np.array([gaussian(SIZE, entropy) for entropy in entropies])
     matrix = strategy_matrix(bands or APART["separation"], rounds, momentum)
     noise = np.linalg.solve(matrix, fresh) * (z * 0.5 / cohort)
     sums = np.array([number % 2 for number in range(1, rounds + 1)])[:, None] * 0.5 / np.sqrt(SIZE)
@@ -158,6 +158,23 @@ def test_a_resumed_run_begins_a_new_matrix_and_pays_for_it_from_its_first_row():
     unbroken = make_accountant("pld", "add_or_remove_one")
     unbroken.step(GaussianRelease(2.0 / BandedToeplitz(4).sensitivity(8, **APART)))
     assert second.epsilon > 1.1 * unbroken.epsilon(second.resolved_delta)
+
+
+def test_noise_of_the_seed_goes_on_where_it_was_in_a_resumed_run():
+    """Of it nothing is promised: it is for runs that are to be the same, whether or not they were stopped."""
+    silent = dict.fromkeys(range(1, 13), failing)
+    path, _ = released(pipeline(ftrl(reproducible_noise=True)), silent, 9)
+    line = pipeline(ftrl(reproducible_noise=True))
+    layout = Layout.of(parameters(*np.zeros(SIZE)))
+    aggregate = Update({DELTA: Section(np.zeros(SIZE, np.float32), layout)}, 1.0, (), 0)
+    rows = []
+    for number in range(1, 10):
+        if number == 6:
+            line = pipeline(ftrl(reproducible_noise=True))
+        line.check()
+        line.privacy.charge(number)
+        rows.append(line.privacy.privatise(aggregate, line.claim.bounds).delta.vector)
+    np.testing.assert_allclose(np.cumsum(rows, axis=0), path, atol=1e-6)
 
 
 def test_no_state_holds_the_noise():
