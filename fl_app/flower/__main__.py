@@ -9,10 +9,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from fl_app.flower.bundle import BUNDLE
-from fl_app.flower.link import Deployment, SuperLink
+from fl_app.flower.certificates import make_missing
+from fl_app.flower.deployment import Deployment
+from fl_app.flower.link import SuperLink
 from fl_app.flower.processes import FlowerError
 from fl_app.flower.stream import run_command
 
@@ -35,12 +40,24 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="a flower-superlink and real flower-supernode processes instead of the simulation",
     )
+    parser.add_argument(
+        "--secure",
+        action="store_true",
+        help="with --deployment: TLS and node authentication, by keys that are made for this run",
+    )
     parser.add_argument("overrides", nargs="*", help="such as strategy=fedadam rounds=5")
     chosen = parser.parse_args(arguments)
+    if chosen.secure and not chosen.deployment:
+        parser.error("--secure is for --deployment: a simulation has no connections to secure")
 
     simulated = None if chosen.deployment else chosen.supernodes
     try:
-        with _open(chosen.supernodes, deployed=chosen.deployment) as link:
+        with ExitStack() as stack:
+            link = stack.enter_context(
+                _deployment(chosen.supernodes, chosen.secure, stack)
+                if chosen.deployment
+                else SuperLink(BUNDLE, simulation=True)
+            )
             _print(f"$ {shlex.join(run_command(chosen.overrides, simulated))}")
             return link.run(chosen.overrides, echo=_print, num_supernodes=simulated)
     except FlowerError as error:
@@ -50,10 +67,12 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
-def _open(supernodes: int, *, deployed: bool) -> SuperLink:
-    if deployed:
+def _deployment(supernodes: int, secure: bool, stack: ExitStack) -> Deployment:
+    if not secure:
         return Deployment(BUNDLE, num_supernodes=supernodes)
-    return SuperLink(BUNDLE, simulation=True)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trellis-certificates-")))
+    make_missing(folder, [], [f"node-{number}" for number in range(supernodes)])
+    return Deployment(BUNDLE, num_supernodes=supernodes, certificates=folder)
 
 
 def _print(line: str) -> None:

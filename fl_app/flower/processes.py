@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,10 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from fl_app.flower import bundle, tether
 
-_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _LOG_TAIL = 20
+_SPAWN = (
+    20.0  # seconds until a tether has started its program; a fraction of one on an idle machine
+)
 STOP = "stop"
 """Name of the file in a SuperLink's home that asks its ServerApp to stop."""
 
@@ -64,15 +72,39 @@ def _put(env: dict[str, str], name: str, value: str, *, first: bool) -> None:
     env[name] = os.pathsep.join([value, *known] if first else [*known, value])
 
 
+def healthy(address: str, authority: Path | None) -> bool:
+    """Whether Flower's HTTP server at an address is ready.
+
+    Args:
+        address: host and port.
+        authority: certificate of the authority that vouches for it; ``None`` where it speaks no TLS.
+    """
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if authority is not None:
+        context = ssl.create_default_context(cafile=str(authority))
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    scheme = "http" if authority is None else "https"
+    try:
+        opener = urllib.request.build_opener(*handlers)
+        with opener.open(f"{scheme}://{address}/health", timeout=2.0) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException):
+        return False
+
+
 class Port:
     """A free port on the loopback, kept free for one program.
 
     The socket is bound but does not listen. A server that allows the reuse of addresses, as
     Flower's does, may bind it beside; nobody is given the port by chance meanwhile. So a
     SuperLink that answers there is the one that was started, never another checkout's.
+
+    Args:
+        authority: certificate of the authority that vouches for the program, where it speaks TLS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, authority: Path | None = None) -> None:
+        self._authority = authority
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", 0))
@@ -85,15 +117,27 @@ class Port:
 
     def answers(self) -> bool:
         """Whether Flower's HTTP server at this port is ready."""
-        try:
-            with _LOCAL.open(f"http://{self.address}/health", timeout=2.0) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            return False
+        return healthy(self.address, self._authority)
 
     def close(self) -> None:
         """Give the port back."""
         self._socket.close()
+
+
+def _freeze(root: psutil.Process) -> set[psutil.Process]:
+    """Stop a process and all of its descendants, also those that it starts meanwhile."""
+    frozen: set[psutil.Process] = set()
+    found = {root}
+    while found:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        frozen |= found
+        try:
+            found = set(root.children(recursive=True)) - frozen
+        except psutil.Error:
+            found = set()
+    return frozen
 
 
 class Program:
@@ -120,6 +164,7 @@ class Program:
         self.log = log
         self._grace = grace
         self._offset = 0
+        self._process: psutil.Process | None = None
         with log.open("wb") as output:
             self._tether = subprocess.Popen(
                 [sys.executable, "-P", tether.__file__, str(grace), *command],
@@ -135,6 +180,51 @@ class Program:
     def running(self) -> bool:
         """Whether the program has not ended."""
         return self._tether.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the program itself, not of its tether.
+
+        Raises:
+            FlowerError: it ended before anybody asked.
+        """
+        return int(self._find().pid)
+
+    def _find(self) -> psutil.Process:
+        deadline = time.monotonic() + _SPAWN
+        while self._process is None:
+            try:  # a tether has one child; what that starts is not the tether's
+                children = psutil.Process(self._tether.pid).children()
+            except psutil.Error:
+                children = []
+            if children:
+                self._process = children[0]
+            elif not self.running or time.monotonic() > deadline:
+                raise FlowerError(
+                    f"{self.name} does not run. The end of its log:\n{self.log_tail()}"
+                )
+            else:
+                time.sleep(0.02)
+        return self._process
+
+    def kill(self) -> None:
+        """End the program and all that it started as a power cut would: at once, unasked.
+
+        Returns when none of them runs any more. It does nothing where the program has ended.
+        """
+        if not self.running:
+            return
+        root = self._find()
+        self._tether.send_signal(signal.SIGSTOP)  # else it asks in order those that are left
+        try:
+            family = _freeze(root)
+            for member in family:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
+            psutil.wait_procs(list(family), timeout=tether.PATIENCE)
+        finally:
+            self._tether.send_signal(signal.SIGCONT)
+        self._tether.wait(timeout=self._grace + 3 * tether.PATIENCE)
 
     def wait_for(self, port: Port, *, seconds: float) -> None:
         """Wait until the program's HTTP server answers.

@@ -13,7 +13,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app.engine import DeviceModel, EngineGrid, InProcessPool
-from fl_app.flower import Deployment, FlowerError, SuperLink, bundle, link, tether
+from fl_app.flower import Deployment, FlowerError, SuperLink, bundle, deployment, tether
 from fl_app.flower import __main__ as command
 from fl_app.flower.grid import InterruptibleGrid
 from fl_app.flower.processes import Port, Program, environment
@@ -461,21 +460,14 @@ class TestDeployment:
 def test_supernodes_that_do_not_join_are_reported_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Astray(Deployment):
-        def _join(self, stack: ExitStack, partition: int) -> Program:
-            there, self.port = self.port, Port()  # where nobody listens
-            try:
-                return super()._join(stack, partition)
-            finally:
-                self.port.close()
-                self.port = there
-
     write_tiny_app(tmp_path)
-    monkeypatch.setattr(link, "_JOIN", 1.0)
+    monkeypatch.setattr(deployment, "_JOIN", 1.0)
     before = psutil.Process().children(recursive=True)
-    deployment = Astray(tmp_path, num_supernodes=1)
-    with pytest.raises(FlowerError, match="0 of 1 SuperNodes joined"), deployment:
+    nobody = Port()  # where nobody listens
+    astray = Deployment(tmp_path, num_supernodes=1, route=lambda partition, link: nobody.address)
+    with pytest.raises(FlowerError, match="0 of 1 SuperNodes joined"), astray:
         pass
+    nobody.close()
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     assert alive(left) == []
     assert list((tmp_path / ".flwr").iterdir()) == []
