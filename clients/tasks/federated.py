@@ -26,7 +26,7 @@ class FederatedData:
     Of a task with several goals each client trains one, in turn (`Task.goal_of`): its examples, both parts, have no
     label for the others. Partitions by class look at the first goal's classes. What the server sets aside has them all.
 
-    The partitions, all but the last by the partitioners of flwr-datasets:
+    The partitions, all but the last row for row those of flwr-datasets' partitioners:
 
     ==================  ======================================================================
     ``iid``             shuffled, equal sizes

@@ -68,16 +68,6 @@ def _partitioner(settings: PartitionSettings, examples: int, seed: int) -> Any:
     clients = settings.num_clients
     seeded: dict[str, Any] = {"partition_by": "column", "seed": seed}
     match settings.name:
-        case "iid":
-            return flwr_partitioners.IidPartitioner(clients)
-        case "dirichlet":
-            return flwr_partitioners.DirichletPartitioner(
-                num_partitions=clients,
-                alpha=float(settings.alpha),
-                # Its own way of drawing again takes time quadratic in the number of clients.
-                min_partition_size=0,
-                **seeded,
-            )
         case "inner_dirichlet":
             sizes = np.diff(np.arange(clients + 1) * examples // clients)
             return flwr_partitioners.InnerDirichletPartitioner(
@@ -96,14 +86,8 @@ def _partitioner(settings: PartitionSettings, examples: int, seed: int) -> Any:
                 num_shards_per_partition=settings.shards_per_client,
                 **seeded,
             )
-        case "linear":
-            return flwr_partitioners.LinearPartitioner(clients)
-        case "square":
-            return flwr_partitioners.SquarePartitioner(clients)
-        case "natural":
-            return flwr_partitioners.GroupedNaturalIdPartitioner(
-                partition_by="column", group_size=1, sort_unique_ids=True
-            )
+        case _:
+            raise ValueError(f"partition={settings.name} is not drawn by flwr-datasets")
 
 
 @contextmanager

@@ -105,8 +105,10 @@ def _draw(
     settings: PartitionSettings, column: np.ndarray, seeds: np.random.SeedSequence
 ) -> list[np.ndarray]:
     """The rows of `column` for each client, drawn anew where chance left a client too little."""
-    from clients.tasks.partitioners import draw
+    from clients.tasks.drawing import DIRECT, draw
 
+    if settings.name not in DIRECT:
+        from clients.tasks.partitioners import draw
     failure = ""
     reason: ValueError | None = None
     for seed in seeds.generate_state(_attempts(settings)):
