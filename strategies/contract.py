@@ -75,6 +75,7 @@ class Claim:
         client_half: whether clients run their half of the pipeline (a vanilla client only returns weights).
         root: whether the server has an update of its own, from root data, to hold the others against.
         watched: whether clients are left out of later rounds for what their updates were.
+        measured: whether who is asked, or waited for, depends on how long clients took.
         quorum: good updates without which a round is void.
         factors: where the model is one of low-rank adapters, whether clients train `both` factors of each product, or
             share one and train the other (`shared_a`); None where parameters are no factors.
@@ -115,6 +116,7 @@ class Claim:
     client_half: bool = True
     root: bool = False
     watched: bool = False
+    measured: bool = False
     quorum: int = 1
     factors: Literal["both", "shared_a"] | None = None
     parts: bool = False
@@ -227,7 +229,7 @@ class Claim:
             )
 
     def need_public_choice(self, part: object) -> None:
-        """Refuses where unreleased updates decide who is asked later, as no ε accounts for."""
+        """Refuses where what clients sent or took, unreleased, decides who takes part, as no ε accounts for."""
         if self.watched:
             raise ContractError(
                 self.source("watched"),
@@ -235,6 +237,14 @@ class Claim:
                 "who is left out of later rounds, or told to be alike, would tell of updates without any noise",
                 "use quarantine=none under a central ε, and clusters=none; admission and clip= look at a client's own"
                 " update only",
+            )
+
+        if self.measured:
+            raise ContractError(
+                self.source("measured"),
+                name_of(part),
+                "who takes part would tell how long others took, and so how many examples they have, without any noise",
+                "use sampler=poisson or uniform, and give scheduler.deadline in seconds",
             )
 
     def need_root(self, part: object) -> None:

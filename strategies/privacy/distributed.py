@@ -67,8 +67,9 @@ class Distributed(Guarantee):
         """The noise must be the stage's, and the collector must say how many shares are sure to be there.
 
         Raises:
-            ContractError: it is not, or does not.
+            ContractError: it is not, or does not; or others' times decide who takes part.
         """
+        claim.need_public_choice(self)
         if claim.private != self.mechanism:
             raise ContractError(
                 claim.source("private"),

@@ -39,6 +39,7 @@ VALUES = {
     "client_half": st.booleans(),
     "root": st.booleans(),
     "watched": st.booleans(),
+    "measured": st.booleans(),
     "quorum": st.integers(1, 1000),
     "factors": st.sampled_from([None, "both", "shared_a"]),
     "parts": st.booleans(),

@@ -341,7 +341,12 @@ def test_adapters_compose_or_are_refused_by_the_part_that_cannot_work(combinatio
             [make() for make in script.SERVERS.values()],
             (ServerModel, strategies.server_models.ServerOptimizer),
         ),
-        (strategies.samplers, [parts.sampler() for parts in script.PROMISES.values()], ()),
+        (
+            strategies.samplers,
+            [parts.sampler() for parts in script.PROMISES.values()],
+            # It composes as a fixed cohort does, but with no promise that rests on who is asked: test_fair.py.
+            (strategies.samplers.Fair,),
+        ),
         (
             strategies.privacy,
             [one for parts in script.PROMISES.values() if (one := parts.promise()) is not None],
