@@ -37,6 +37,7 @@ from fl_app.node import Node
 from fl_app.portions import ClientParts, check_factors, of_goal, planned_ranks
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
+from strategies.collectors import Ckks, Encrypted, Split
 from strategies.contract import Claim
 from strategies.downlink import Downlink, HeldModels
 from strategies.encoding import reshaped
@@ -64,6 +65,9 @@ LEDGER = Path("privacy", "ledger.jsonl")
 
 JOURNAL = "sums"
 """In a run's folder: the sessions and sums of collectors that open one sum a model."""
+
+_CKKS_BYTES = 128
+"""Of one element in a ciphertext, at most; four vectors of float32 beside the model's buffers are all else."""
 
 Place = Literal["engine", "simulation", "device"]
 """Where clients run: in the engine's workers, in a simulation of Flower's, or each on a machine of its own."""
@@ -251,6 +255,17 @@ class Assembly:
     def size(self) -> int:
         """Parameters that travel."""
         return self._model_parts[1][DELTA].size
+
+    @property
+    def most_reply_bytes(self) -> int:
+        """Bytes of one reply beyond which nobody means well."""
+        told = self.config.admission.max_reply_mb
+        if told != "auto":
+            return int(1e6 * told)
+        collector = self.collector()
+        if isinstance(collector, Split | Encrypted):  # a turn's activations or ciphertexts
+            return int(1e6 * getattr(collector, "most_bytes_mb", 1_000.0))
+        return 64_000_000 + self.size * (_CKKS_BYTES if isinstance(collector, Ckks) else 16)
 
     @property
     def _summed(self) -> int:
@@ -470,7 +485,7 @@ class Assembly:
             sampler=self.sampler(num_clients),
             scheduler=self._scheduler(num_clients),
             privacy=privacy,
-            admission=Admission(**config.admission.model_dump()),
+            admission=Admission(**config.admission.model_dump(exclude={"max_reply_mb"})),
             quarantine=None if config.quarantine is None else build(config.quarantine),
             clusters=None if config.clusters is None else build(config.clusters),
             downlink=self._downlink(),

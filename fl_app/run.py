@@ -85,9 +85,17 @@ def serve(config: Config, grid: Grid, console: Console) -> RunResult:
     Raises:
         ConfigError: as `run_engine`.
     """
+    from fl_app.flower.bounded import BoundedGrid  # half of Flower, which the engine does without
+    from fl_app.flower.grid import InterruptibleGrid
+
     refuse_attack(config)
-    num_clients = _count_nodes(grid) if config.num_clients == "auto" else config.num_clients
-    return _run(config, num_clients, console, lambda *_: nullcontext(grid), virtual=False)
+    watched = InterruptibleGrid(grid)
+    num_clients = _count_nodes(watched) if config.num_clients == "auto" else config.num_clients
+
+    def open_grid(assembly: Assembly, *_: object) -> AbstractContextManager[Grid]:
+        return nullcontext(InterruptibleGrid(BoundedGrid(grid, assembly.most_reply_bytes)))
+
+    return _run(config, num_clients, console, open_grid, virtual=False)
 
 
 def composed(assembly: Assembly, num_clients: int) -> PipelineStrategy:

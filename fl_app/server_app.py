@@ -9,7 +9,6 @@ from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose, parse_overrides
 from fl_app.config.faults import ConfigError
 from fl_app.flower.bundle import enter_bundle, launch_directory
-from fl_app.flower.grid import InterruptibleGrid
 from fl_app.run import serve
 
 enter_bundle()
@@ -24,7 +23,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = compose([*parse_overrides(str(context.run_config["overrides"])), "backend=flower"])
         config = config.within(launch_directory())
-        result = serve(config, InterruptibleGrid(grid), PlainConsole(sys.stdout))
+        result = serve(config, grid, PlainConsole(sys.stdout))
     except ConfigError as error:
         print(error, flush=True)
         raise

@@ -26,6 +26,7 @@ BESIDE_IDENTITY = (
     "runtime.workers",
     "compute",
     "memory.limit_mb",
+    "admission.max_reply_mb",
 )
 
 Positive = Annotated[float, Gt(0)]
@@ -133,6 +134,8 @@ class Admission(_Settings):
         on_shortfall: `repeat` the round with another cohort, or `skip` it and keep the model.
         max_attempts: at one round, before it is void.
         max_value: the largest magnitude of any element of an update.
+        max_reply_mb: 10⁶ bytes of one reply, beyond which a server of Flower's does not read it; auto for what the model
+            and the collector can need.
     """
 
     max_examples: Count = 1_000_000
@@ -140,6 +143,7 @@ class Admission(_Settings):
     on_shortfall: Literal["repeat", "skip"] = "repeat"
     max_attempts: Count = 3
     max_value: Positive = 1e10
+    max_reply_mb: Positive | Literal["auto"] = "auto"
 
 
 class Runtime(_Settings):

@@ -1,4 +1,4 @@
-"""A grid that a user's Ctrl-C reaches."""
+"""Grids around Flower's: handed on as it is, and one that a user's Ctrl-C reaches."""
 
 from __future__ import annotations
 
@@ -14,20 +14,15 @@ if TYPE_CHECKING:
     from flwr.supercore.run import Run
 
 
-class InterruptibleGrid(Grid):
-    """Another grid, that raises ``KeyboardInterrupt`` once the run is asked to stop.
-
-    A signal cannot do that: a simulated ServerApp is a thread beside the main one. It raises where
-    a ServerApp waits, that is, wherever it asks for replies or nodes.
+class GridAround(Grid):
+    """Another grid, handed on as it is: a base for grids that change one thing.
 
     Args:
-        grid: the grid that Flower handed over.
-        stop: whether the run is asked to stop.
+        grid: the other.
     """
 
-    def __init__(self, grid: Grid, stop: Callable[[], bool] = stop_requested) -> None:
+    def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._stop = stop
 
     def set_run(self, run: Run) -> None:
         """Hand on."""
@@ -50,17 +45,47 @@ class InterruptibleGrid(Grid):
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
+        """Hand on."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand on."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand on."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Hand on; neither changed nor interrupted."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class InterruptibleGrid(GridAround):
+    """Another grid, that raises ``KeyboardInterrupt`` once the run is asked to stop.
+
+    A signal cannot do that: a simulated ServerApp is a thread beside the main one. It raises where
+    a ServerApp waits, that is, wherever it asks for replies or nodes.
+
+    Args:
+        grid: the grid that Flower handed over.
+        stop: whether the run is asked to stop.
+    """
+
+    def __init__(self, grid: Grid, stop: Callable[[], bool] = stop_requested) -> None:
+        super().__init__(grid)
+        self._stop = stop
+
+    def get_node_ids(self) -> Iterable[int]:
         """Ids of the nodes.
 
         Raises:
             KeyboardInterrupt: the run is asked to stop.
         """
         self._check()
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand on."""
-        return self._grid.push_messages(messages)
+        return super().get_node_ids()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that have come.
@@ -69,13 +94,7 @@ class InterruptibleGrid(Grid):
             KeyboardInterrupt: the run is asked to stop.
         """
         self._check()
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Hand on; not interrupted while it waits."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
+        return super().pull_messages(message_ids)
 
     def _check(self) -> None:
         if self._stop():

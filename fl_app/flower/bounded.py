@@ -1,0 +1,186 @@
+"""Replies that are pulled one by one and given up as soon as they are too large: a peer can't fill the server's memory.
+
+Flower's own grid pulls all replies that are there, each whole, before it gives the first. Here a message's objects are
+counted as they come, and one whose announced length is beyond what is left is not read at all. So a server holds one
+reply and one object more than it was asked to bear, whatever its peers send.
+
+This file knows the private parts of flwr 1.41's grid over HTTP. A simulation's replies are in memory already: they are
+only turned away. What a SuperLink itself may be sent is the business of whatever stands before it (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import httpx
+from flwr.app import Error, Message, Metadata
+from flwr.app.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    inflate_object_from_contents,
+    pull_objects,
+)
+from flwr.superlink.grid import HttpGrid
+
+from fl_app.flower.grid import GridAround
+from strategies.sizes import count_bytes
+
+log = logging.getLogger(__name__)
+
+_PULL_OBJECT = "/pull-object"
+_FRAME = 1_024
+"""Bytes round an object on the wire, at most."""
+_MOST_OBJECTS = 100_000
+"""Of one reply: each costs a request, however small it is."""
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
+"""What Flower raises on the records of a hostile peer as it reads them."""
+
+
+class ReplyTooLargeError(Exception):
+    """A reply beyond what the server bears."""
+
+
+class BoundedGrid(GridAround):
+    """Another grid, whose replies are no larger than they may be.
+
+    Args:
+        grid: Flower's.
+        most_bytes: of one reply. A larger one is answered by an error in its place.
+    """
+
+    def __init__(self, grid: Grid, most_bytes: int) -> None:
+        super().__init__(grid)
+        self._most = most_bytes
+        self._left = _Left()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Replies that have come, one in memory at a time."""
+        if not isinstance(self._grid, HttpGrid):
+            yield from map(self._weighed, self._grid.pull_messages(message_ids))
+            return
+        client: Any = self._grid._runtime_client
+        self._left.watch(client._client)
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            yield self._pulled(client, message.metadata, tree)
+
+    def _pulled(self, client: Any, metadata: Any, tree: Any) -> Message:
+        run_id, answered = self.run.run_id, metadata.reply_to_message_id
+        pull = make_pull_object_fn_protobuf(client.PullObject, self._grid.node, run_id)  # type: ignore[attr-defined]
+        try:
+            ids = [node.object_id for node in iterate_object_tree(tree)]
+            if len(ids) > _MOST_OBJECTS:
+                raise ReplyTooLargeError(f"it has {len(ids):,} objects, {_MOST_OBJECTS:,} at most")
+            self._left.begin(self._most)
+            contents = pull_objects(ids, lambda object_id: self._left.taken(pull(object_id)))
+        except ObjectPullError as error:
+            told = f"the reply was not uploaded to its end: {error!s:.200}"
+            return _unavailable(run_id, answered, told)
+        except ReplyTooLargeError as error:
+            log.warning("a reply is refused before it is read: %s", error)
+            self._confirm(client, run_id, metadata.message_id)
+            return _unavailable(run_id, answered, f"the reply is too large: {error}")
+        finally:
+            self._left.end()
+        self._confirm(client, run_id, metadata.message_id)
+        try:
+            inflated = inflate_object_from_contents(metadata.message_id, contents)
+        except _UNREADABLE as error:
+            told = f"the reply cannot be read: {type(error).__name__}: {error!s:.100}"
+            return _unavailable(run_id, answered, told)
+        if not isinstance(inflated, Message):
+            return _unavailable(run_id, answered, f"the reply is a {type(inflated).__name__}")
+        inflated.metadata.__dict__["_message_id"] = metadata.message_id
+        return inflated
+
+    def _confirm(self, client: Any, run_id: int, message_id: str) -> None:
+        """Lets the SuperLink drop what it holds of a message."""
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node,  # type: ignore[attr-defined]
+                run_id=run_id,
+                message_object_id=message_id,
+            )
+        )
+
+    def _weighed(self, message: Message) -> Message:
+        if message.has_error():
+            return message
+        size = count_bytes(message.content)
+        if size <= self._most:
+            return message
+        told = f"the reply is too large: it has {size:,} bytes, {self._most:,} at most"
+        log.warning("a reply is refused: %s", told)
+        return _unavailable(self.run.run_id, message.metadata.reply_to_message_id, told)
+
+
+class _Left:
+    """Bytes that the reply in hand may still take; none is limited between two replies."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._most, self._held = 0, 0
+        self._pulling = False
+        self._watched: httpx.Client | None = None
+
+    def watch(self, client: httpx.Client) -> None:
+        """Looks at the length of whatever this client is about to read."""
+        if self._watched is not client:
+            self._watched = client
+            client.event_hooks["response"].append(self._announced)
+
+    def begin(self, most: int) -> None:
+        self._most, self._held, self._pulling = most, 0, True
+
+    def end(self) -> None:
+        self._pulling = False
+
+    def taken(self, content: bytes) -> bytes:
+        """Counts an object.
+
+        Raises:
+            ReplyTooLargeError: with it the reply is beyond its limit.
+        """
+        with self._lock:
+            self._held += len(content)
+            if self._held > self._most:
+                raise ReplyTooLargeError(f"it has more than {self._most:,} bytes")
+        return content
+
+    def _announced(self, response: httpx.Response) -> None:
+        """Called by httpx before it reads a body."""
+        if not self._pulling or not response.request.url.path.endswith(_PULL_OBJECT):
+            return
+        length = response.headers.get("content-length", "")
+        size = int(length) if length.isdecimal() else 0
+        if size > self._most - self._held + _FRAME:
+            response.close()
+            raise ReplyTooLargeError(
+                f"one of its objects has {size:,} bytes, the whole may have {self._most:,}"
+            )
+
+
+def _unavailable(run_id: int, answered: str, reason: str) -> Message:
+    """An error in the place of a reply."""
+    metadata = Metadata(
+        run_id=run_id,
+        message_id="",
+        src_node_id=SUPERLINK_NODE_ID,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=answered,
+        group_id="",
+        created_at=0.0,
+        ttl=0.0,
+        message_type=SYSTEM_MESSAGE_TYPE,
+    )
+    return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))

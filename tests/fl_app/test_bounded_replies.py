@@ -1,0 +1,91 @@
+"""A reply that is too large is given up before it is in the server's memory: on a real SuperLink, and in a simulation."""
+
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fl_app.assembly import Assembly
+from fl_app.compose import compose
+from fl_app.engine import EngineGrid, make_pool
+from fl_app.engine.devices import DeviceModel
+from fl_app.flower.bounded import BoundedGrid
+from fl_app.flower.link import Deployment
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def _grow(messages):
+    """Clients that send as many bytes as they are told to."""
+    return [
+        Message(
+            RecordDict({"big": ConfigRecord({"data": b"x" * int(m.content["config"]["size"])})}),
+            reply_to=m,
+        )
+        for m in messages
+    ]
+
+
+def test_what_is_in_memory_already_is_turned_away_and_the_other_replies_pass():
+    pool = make_pool(lambda: _grow, 1)
+    pool.start()
+    try:
+        engine = EngineGrid(pool, num_clients=3, devices=DeviceModel(), seed=0, work=lambda _: 1.0)
+        grid = BoundedGrid(engine, most_bytes=1_000)
+        sizes = [10, 5_000, 900]
+        ids = grid.push_messages(
+            [
+                Message(RecordDict({"config": ConfigRecord({"size": size})}), node, "query.size")
+                for node, size in zip(engine.get_node_ids(), sizes, strict=True)
+            ]
+        )
+        engine.clock.sleep(60)
+        found = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(ids)}
+    finally:
+        pool.close()
+    small, large, fitting = (found[message_id] for message_id in ids)
+    assert small.has_content()
+    assert fitting.has_content()
+    assert "too large: it has 5,0" in large.error.reason
+
+
+@pytest.mark.parametrize(
+    ("overrides", "least", "most"),
+    [
+        ([], 64e6, 80e6),  # a small model
+        (["collector=ckks"], 64e6, 160e6),
+        (["strategy=split_lora", "task=docstrings"], 1e9, 1e9),
+        (["admission.max_reply_mb=3"], 3e6, 3e6),
+    ],
+    ids=["plain", "ckks", "split", "told"],
+)
+def test_what_a_reply_may_have_follows_from_the_model_and_the_collector(overrides, least, most):
+    assert least <= Assembly(compose(overrides)).most_reply_bytes <= most
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("flower")
+@pytest.mark.timeout(300)
+def test_a_superlinks_reply_is_not_read_where_one_of_its_objects_says_that_it_is_too_large(
+    tmp_path,
+):
+    lines: list[str] = []
+    with Deployment(CHECKOUT, num_supernodes=2) as link:
+        code = link.run(
+            [
+                "task=digits",
+                "model=mlp",
+                "num_clients=2",
+                "rounds=1",
+                "admission.max_reply_mb=0.005",
+                "admission.max_attempts=1",
+                f"output_dir={tmp_path}",
+                "run_name=big",
+                "resume=never",
+            ],
+            echo=lines.append,
+        )
+    assert code == 1
+    log = (tmp_path / "big" / "run.log").read_text()
+    assert log.count("a reply is refused before it is read: one of its objects has ") == 2
+    assert "0 of 2 clients sent a good update" in log
