@@ -4,8 +4,8 @@ A round takes as long as the slowest of its cohort. Where the fast are asked mor
 Selection for Federated Learning with Heterogeneous Resources in Mobile Edge") the model leans towards their data. Here
 all are asked equally often, and those who are asked together are alike: the tiers of Chai et al. 2020, "TiFL: A
 Tier-based Federated Learning System", section 4.2, without borders between them. Shares are kept by credits, as in the
-virtual queues of Huang et al. 2021, "An Efficiency-Boosting Client Selection Scheme for Federated Learning with Fairness
-Guarantee", section IV:
+virtual queues of Huang et al. 2021, "An Efficiency-Boosting Client Selection Scheme for Federated Learning with
+Fairness Guarantee", section IV:
 
     c_i ← c_i + m/n          for each of the n devices that are there, where m are to be asked
     ask the m largest of     c_i + s·u_i,  u_i in [0, 1] how alike in speed i and the device of most credit are

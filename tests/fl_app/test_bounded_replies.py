@@ -1,9 +1,9 @@
-"""A reply that is too large is given up before it is in the server's memory: on a real SuperLink, and in a simulation."""
+"""A reply that is too large is given up before it is in memory: on a real SuperLink, and in a simulation."""
 
 from pathlib import Path
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fl_app.assembly import Assembly
 from fl_app.compose import compose
