@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,15 +18,19 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.fitting import Fitting, MicroBatch, shapes_of
+from clients.half_done import HalfDoneFits
 from clients.poisoning import DataPoisoning
-from clients.resident import Arrays, ModuleMaker, OneModule, ResidentModel, Shapes, arrays_of
+from clients.resident import Arrays, ModuleMaker, arrays_of
+from clients.retrying import ONCE, Retry, Retrying
 from clients.split.trainer import Turns
 from clients.store import ClientStore
 from clients.tasks import Examples, FederatedData, Task, evaluate
 from clients.trainers import SGD, Fit, FitJob
-from clients.trainers.together import fit_together
+from clients.trainers.course import PAUSED, STRAIGHT, Course, Pause
 from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.collectors import PlainClient
+from strategies.configuration import kept_in
 from strategies.downlink import HeldModels
 from strategies.encoding import encode
 from strategies.profiles import DEVICE, pack_profile
@@ -36,7 +41,6 @@ from strategies.update import Update
 from strategies.wire import (
     ARRAYS,
     CONFIG,
-    LOCAL_STEPS,
     METRICS,
     NUM_EXAMPLES,
     TRAINS,
@@ -49,14 +53,14 @@ from strategies.wire import (
 
 log = logging.getLogger(__name__)
 
-_NO_SECRET = frozenset({"key", "missing", "phase", "terms", "worn"})
+_NO_SECRET = frozenset({"key", "missing", PAUSED, "phase", "terms", "worn"})
 """Refusals that depend on no example: also silent clients tell them, or a run would end in noise without a word."""
 
 CODE_HASH = "code-hash"
 CONFIG_HASH = "config-hash"
 NUM_CLIENTS = "num-clients"
-_MOST_MODELS = 16
-"""Resident models of different parts that a process keeps; their frozen weights are in memory once."""
+_AT_ONCE = 512
+"""Examples that are evaluated at a time, where memory allows."""
 _STAGES = "stages/"
 """Before the names of what stages remember, beside what the trainer does."""
 
@@ -97,6 +101,10 @@ class Client:
         secretive: nothing of this client's examples may travel but by `half`: it does not say how a model does on them,
             nor why a training failed.
         silent: not even that a training failed: an update of zeros goes the way of all updates, clip, noise and mask.
+        retry: how often a training or an evaluation is tried.
+        pause: asked before and during training; while it gives a reason, requests are refused as `paused`.
+        half_done: where local training goes on after this process has died, or was paused; None for nowhere.
+        micro_batch: says how many examples of a batch fit in memory at a time.
     """
 
     def __init__(
@@ -118,11 +126,14 @@ class Client:
         only: int | None = None,
         secretive: bool = False,
         silent: bool = False,
+        retry: Retry = ONCE,
+        pause: Pause | None = None,
+        half_done: HalfDoneFits | None = None,
+        micro_batch: MicroBatch | None = None,
     ) -> None:
         if ledgers is not None and isinstance(trainer, Keeping):
             trainer = trainer.keeping(ledgers)
         self._task, self._trainer = task, trainer
-        self._make = module if isinstance(module, ModuleMaker) else OneModule(module)
         self._make_data = data
         self._data: dict[int, FederatedData] = {}
         self._stages, self._store = tuple(stages), store
@@ -131,9 +142,12 @@ class Client:
         self._seed, self._hashes = seed, dict(hashes or {})
         self._attack = attack
         self._liars: dict[int, frozenset[int]] = {}
-        self._together = together
         self._only, self._secretive, self._silent = only, secretive, silent
-        self._models: dict[object, ResidentModel] = {}
+        self._pause, self._half_done = pause, half_done
+        self._retrying = Retrying(retry, tells=not secretive)
+        self._fitting = Fitting(
+            task, module, trainer, self._retrying, together=together, micro_batch=micro_batch
+        )
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
         """One reply per request, in order; each request's config says which client is meant."""
@@ -155,7 +169,9 @@ class Client:
                     replies[index] = Message(ready, reply_to=message)
             except Exception as error:  # a full disk, say: this client's misfortune alone
                 replies[index] = self._failed(message, error)
-        for (index, job), fit in zip(jobs, self._fit([job for _, job in jobs]), strict=True):
+        for (index, job), fit in zip(
+            jobs, self._fitting.fit([job for _, job in jobs]), strict=True
+        ):
             try:
                 replies[index] = self._reply(messages[index], job, fit)
             except Exception as error:  # as above
@@ -169,7 +185,8 @@ class Client:
         if config.get(TRAINS, True):
             return self._half.prepare(message.content)
         if isinstance(self._trainer, Turns):
-            return self._trainer.turn(self._job(message, config, {}), self._resident, self._task)
+            job = self._job(message, config, {})
+            return self._trainer.turn(job, self._fitting.resident, self._task)
         return self._half.answer(message.content)
 
     def hello(
@@ -212,15 +229,21 @@ class Client:
         return self._data[count]
 
     def _job(self, message: Message, config: ConfigRecord, models: dict[int, Arrays]) -> FitJob:
-        """What a request asks for; requests that share a model's record share its arrays in `models`."""
+        """What a request asks for; requests that share a model's record share its arrays in `models`.
+
+        Raises:
+            Refused: `paused`, or as the request deserves.
+        """
+        if self._pause is not None and (reason := self._pause()) is not None:
+            raise Refused(PAUSED, reason)
         client = integer_in(config, "client")
-        data = self._federated(config)
         records = records_in(message.content, ArrayRecord)
         model = records.get(ARRAYS)
         arrays = {} if model is None else models.get(id(model))
         if arrays is None:
             arrays = models[id(model)] = unpack_model(records[ARRAYS])
-        return FitJob(
+        examples = self._retrying.call(lambda: self._examples(self._federated(config), client))
+        job = FitJob(
             client=client,
             arrays=arrays,
             broadcast={
@@ -228,13 +251,24 @@ class Client:
                 for name, record in records.items()
                 if name not in self._not_broadcast
             },
-            examples=self._examples(data, client),
+            examples=examples,
             seed=integer(self._seed, "train", integer_in(config, "server-round"), client),
             state=self._store.load(client, integer_in(config, "included"))
             if self._remembers
             else {},
             settings=dict(config.items()),
             records={name: r for name, r in records.items() if name in self._trainer.own_records},
+        )
+        return replace(job, course=self._course(job))
+
+    def _course(self, job: FitJob) -> Course:
+        """How a job is gone through: as it comes, where it is a turn of a session."""
+        if isinstance(self._trainer, Turns):
+            return STRAIGHT
+        return Course(
+            pause=self._pause,
+            keeper=None if self._half_done is None else self._half_done.of(job),
+            careful=self._retrying.tries_again,
         )
 
     @property
@@ -291,12 +325,16 @@ class Client:
         memory = _of_stages(job.state)
         encoded = encode(lie, self._stages, config, job.client, memory, remembered)
         if state := {**fit.state, **{_STAGES + key: v for key, v in remembered.items()}}:
-            self._store.propose(job.client, integer_in(config, "included"), round_number, state)
-        return Message(self._half.reply(encoded, message.content), reply_to=message)
+            included = integer_in(config, "included")
+            self._store.propose(job.client, included, round_number, state, kept_in(config))
+        reply = self._half.reply(encoded, message.content)
+        if self._half_done is not None:
+            self._half_done.drop(job.client)
+        return Message(reply, reply_to=message)
 
     def _nothing(self, job: FitJob) -> Fit:
         """What training on no examples comes to."""
-        model = self._resident(_shapes(job.arrays), job.settings)
+        model = self._fitting.resident(shapes_of(job.arrays), job.settings)
         model.load(job.arrays or arrays_of(model.module))
         return Fit(model.sections(), 1, {})
 
@@ -312,61 +350,26 @@ class Client:
             raise Refused(
                 "clear", "this device sends no metrics in clear: set evaluate.federated_every=0"
             )
-        config = config_of(message.content)
-        examples = self._federated(config).test(integer_in(config, "client"))
+        config, retrying = config_of(message.content), self._retrying
+        client = integer_in(config, "client")
+        examples = retrying.call(lambda: self._federated(config).test(client))
         arrays = unpack_model(records_in(message.content, ArrayRecord)[ARRAYS])
         metrics: dict[str, float] = {"num_examples": 0.0}
         if len(examples):
-            model = self._resident(_shapes(arrays), dict(config.items()))
-            model.load(arrays)
-            metrics = dict(
-                evaluate(model.module, self._task, examples, device=self._trainer.torch_device)
+            metrics = retrying.measured(
+                lambda size: self._measured(config, arrays, examples, size), _AT_ONCE
             )
         count = metrics.pop("num_examples")
         return RecordDict({METRICS: MetricRecord({NUM_EXAMPLES: count, **metrics})})
 
-    def _fit(self, jobs: Sequence[FitJob]) -> Sequence[Fit | Exception]:
-        if not jobs:
-            return []
-        if isinstance(self._make, OneModule):
-            return self._fit_alike(jobs)
-        return [self._fit_alike([job])[0] for job in jobs]
-
-    def _fit_alike(self, jobs: Sequence[FitJob]) -> Sequence[Fit | Exception]:
-        """Fits jobs that have one model in common."""
-        try:
-            model = self._resident(_shapes(jobs[0].arrays), jobs[0].settings)
-        except Exception as error:  # of whatever makes a model
-            return [error] * len(jobs)
-        alike = not any(LOCAL_STEPS in job.settings for job in jobs)
-        if self._together and alike and len(jobs) > 1:
-            try:
-                return fit_together(self._trainer, jobs, model, self._task)
-            except Exception as error:  # torch raises what it likes for what it can't stack
-                log.warning("clients are trained one by one after all: %s", error)
-        return self._trainer.fit(jobs, model, self._task)
-
-    def _resident(self, shapes: Shapes, settings: Mapping[str, object]) -> ResidentModel:
-        """The model that holds arrays of these names and shapes; those of the last few parts are kept.
-
-        A request without any is one for which no model travels: then what travels otherwise is the module's own state.
-        """
-        key = self._make.key(shapes, settings)
-        model = self._models.pop(key, None)
-        if model is None:
-            made = self._make(shapes, settings)
-            while len(self._models) >= _MOST_MODELS:
-                self._models.pop(next(iter(self._models)))
-            # Shapes alone are looked at: an array without memory has them.
-            held = shapes or _shapes(arrays_of(made))
-            empty = {n: np.broadcast_to(np.float32(0), shape) for n, shape in held.items()}
-            model = ResidentModel(made, empty, self._trainer.torch_device)
-        self._models[key] = model
-        return model
-
-
-def _shapes(arrays: Arrays) -> Shapes:
-    return {name: array.shape for name, array in arrays.items()}
+    def _measured(
+        self, config: ConfigRecord, arrays: Arrays, examples: Examples, batch_size: int
+    ) -> dict[str, float]:
+        """Loss and metrics of a model that was sent."""
+        model = self._fitting.resident(shapes_of(arrays), dict(config.items()))
+        model.load(arrays)
+        device = self._trainer.torch_device
+        return evaluate(model.module, self._task, examples, device=device, batch_size=batch_size)
 
 
 def _failure(message: Message, error: Exception) -> Message:

@@ -26,6 +26,7 @@ from torch import Tensor
 from clients.dp_ledger import ClientLedger
 from clients.resident import ResidentModel
 from clients.tasks import Task
+from clients.trainers.course import PAUSED
 from clients.trainers.dp_account import AccountantName, Budget, Round
 from clients.trainers.per_example import clipping, trained
 from clients.trainers.per_example_trial import require_per_example
@@ -70,6 +71,7 @@ class DpSgd(SGD):
 
     stackable: ClassVar[bool] = False
     paces: ClassVar[bool] = False  # its account is of a fixed number of steps
+    charged: ClassVar[bool] = True
     _ledgers: ClassVar[Path | None] = None
 
     def __post_init__(self) -> None:
@@ -111,9 +113,12 @@ class DpSgd(SGD):
             ValueError: the model can't be trained so, there are no examples, δ is too large for them, or the ledger
                 can't be read.
             OSError: the ledger can't be written.
-            Refused: the training itself failed; a server is not told why.
+            Refused: the training itself failed; a server is not told why. Or `paused`, before anything is charged.
             TrainingDivergedError: the noised steps have left the finite numbers.
         """
+        # Once it is charged it goes through to its end: coins and noise are never written down to go on from.
+        if job.course.pause is not None and (reason := job.course.pause()) is not None:
+            raise Refused(PAUSED, reason)
         each = Round.of(len(job.examples), self.batch_size, self.local_epochs)
         model.load(job.arrays)
         model.module.train()
@@ -135,6 +140,11 @@ class DpSgd(SGD):
         fit = self.concluded(job, _delta_alone(model), [0.0] * each.steps)
         # Losses and the number of examples stay here; without a weight of its own each client counts as one.
         return replace(fit, num_examples=1, metrics=epsilon)
+
+    def at_once(self, job: FitJob) -> int:
+        """Examples whose gradients are in memory at a time."""
+        micro_batch = job.course.micro_batch
+        return min(self.max_physical_batch, micro_batch or self.max_physical_batch)
 
     def _charged(self, job: FitJob, each: Round) -> tuple[float, Mapping[str, float]]:
         """The noise multiplier, and the ε after this round to report, once the round is on the ledger."""
@@ -168,7 +178,8 @@ class DpSgd(SGD):
         device = model.flat.device
         entropy: Entropy = Seeded(job.seed, "dp-sgd") if self.reproducible_noise else os.urandom
         inputs, targets = job.examples.inputs.to(device), job.examples.targets.to(device)
-        after = SGD(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        lr = self.lr * job.course.rate(0)
+        after = SGD(lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
         velocity = torch.zeros_like(start) if self.momentum else None
         where = _trained_coordinates(model)
         gradient = torch.zeros_like(start)
@@ -179,7 +190,7 @@ class DpSgd(SGD):
             task,
             norm=self.max_grad_norm,
             ghost=self.ghost,
-            most=self.max_physical_batch,
+            most=self.at_once(job),
         ) as clipped_sum:
             for batch in coins:
                 rows = batch.to(device)

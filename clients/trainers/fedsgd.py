@@ -52,6 +52,7 @@ class FedSgd(SGD):
 
     paces: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
+    mends: ClassVar[frozenset[str]] = frozenset()  # one gradient, whole, and no step of its own
 
     def batch(self, job: FitJob) -> np.ndarray:
         """Rows of the mini-batch that a job's round is on, (k,) int64.

@@ -45,7 +45,7 @@ class Scaffold(SGD):
         gradient.add_(correction)
 
     def conclude(
-        self, job: FitJob, delta: Section, steps: int
+        self, job: FitJob, delta: Section, steps: float
     ) -> tuple[dict[str, Section], dict[str, NDArray[np.float32]]]:
         """Δcᵢ = −c − Δ/(K·η), and cᵢ⁺ to remember."""
         size = delta.layout.size

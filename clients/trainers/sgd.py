@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from clients.resident import Arrays, ResidentModel
 from clients.tasks import Examples, Task
+from clients.trainers.course import STRAIGHT, Batches, Course, Walk, diverged
+from clients.trainers.course import TrainingDivergedError as TrainingDivergedError
 from strategies.ranges import Ranged
 from strategies.update import DELTA, Layout, Section
 from strategies.wire import LOCAL_STEPS, Refused
@@ -26,10 +28,6 @@ _MOMENTUM = "momentum"
 """What a client's state calls its mean over rounds."""
 _MOST_STEPS = 1_000_000
 """More local steps than this no server is given."""
-
-
-class TrainingDivergedError(RuntimeError):
-    """A loss that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class FitJob:
         state: what the client remembers of earlier rounds.
         settings: the request's configuration.
         records: what else came with the request, for the trainer that asks for it by name (`own_records`).
+        course: how it is gone through, which is this end's own affair.
     """
 
     client: int
@@ -55,6 +54,7 @@ class FitJob:
     state: Mapping[str, NDArray[np.float32]]
     settings: Settings
     records: Mapping[str, ArrayRecord] = field(default_factory=dict)
+    course: Course = STRAIGHT
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ class SGD(Ranged):
     """Whether it takes as many local steps as a server asks for, where one does."""
     own_records: ClassVar[frozenset[str]] = frozenset()
     """Records of a request that it reads itself: no vectors that were broadcast."""
+    mends: ClassVar[frozenset[str]] = frozenset({"micro_batch", "rates"})
+    """What of a job's course it keeps to, so that a training which failed may go otherwise when it is tried again."""
+    charged: ClassVar[bool] = False
+    """Whether each attempt at a job costs the client's examples something."""
     stackable: ClassVar[bool] = True
     """Whether `step` and `correct` may be called with rows of several clients. A subclass says so for itself: its own
     must work on the last dimension, whatever the order of the coordinates in it, and draw no random numbers."""
@@ -149,62 +153,118 @@ class SGD(Ranged):
         start = model.flat.clone()
         with torch.random.fork_rng(devices=[]):
             seed_generators(model.flat.device, job.seed)
-            losses = self._descend(job, model, task, start)
-        return self.concluded(job, model.sections(), losses)
+            losses, distance = self._descend(job, model, task, start)
+        return self.concluded(job, model.sections(), losses, distance)
 
     def concluded(
-        self, job: FitJob, sections: Mapping[str, Section], losses: Sequence[float]
+        self,
+        job: FitJob,
+        sections: Mapping[str, Section],
+        losses: Sequence[float],
+        distance: float | None = None,
     ) -> Fit:
         """The result of a job, given its model's change and the loss at each step.
+
+        Args:
+            job: what was asked.
+            sections: what has changed.
+            losses: at each step.
+            distance: sum of the steps' learning rates over `lr`; None where all were `lr`.
 
         Raises:
             TrainingDivergedError: a loss is not finite.
         """
         if not all(map(math.isfinite, losses)):
-            step = next(index for index, value in enumerate(losses, 1) if not math.isfinite(value))
-            raise TrainingDivergedError(
-                f"the loss of client {job.client} is {losses[step - 1]} at local step {step}: lower client.lr"
-                f" (now {self.lr:g}) or set client.max_grad_norm"
-            )
-        extra, state = self.conclude(job, sections[DELTA], len(losses))
+            per_epoch = -(-len(job.examples) // self.batch_size)
+            raise diverged(job.client, losses, self.lr, per_epoch) or AssertionError
+        steps = len(losses) if distance is None else distance
+        extra, state = self.conclude(job, sections[DELTA], steps)
         if self.worker_momentum:
             mean = _moving_mean(job.state.get(_MOMENTUM), sections[DELTA], self.worker_momentum)
             extra, state = {**extra, DELTA: mean}, {**state, _MOMENTUM: mean.vector}
         metrics = {"train_loss": math.fsum(losses) / len(losses)}
         return Fit({**sections, **extra}, len(job.examples), metrics, state)
 
-    def _descend(self, job: FitJob, model: ResidentModel, task: Task, start: Tensor) -> list[float]:
-        """The local steps; returns each batch's loss."""
+    def _descend(
+        self, job: FitJob, model: ResidentModel, task: Task, start: Tensor
+    ) -> tuple[list[float], float]:
+        """The local steps; returns each batch's loss, and the sum of the steps' learning rates over `lr`."""
         device = model.flat.device
-        amp = self.amp and device.type == "cuda"
         inputs, targets = job.examples.inputs.to(device), job.examples.targets.to(device)
         correction = self.correction(job, model.layout)
         if correction is not None:
             correction = correction.to(device)
         velocity = self.moments(start)
-        plain = self._is_plain
-        losses: list[Tensor] = []
-        for batch in self._batches(len(targets), job.settings):
+        batches = self._batches(len(targets), job.settings)
+        walk = Walk(job.course, job.client, self.lr, model, batches, velocity)
+        rule, plain = self, self._is_plain
+        for batch in batches:
             batch = batch.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                loss = task.loss(model.module(inputs[batch]), targets[batch])
-            gradients = model.gradients(loss)
+            loss, gradients = self._pulled(
+                model, task, inputs[batch], targets[batch], walk.micro_batch
+            )
+            if rule.lr != (lr := self.lr * walk.rate):
+                rule = self.at(lr)
             if plain:
                 with torch.no_grad():
-                    torch._foreach_add_(model.travelling, gradients, alpha=-self.lr)
+                    torch._foreach_add_(model.travelling, gradients, alpha=-rule.lr)
             else:
                 gradient = model.flattened(gradients)
-                self.step(model.flat, gradient, start, correction, velocity)
-            losses.append(loss.detach())
+                rule.step(model.flat, gradient, start, correction, velocity)
+            walk.passed(loss)
         # One transfer at the end: reading each batch's loss would wait for a GPU at every step.
-        values: list[float] = torch.stack(losses).tolist()
-        return values
+        values: list[float] = torch.stack(walk.losses).tolist()
+        return values, walk.distance
 
-    def batches(self, count: int) -> Iterator[Tensor]:
+    def _pulled(
+        self,
+        model: ResidentModel,
+        task: Task,
+        inputs: Tensor,
+        targets: Tensor,
+        micro_batch: int | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A batch's loss and its gradients in the shapes of `model.travelling`, of so many examples at a time.
+
+        In pieces, the loss is the mean of the pieces' losses by their sizes, and so are its gradients.
+        """
+        device, count = model.flat.device, len(targets)
+        amp = self.amp and device.type == "cuda"
+        if micro_batch is None or count <= micro_batch:
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss = task.loss(model.module(inputs), targets)
+            return loss.detach(), model.gradients(loss)
+        total, gradients = torch.zeros((), device=device), list[Tensor]()
+        for begin in range(0, count, micro_batch):
+            piece = slice(begin, begin + micro_batch)
+            share = len(targets[piece]) / count
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                loss = task.loss(model.module(inputs[piece]), targets[piece]) * share
+            found = model.gradients(loss)
+            with torch.no_grad():
+                total += loss.detach()
+                if gradients:
+                    torch._foreach_add_(gradients, found)
+                else:
+                    gradients = found
+        return total, gradients
+
+    def at(self, lr: float) -> Self:
+        """The same trainer at another learning rate."""
+        other = copy.copy(self)
+        object.__setattr__(other, "lr", lr)
+        return other
+
+    def at_once(self, job: FitJob) -> int:
+        """Examples that it goes through at a time."""
+        most = self.batch_size if job.course.micro_batch is None else job.course.micro_batch
+        return min(most, len(job.examples))
+
+    def batches(self, count: int) -> Batches:
         """Places of each batch's examples, of all local epochs; drawn from torch's generator."""
         return self._batches(count, {})
 
-    def _batches(self, count: int, settings: Settings) -> Iterator[Tensor]:
+    def _batches(self, count: int, settings: Settings) -> Batches:
         """Places of each batch's examples: all epochs', or as many batches as the server asks for.
 
         Raises:
@@ -213,12 +273,8 @@ class SGD(Ranged):
         steps = settings.get(LOCAL_STEPS)
         if steps is not None and not (type(steps) is int and 1 <= steps <= _MOST_STEPS):
             raise Refused("terms", f"{steps!r} local steps")
-        shuffled = (
-            batch
-            for _ in range(self.local_epochs if steps is None else _MOST_STEPS)
-            for batch in torch.split(torch.randperm(count), self.batch_size)
-        )
-        yield from shuffled if steps is None else islice(shuffled, steps)
+        epochs = self.local_epochs if steps is None else _MOST_STEPS
+        return Batches(count, self.batch_size, epochs=epochs, steps=steps)
 
     @property
     def _is_plain(self) -> bool:
@@ -270,9 +326,15 @@ class SGD(Ranged):
         """Changes the gradient in place before a step; shapes as in `step`."""
 
     def conclude(
-        self, job: FitJob, delta: Section, steps: int
+        self, job: FitJob, delta: Section, steps: float
     ) -> tuple[dict[str, Section], dict[str, NDArray[np.float32]]]:
-        """Further sections of the update, and the state to remember."""
+        """Further sections of the update, and the state to remember.
+
+        Args:
+            job: what was asked.
+            delta: the change of the parameters.
+            steps: local steps; those at a part of the learning rate count as that part.
+        """
         return {}, {}
 
 

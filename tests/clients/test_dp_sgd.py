@@ -260,9 +260,9 @@ def _identity():
     claim_identity(1)
 
 
-def answered(tmp_path, ours: DpSgd, **options):
+def answered(tmp_path, ours: DpSgd, task=TASK, **options):
     return Client(
-        TASK,
+        task,
         module(),
         data,
         ours,
@@ -310,8 +310,7 @@ class TestClient:
                     raise RuntimeError(f"what shall I do with {targets.tolist()}?")
                 return super().losses(output, targets)  # the trial's own targets
 
-        ours = answered(tmp_path, trainer(noise_multiplier=1.0))
-        ours._task = Telling()
+        ours = answered(tmp_path, trainer(noise_multiplier=1.0), Telling())
         (reply,) = ours.answer([request()])
         assert "what shall I do" in caplog.text
         assert reply.error.reason == "training: this client takes no part, and its own log says why"
