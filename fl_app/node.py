@@ -38,7 +38,8 @@ _ENCRYPTED = {
     OWNER_KEY, encrypted.LEAST_NOISE, encrypted.LEAST_MULTIPLE, encrypted.MOST_DECRYPTIONS,
 }  # fmt: skip
 _DEVICE = {DEVICE_PROFILE, POWER_FILE, LEAST_CHARGE, MEMORY}
-_KNOWN = frozenset(_SECAGG | _CKKS | _ENCRYPTED | _DEVICE | {FOLDER, DP_EPSILON, DP_DELTA})
+KNOWN = frozenset(_SECAGG | _CKKS | _ENCRYPTED | _DEVICE | {FOLDER, DP_EPSILON, DP_DELTA})
+"""All settings that are ours, but for the one that says which client it is."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class Node:
             )
         # A name with a slip in it would leave the device open to what its operator meant to forbid.
         unknown = sorted(
-            key for key in self.settings if key.startswith(_OURS) and key not in _KNOWN
+            key for key in self.settings if key.startswith(_OURS) and key not in KNOWN
         )
         if unknown:
             raise ValueError(
-                f"the node config has no setting {unknown[0]}: {', '.join(sorted(_KNOWN))} are there"
+                f"the node config has no setting {unknown[0]}: {', '.join(sorted(KNOWN))} are there"
             )
         # Looked at now: whoever reads them later answers a server, who should not see what is in them.
         _ = self.tells_profile, self.pause, self.memory
