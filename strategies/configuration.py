@@ -15,8 +15,24 @@ from flwr.app import ArrayRecord, RecordDict
 
 from strategies.wire import CONFIG, TRAINS, Refused, config_of
 
-OWN: Final = frozenset({"client", "included", "phase", "phases", TRAINS})
+KEPT: Final = "kept"
+"""The setting that tells a client of which of its updates it is to keep the state, beside the last one included: the
+models that the run may be sent back to hold these."""
+
+OWN: Final = frozenset({"client", "included", KEPT, "phase", "phases", TRAINS})
 """Settings that are each client's own, or each phase's."""
+
+
+def kept_in(config: Mapping[str, object]) -> list[int]:
+    """The rounds that a request's `KEPT` names.
+
+    Raises:
+        Refused: `malformed`, where it is no list of whole numbers.
+    """
+    kept = config.get(KEPT, [])
+    if not isinstance(kept, list) or not all(type(number) is int for number in kept):
+        raise Refused("malformed", f"the request's {KEPT!r} should be a list of whole numbers")
+    return kept
 
 
 def config_digest(config: Mapping[str, object]) -> bytes:

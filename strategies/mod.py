@@ -19,6 +19,7 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 
 from strategies.collectors import PlainClient
+from strategies.configuration import kept_in
 from strategies.downlink import HeldModels
 from strategies.encoding import encode
 from strategies.protocols import ClientHalf, Maker, Stage
@@ -137,7 +138,7 @@ def _encoded(
         return encode(update, stages, config, client)
     included = integer_in(config, "included")
     encoded = encode(update, stages, config, client, _remembered(context, included), proposed)
-    _propose(context, included, number, proposed)
+    _propose(context, {included, *kept_in(config)}, number, proposed)
     return encoded
 
 
@@ -155,12 +156,12 @@ def _remembered(context: Context, included: int) -> dict[str, NDArray[np.float32
 
 
 def _propose(
-    context: Context, included: int, number: int, proposed: dict[str, NDArray[np.float32]]
+    context: Context, stay: set[int], number: int, proposed: dict[str, NDArray[np.float32]]
 ) -> None:
-    """Keeps what holds now, and what will hold if the server takes this round's update."""
+    """Keeps what holds of the models that count, and what will hold if the server takes this round's update."""
     before = context.state.get(MEMORY)
     kept = before if isinstance(before, ArrayRecord) else ArrayRecord()
-    record = ArrayRecord({k: kept[k] for k in kept if k.partition("/")[0] == str(included)})
+    record = ArrayRecord({k: kept[k] for k in kept if k.partition("/")[0] in map(str, stay)})
     for name, vector in proposed.items():
         record[f"{number}/{name}"] = pack(vector)
     context.state[MEMORY] = record

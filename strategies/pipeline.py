@@ -76,6 +76,7 @@ class Pipeline:
         factors: which factors of its products the model trains, where it is one of low-rank adapters.
         root: the server's own update for a job, trained on root data that no client has; None where it has none.
         included: for each client the last round whose update the model holds.
+        kept: gives the same of each earlier model that the run may be sent back to, where clients remember anything.
         timings: how long clients take, and how often they fail.
         claim: what `check` found to hold of the aggregate.
     """
@@ -97,6 +98,7 @@ class Pipeline:
     factors: Literal["both", "shared_a"] | None = None
     root: Callable[[Job], Update] | None = None
     included: dict[int, int] = field(default_factory=dict)
+    kept: Callable[[], Iterable[Mapping[int, int]]] = tuple
     timings: Timings = field(default_factory=Timings, init=False)
     claim: Claim = field(default_factory=Claim, init=False)
 
@@ -401,6 +403,7 @@ class Pipeline:
             wire,
             packing,
             part=None if self.parts is None else partial(self._part, layouts[DELTA]),
+            kept=tuple(self.kept()),
         )
 
     def _part(self, whole: Layout, client: int) -> Layout:

@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 from numpy.typing import NDArray
 
+from strategies.configuration import KEPT
 from strategies.contract import Checked
 from strategies.state import State
 from strategies.update import Layout, Update, Vector
@@ -98,6 +99,7 @@ class Job:
         records: what every client is sent beside its configuration; shared by all requests, never changed.
         config: the settings that every client gets.
         included: for each client the last round whose update the model holds; absent when there is none.
+        kept: the same of earlier models that the run may be sent back to: clients keep what they remember of them.
         layouts: the sections that the combiner will see.
         kinds: for each array that is sent, the section that its change belongs to.
         bounds: L2 bound of one client's contribution, by section, where the pipeline sets one.
@@ -128,10 +130,17 @@ class Job:
     packing: Packing | None = None
     taken: frozenset[int] = frozenset()
     part: Callable[[int], Layout] | None = None
+    kept: Sequence[Mapping[int, int]] = ()
 
     def __post_init__(self) -> None:
         if not self.wire:
             object.__setattr__(self, "wire", self.layouts)
+
+    def own(self, client: int) -> dict[str, ConfigValue]:
+        """Settings that are one client's own: who it is, and which of its updates are in the models that count."""
+        included = self.included.get(client, 0)
+        kept = sorted({model.get(client, 0) for model in self.kept} - {0, included})
+        return {"client": client, "included": included, **({KEPT: kept} if kept else {})}
 
 
 @dataclass(frozen=True)

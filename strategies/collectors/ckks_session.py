@@ -295,11 +295,6 @@ class CkksSession:
     # ---- messages ----
 
     def _asked(self, client: int, records: dict[str, Any], *, trains: bool) -> Request:
-        own = {
-            "client": client,
-            "included": self._job.included.get(client, 0),
-            "phase": self._phase,
-            TRAINS: trains,
-        }
+        own = {**self._job.own(client), "phase": self._phase, TRAINS: trains}
         content = bundle({**records, CONFIG: extended(self._config, own)})
         return Request(client, "train", content, self._job.round)

@@ -366,9 +366,8 @@ class MaskedSession:
         config = extended(self._config, {"phase": phase, TRAINS: step == UPLOAD})
         requests = []
         for client, values in told.items():
-            own = {"client": client, "included": self._job.included.get(client, 0)}
             said = ConfigRecord({"session": self._terms.session, **values, "step": step})
-            content = {CONFIG: extended(config, own), SECAGG: said}
+            content = {CONFIG: extended(config, self._job.own(client)), SECAGG: said}
             records = self._job.records if step == UPLOAD else {}
             requests.append(
                 Request(client, "train", bundle({**records, **content}), self._job.round)

@@ -148,9 +148,8 @@ class PlainSession:
         ]
 
     def _content(self, client: int) -> RecordDict:
-        own = {"client": client, "included": self._job.included.get(client, 0)}
         records = records_for(self._job, self._parts[client])
-        return bundle({**records, CONFIG: extended(self._config, own)})
+        return bundle({**records, CONFIG: extended(self._config, self._job.own(client))})
 
 
 def bare(update: Update) -> Update:

@@ -234,7 +234,7 @@ class TurnSession(ABC, Generic[M]):
         """The request that brings the answer to a client's last turn; where the model travels, the ends bring it."""
         whole = self.travels and (member.turn == 0 or member.closing)
         own: dict[str, ConfigValue] = {
-            "included": self.job.included.get(client, 0),
+            **self.job.own(client),
             "phase": int(member.closing),
             TRAINS: member.closing,
         }
