@@ -1,6 +1,7 @@
 """The tasks that come with the project: MNIST and the small digits."""
 
 import gzip
+import io
 from importlib.resources import files
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from clients.tasks import Digits, Mnist
-from clients.tasks.mnist import _parse_table
+from clients.tasks.mnist import _parse_table, _whole_lines
 
 
 def rows_of(examples):
@@ -82,3 +83,12 @@ def test_the_table_parser_reads_one_two_and_three_digits():
 def test_the_table_parser_refuses_anything_else(text):
     with pytest.raises(ValueError, match="not a table of 2 columns"):
         _parse_table(text, columns=2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_lines_are_read_whole_whatever_is_read_at_a_time(size):
+    text = b"1,2\n30,40\n5,6\n"
+    parts = list(_whole_lines(io.BytesIO(text), size))
+    assert b"".join(parts) == text
+    assert all(part.endswith(b"\n") for part in parts)
+    assert list(_whole_lines(io.BytesIO(text + b"7,"), size))[-1] == b"7,"
