@@ -3,7 +3,7 @@
 # ARGS="strategy=fedadam rounds=5" goes to the run.
 
 .DEFAULT_GOAL := help
-.PHONY: help run models demo-deployment test test-all lint format install clean
+.PHONY: help run models demo-deployment test test-all chaos lint format install clean
 .DELETE_ON_ERROR:
 
 ARGS ?=
@@ -35,6 +35,9 @@ test: lint ## Check style, types and imports, then run all but the slow tests
 
 test-all: lint ## The same with the slow tests: Ray, real deployments, long statistics
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --cov --cov-fail-under=95
+
+chaos: $(INSTALLED) ## Kill processes, cut networks, fill disks, set clocks wrong; root for all of it
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos tests/chaos --durations=0
 
 lint: $(INSTALLED) ## Check style, types and imports
 	$(BIN)/ruff check .
