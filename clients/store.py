@@ -2,20 +2,21 @@
 
 A proposed state becomes the client's only once the server says that the model holds the update that went with it:
 a lost or refused reply must not leave the client believing in a step that never happened. One safetensors file per
-logical client, replaced atomically.
+logical client, replaced atomically; on a device it stays so behind a power cut.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from clients.durable import replace_durably
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,11 @@ class ClientStore:
 
     Args:
         root: the folder; it is made when the first state is written.
+        durable: each state is on the disk when `propose` returns.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, *, durable: bool = False) -> None:
+        self._root, self._durable = root, durable
 
     def load(self, client: int, included: int) -> dict[str, NDArray[np.float32]]:
         """The client's state as of the last update that the server took.
@@ -58,27 +60,33 @@ class ClientStore:
             return {}
         return state
 
-    def propose(self, client: int, included: int, round_number: int, state: State) -> None:
+    def propose(
+        self,
+        client: int,
+        included: int,
+        round_number: int,
+        state: State,
+        kept: Iterable[int] = (),
+    ) -> None:
         """Writes the state that holds if the server takes this round's update, beside the one that holds now.
 
-        Proposals of other rounds stay too, a few of them: a reply may come late and be the one that is taken.
+        Proposals of other rounds stay too, a few of them: a reply may come late and be the one that is taken. So do the
+        states of the rounds `kept`: the server may be sent back to a model that holds these.
         """
         states = self._read(client)
         proposed = sorted((number for number in states if number > included), reverse=True)
         kept = {
             number: states[number]
-            for number in (included, *proposed[:_PROPOSALS])
+            for number in (included, *kept, *proposed[:_PROPOSALS])
             if number in states
         }
         kept[round_number] = dict(state)
         tensors = {
             f"{number}/{name}": v for number, held in kept.items() for name, v in held.items()
         }
-        self._root.mkdir(parents=True, exist_ok=True)
-        path = self._path(client)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        replace_durably(
+            self._path(client), lambda file: save_file(tensors, file), durable=self._durable
+        )
 
     def _read(self, client: int) -> dict[int, dict[str, NDArray[np.float32]]]:
         """States by the round that they belong to."""

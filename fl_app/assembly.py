@@ -16,9 +16,11 @@ from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
+from clients.half_done import HalfDoneFits
 from clients.lora.profile import return_freed_memory
 from clients.poisoning import DataPoisoning
 from clients.resident import ModuleMaker, ResidentModel, arrays_of, buffers_of
+from clients.retrying import ONCE, Retry
 from clients.root import RootTrainer
 from clients.store import ClientStore
 from clients.tasks import FederatedData, Task, evaluate
@@ -65,6 +67,12 @@ LEDGER = Path("privacy", "ledger.jsonl")
 
 JOURNAL = "sums"
 """In a run's folder: the sessions and sums of collectors that open one sum a model."""
+
+HALF_DONE = "half-done"
+"""Among what clients keep of a run: local training that a process died in."""
+
+RUNS = "runs"
+"""In a device's folder: what it keeps of each run, and can do without when the run is over."""
 
 _CKKS_BYTES = 128
 """Of one element in a ciphertext, at most; four vectors of float32 beside the model's buffers are all else."""
@@ -428,6 +436,7 @@ class Assembly:
             except ValueError as error:
                 raise ConfigError([Fault("client", str(error), self.config.client.name)]) from error
         folder = self.config.client_state_dir if node is None else node.folder
+        own = self._client_folder(node)
         relayed = self.encrypted and compute_client(self.config) is not None
         serving = self._serving(folder) if relayed else None
         promise = self.privacy()
@@ -441,7 +450,7 @@ class Assembly:
             stages=self.stages(),
             half=half,
             held=self._held(node),
-            store=ClientStore(self.config.client_state_dir),
+            store=ClientStore(own, durable=node is not None),
             ledgers=folder,
             seed=self.config.seed,
             hashes=self.hashes,
@@ -450,7 +459,25 @@ class Assembly:
             only=None if node is None else node.client,
             secretive=guarded or (node is not None and node.pinned is not None),
             silent=guarded and self.config.privacy is not None,
+            retry=self._retry(waits=not engine),
+            half_done=None
+            if engine
+            else HalfDoneFits(own / HALF_DONE, "/".join(self.hashes.values())),
         )
+
+    def _client_folder(self, node: Node | None) -> Path:
+        """Where clients keep what is of this run alone: a device in a folder of its operator's, by the run."""
+        if node is None:
+            return self.config.client_state_dir
+        run = f"{self.config.folder_name[:160]}-{self.config.identity_hash()[:16]}"
+        return node.folder / RUNS / run
+
+    def _retry(self, *, waits: bool) -> Retry:
+        """How often clients try; the engine's never wait, since its clock is virtual and its processes train others."""
+        if self.config.retry is None:
+            return ONCE
+        retry: Retry = build(self.config.retry)
+        return retry if waits else replace(retry, backoff_seconds=0.0)
 
     def _downlink(self) -> Downlink | None:
         """How the model travels; None where it goes whole."""
@@ -458,7 +485,7 @@ class Assembly:
 
     def _held(self, node: Node | None) -> HeldModels | None:
         """The models that this process's clients hold: a device's in its own folder, all of a machine's in one."""
-        folder, downlink = self.config.client_state_dir / "held", self._downlink()
+        folder, downlink = self._client_folder(node) / "held", self._downlink()
         if downlink is None:
             return None
         if node is not None:

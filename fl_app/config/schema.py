@@ -26,6 +26,7 @@ BESIDE_IDENTITY = (
     "runtime.workers",
     "compute",
     "memory.limit_mb",
+    "retry.backoff_seconds",
     "admission.max_reply_mb",
 )
 
@@ -209,6 +210,7 @@ class Config(_Settings):
         runtime: the machine and the devices.
         compute: whoever computes on ciphertexts.
         memory: what its processes may take (`clients.encrypted.governor.MemoryLimit`), None for anything.
+        retry: how often a client tries a training or an evaluation; None for once.
         travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
         num_clients: auto for as many as there are nodes.
         rounds: model versions to reach.
@@ -294,6 +296,7 @@ class Config(_Settings):
     runtime: Runtime
     compute: Compute = Compute()
     memory: Annotated[TargetNode | None, Part(needs=("tier",))] = None
+    retry: Annotated[TargetNode | None, Part(needs=("waits",))] = None
     travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     num_clients: Count | Literal["auto"] = "auto"
     rounds: Count = 10
