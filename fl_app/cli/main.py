@@ -22,12 +22,15 @@ DONE, FAILED, REFUSED, GUARDED = 0, 1, 2, 3
 _COMMANDS = {
     "run": "run one federated training",
     "report": "compare the runs below a folder: table, curves, paired intervals",
+    "preflight": "go or no-go before a run: data, model, memory, disk, privacy, time",
+    "doctor": "look a node over: versions, certificates, clock, link, data, memory, disk",
     "list": "what there is to choose from: strategies, tasks, models, …",
     "privacy-audit": "attack a run, and hold what it leaks against what it promises",
     "keys": "make identity keys and rosters for secure aggregation",
     "serve-encrypted": "serve a trained model's predictions on encrypted inputs, without any key",
     "predict-encrypted": "encrypt data, have them predicted by such a service, decrypt the answers",
     "certs": "make and renew the keys and certificates of a deployment",
+    "superlink": "Flower's SuperLink, which takes commands from its own machine only",
     "make-base-model": "train a small language model from nothing, as a base for adapters",
 }
 

@@ -8,11 +8,13 @@ ClientApps unpack the same bundle at once). Whoever wants to disturb the network
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fl_app.flower import own_machine
 from fl_app.flower.certificates import Certificates
 from fl_app.flower.link import SuperLink
 from fl_app.flower.processes import FlowerError, Port, Program
@@ -126,17 +128,11 @@ class Deployment(SuperLink):
         found = _JOINED.search(log)
         return None if found is None else int(found[1])
 
-    def _link_options(self) -> Sequence[str]:
+    def _link_command(self) -> Sequence[str]:
         kept = [] if self.database is None else ["--database", str(self.database)]
         if self._files is None:
-            return ["--insecure", *kept]
-        return [
-            "--enable-supernode-auth",
-            *("--ssl-ca-certfile", str(self._files.authority)),
-            *("--ssl-certfile", str(self._files.server)),
-            *("--ssl-keyfile", str(self._files.server_key)),
-            *kept,
-        ]
+            return ["flower-superlink", "--insecure", *kept]
+        return [sys.executable, "-m", own_machine.__name__, *secured(self._files), *kept]
 
     def _link_extra(self) -> Mapping[str, str]:
         return self.link_environment
@@ -181,7 +177,7 @@ class Deployment(SuperLink):
         command += ["--host", "127.0.0.1", "--port", str(self._ports[partition].number)]
         own = f"partition-id={partition} num-partitions={self.num_supernodes}"
         command += ["--node-config", f"{own} {self.node_config(partition)}".strip()]
-        return self._start(command, home, self.node_environment(partition))
+        return self._start("flower-supernode", command, home, self.node_environment(partition))
 
     def _end(self) -> None:
         for node in self.nodes:  # all are told to stop before the first is waited for
@@ -191,6 +187,16 @@ class Deployment(SuperLink):
         super()._end()
         for port in self._ports:
             port.close()
+
+
+def secured(files: Certificates) -> list[str]:
+    """A SuperLink's options for TLS and node authentication."""
+    return [
+        "--enable-supernode-auth",
+        *("--ssl-ca-certfile", str(files.authority)),
+        *("--ssl-certfile", str(files.server)),
+        *("--ssl-keyfile", str(files.server_key)),
+    ]
 
 
 def _complete(files: Certificates, num_supernodes: int) -> None:

@@ -75,15 +75,15 @@ class SuperLink(Connection):
         self._stack.close()
 
     def _start_link(self) -> None:
-        command = ["flower-superlink", "--isolation", "subprocess"]
+        command = [*self._link_command(), "--isolation", "subprocess"]
         command += ["--host", "127.0.0.1", "--port", str(self.port.number)]
         command += ["--simulation"] if self.simulation else []
-        self.link = self._start([*command, *self._link_options()], self.home, self._link_extra())
+        self.link = self._start("flower-superlink", command, self.home, self._link_extra())
         self.link.wait_for(self.port, seconds=_READY)
 
-    def _link_options(self) -> Sequence[str]:
-        """What the SuperLink is told besides."""
-        return ["--insecure"]
+    def _link_command(self) -> Sequence[str]:
+        """The program and how it is secured."""
+        return ["flower-superlink", "--insecure"]
 
     def _link_extra(self) -> Mapping[str, str]:
         """Environment variables of the SuperLink's, beside the common ones."""
@@ -97,13 +97,15 @@ class SuperLink(Connection):
         if hasattr(self, "link"):
             self.link.close()
 
-    def _start(self, command: Sequence[str], home: Path, extra: Mapping[str, str]) -> Program:
+    def _start(
+        self, name: str, command: Sequence[str], home: Path, extra: Mapping[str, str]
+    ) -> Program:
         self._starts += 1
-        name = f"{command[0]}.log"
-        if (home / name).exists():  # of the same program, before it was started again
-            (home / name).replace(home / f"{command[0]}-{self._starts}.log")
+        log = home / f"{name}.log"
+        if log.exists():  # of the same program, before it was started again
+            log.replace(home / f"{name}-{self._starts}.log")
         env = {**environment(self.home), "FLWR_HOME": str(home), **extra}
-        return Program(command, env=env, cwd=Path.cwd(), log=home / name)
+        return Program(command, env=env, cwd=Path.cwd(), log=log, name=name)
 
     def _show_logs(self, echo: Callable[[str], None]) -> None:
         for name in ("flwr.log", "flower-superlink.log"):  # kept: the home is about to go

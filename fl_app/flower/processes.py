@@ -149,6 +149,7 @@ class Program:
         cwd: its working directory.
         log: file that takes its output, emptied first.
         grace: seconds that it has to end when it is asked to.
+        name: by which messages call it; the program's own by default.
     """
 
     def __init__(
@@ -159,8 +160,9 @@ class Program:
         cwd: Path,
         log: Path,
         grace: float = tether.GRACE,
+        name: str = "",
     ) -> None:
-        self.name = Path(command[0]).name
+        self.name = name or Path(command[0]).name
         self.log = log
         self._grace = grace
         self._offset = 0
