@@ -12,12 +12,15 @@ from filelock import FileLock, Timeout
 
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
-from fl_app.services.checkpoint import Checkpoints
-from fl_app.services.files import write_atomically
+from fl_app.services.checkpoint import Checkpoints, Found
+from fl_app.services.files import remove_leftovers, write_atomically
 from fl_app.services.summary import NAME, read_summary
 from strategies.state import State
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 1.0
+"""Seconds that the lock is waited for: workers share that of a process that was killed, and die a moment later."""
 
 
 class RunFolder:
@@ -30,13 +33,18 @@ class RunFolder:
         path: absolute.
         summary: path of summary.json.
         checkpoints: folder and files of the run's checkpoints.
+        checkpoint: the one that `found` came upon; None where there is none.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.path = config.run_dir
         self.summary = self.path / NAME
-        self.checkpoints = Checkpoints(self.path / "checkpoints")
+        saving = config.checkpoint
+        self.checkpoints = Checkpoints(
+            self.path / "checkpoints", saving.every, saving.keep, config.rounds
+        )
+        self.checkpoint: Found | None = None
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -45,7 +53,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder can't be made, or another process works in it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / ".lock", timeout=_PATIENCE)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -56,6 +64,8 @@ class RunFolder:
         except OSError as error:
             raise self._refused("output_dir", f"it can't be written ({error.strerror})") from error
         try:
+            for folder in (self.path, self.checkpoints.folder, self.path / "sums"):
+                remove_leftovers(folder)
             yield
         finally:
             lock.release()
@@ -126,12 +136,15 @@ class RunFolder:
                 "run_name",
                 f"it holds a run of another configuration (asked for → there):{self._difference()}",
             )
-        state = self.checkpoints.newest()
+        state = self._newest()
         if state is None and self._config.resume == "must":
             raise self._refused("resume", "there is no whole checkpoint to resume from")
         begun = None if state is None else (state.get("config_hash"), state.get("num_clients"))
         if begun is not None and begun[0] != self._config.identity_hash():
-            raise self._refused("run_name", "its checkpoint is of another configuration")
+            raise self._refused(
+                "run_name",
+                f"its checkpoint is of another configuration (asked for → there):{self._difference()}",
+            )
         if begun is not None and begun[1] != num_clients:
             raise self._refused(
                 "num_clients",
@@ -145,6 +158,26 @@ class RunFolder:
                 "name another run_name, or start it anew with resume=never",
             )
         return state
+
+    def _newest(self) -> State | None:
+        """The state of the newest whole checkpoint."""
+        try:
+            self.checkpoint = self.checkpoints.newest()
+        except OSError as error:
+            told = f"its checkpoints can't be read ({error.strerror}: {error.filename})"
+            raise self._refused(
+                "output_dir",
+                f"{told}; mend that, name another run_name, or start it anew with resume=never",
+            ) from error
+        if self.checkpoint is not None:
+            return self.checkpoint.state
+        if names := self.checkpoints.names:
+            raise self._refused(
+                "resume",
+                f"there is no whole checkpoint to resume from: {', '.join(names)} can't be read; "
+                "put back a copy, name another run_name, or start it anew with resume=never",
+            )
+        return None
 
     def _set_spending_aside(self) -> None:
         """Keeps what an earlier run here has spent of privacy on record: beginning anew gives nothing back."""
@@ -168,7 +201,7 @@ class RunFolder:
     def _difference(self) -> str:
         try:
             lines = self._config.difference(yaml.safe_load((self.path / "config.yaml").read_text()))
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
             lines = [f"its config.yaml can't be read ({error})"]
         told = (
             "".join(f"\n      {line}" for line in lines)

@@ -5,7 +5,6 @@ Whatever happens, the run's folder ends with a summary that says so. Back ends d
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from flwr.serverapp import Grid
 from safetensors.numpy import save
 
@@ -28,6 +26,7 @@ from fl_app.engine import AdversaryPool, ClientPool, EngineGrid, make_pool
 from fl_app.engine.allocator import keep_freed_memory
 from fl_app.folder import RunFolder
 from fl_app.notices import promises, risks
+from fl_app.saved import Saved
 from fl_app.services.curves import draw_curves
 from fl_app.services.files import write_atomically
 from fl_app.services.guard import divergence_guard
@@ -36,10 +35,12 @@ from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
 from strategies.contract import ContractError, Visibility
 from strategies.secagg import MaskedClient
-from strategies.state import State, mapping_in
+from strategies.state import mapping_in
 from strategies.strategy import PipelineStrategy
 
 log = logging.getLogger(__name__)
+
+Status = Literal["completed", "failed", "stopped"]
 
 INTERRUPTED = "interrupted"
 LOG = "run.log"
@@ -57,7 +58,7 @@ class RunResult:
         summary_path: absolute.
     """
 
-    status: Literal["completed", "failed", "stopped"]
+    status: Status
     reason: str
     summary_path: Path
 
@@ -178,9 +179,8 @@ def _run(
             result = RunResult("completed", "", folder.summary)
         else:
             with PeakMemory() as memory, closing(assembly):
-                result = _Run(
-                    assembly, num_clients, console, folder, memory, virtual=virtual
-                ).conduct(open_grid, earlier)
+                run = _Run(assembly, num_clients, console, folder, memory, virtual=virtual)
+                result = run.conduct(open_grid)
     console.end(result)
     return result
 
@@ -206,7 +206,6 @@ class _Run:
         )
         self.config = config = assembly.config
         self.strategy = composed(self.assembly, num_clients)
-        self._clock = 0.0
         self._virtual = virtual
         self._memory = memory
         header = {
@@ -229,7 +228,7 @@ class _Run:
             privacy=pipeline.privacy,
             on_row=self._show,
         )
-        folder.checkpoints.state = self.state_dict
+        self.saved = Saved(assembly, self.strategy, self.summary, folder, num_clients)
         self.strategy.hooks += [
             divergence_guard,  # first: what it stops is neither saved nor told of
             self.summary.record,
@@ -237,26 +236,25 @@ class _Run:
             self.summary.publish,
         ]
 
-    def conduct(self, open_grid: OpenGrid, earlier: State | None) -> RunResult:
+    def conduct(self, open_grid: OpenGrid) -> RunResult:
         """Trains until the last round, a guard's or the user's word, or a failure, and writes down which it was.
 
         Raises:
             ConfigError: what an earlier process left does not go with this run: its folder stays as it is.
         """
         try:
-            if earlier is not None:
-                self.load_state_dict(earlier)
+            self.saved.take_up()
             if (privacy := self.strategy.pipeline.privacy) is not None:
                 privacy.report()  # reads what was spent before, checkpoint or none
         except ValueError as error:
             said = f"{error}; name another run_name, or start it anew with resume=never"
             raise ConfigError([Fault("run_name", f"{self.folder.path}: {said}")]) from error
-        status: Literal["completed", "failed", "stopped"] = "completed"
+        status: Status = "completed"
         reason = ""
         try:
-            self._announce(earlier is not None)
+            self._announce()
             self.summary.write("running", "")
-            with open_grid(self.assembly, self.num_clients, self._clock) as grid:
+            with open_grid(self.assembly, self.num_clients, self.saved.clock) as grid:
                 self._memory.start()
                 self._train(grid)
             if self.strategy.stopped is not None:
@@ -279,42 +277,26 @@ class _Run:
         except Exception as error:  # whatever it is, the summary says that the run failed, and why
             log.exception("the run failed")
             status, reason = "failed", f"{type(error).__name__}: {error}"
-        try:
-            self._leave(whole=status == "completed")
-            self.summary.write(status, reason)
-        except OSError as error:  # a full disk: what is there is whole, if older
-            status, reason = "failed", reason or f"the run's folder can't be written: {error}"
-            self.console.note(f"the summary is that of an earlier round: {error}")
+        return self._concluded(status, reason)
+
+    def _concluded(self, status: Status, reason: str) -> RunResult:
+        """Saves what the run got to, as far as there is room: what is there is whole, if older."""
+        whole = status == "completed"
+        steps: list[Callable[[], None]] = [
+            self.folder.checkpoints.settle,
+            lambda: self._leave(whole=whole),
+            lambda: self.summary.write(status, reason),
+        ]
+        for step in steps:
+            try:
+                step()
+            except OSError as error:
+                if status != "failed":  # else why is told already
+                    told = f"the run's folder can't be written: {error}"
+                    status, reason = "failed", f"{reason}; {told}" if reason else told
+                if step is steps[-1]:
+                    self.console.note(f"the summary is that of an earlier round: {error}")
         return RunResult(status, reason, self.folder.summary)
-
-    def state_dict(self) -> State:
-        """What a checkpoint holds: the strategy's state, and the record so far."""
-        adversary = self.assembly.adversary
-        return {
-            "strategy": self.strategy.state_dict(),
-            "run_id": str(self.summary.header["run_id"]),
-            # An array, since a file's header has its limits.
-            "history": np.frombuffer(json.dumps(self.summary.rows).encode(), np.uint8),
-            "clock": self.strategy.clock,
-            "num_clients": self.num_clients,
-            "config_hash": self.config.identity_hash(),
-            "data_hash": self.assembly.data_hash,
-            "wall_seconds": self.summary.wall_seconds,
-            **({} if adversary is None else {"adversary": adversary.state_dict()}),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Goes on where a checkpoint was written."""
-        self.strategy.load_state_dict(mapping_in(state, "strategy"))
-        if self.assembly.adversary is not None:
-            self.assembly.adversary.load_state_dict(mapping_in(state, "adversary"))
-        stored = state["history"]
-        assert isinstance(stored, np.ndarray)
-        history: list[Row] = json.loads(stored.tobytes())
-        self._clock = float(str(state["clock"]))
-        self.summary.history = history
-        self.summary.earlier_seconds = float(str(state["wall_seconds"]))
-        self.summary.header = {**self.summary.header, "run_id": str(state["run_id"])}
 
     def _train(self, grid: Grid) -> None:
         config = self.config
@@ -328,7 +310,7 @@ class _Run:
             evaluate_fn=evaluate,
         )
 
-    def _announce(self, resumed: bool) -> None:
+    def _announce(self) -> None:
         config, data = self.config, self.assembly.data(self.num_clients)
         facts: dict[str, Any] = {
             "task": f"{config.task.name}, {data.sizes.sum():,} training examples",
@@ -344,20 +326,10 @@ class _Run:
             self.console.note(forecast)
         for risk in risks(self.strategy.pipeline, self.assembly, self.num_clients):
             self.console.note(risk)
-        if resumed:
-            self.console.note(f"goes on after round {len(self.summary.history)}{self._spent()}")
-        data.plot(self.folder.path / "partition.png")
-
-    def _spent(self) -> str:
-        """What of a privacy budget is gone, and how much of it for rounds that are run again."""
-        privacy = self.strategy.pipeline.privacy
-        report = {} if privacy is None else privacy.report() or {}
-        charges = report.get("releases")
-        if not isinstance(charges, int):
-            return ""
-        again = charges - len(self.summary.history)
-        repeated = f", {again} of them for rounds that were cut short" if again > 0 else ""
-        return f"; ε = {report['epsilon']:.4g} is spent on {charges} charges{repeated}"
+        for note in self.saved.notes():
+            self.console.note(note)
+        if self.folder.checkpoint is None:
+            data.plot(self.folder.path / "partition.png")
 
     def _show(self, row: Row) -> None:
         self.console.round(row, self.config.rounds)
@@ -367,7 +339,7 @@ class _Run:
         model = self.strategy.model
         last = None if whole else self.folder.checkpoints.newest()
         if model is not None and last is not None:
-            model.load_state_dict(mapping_in(mapping_in(last, "strategy"), "model"))
+            model.load_state_dict(mapping_in(mapping_in(last.state, "strategy"), "model"))
         if model is not None and (whole or last is not None):
             tensors = model.arrays()
             write_atomically(self.folder.path / "model.safetensors", save(tensors))

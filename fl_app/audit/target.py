@@ -180,8 +180,8 @@ def load(folder: Path) -> Target:
     if not isinstance(rounds, int) or not isinstance(clients, int) or rounds < 1 or clients < 1:
         raise _refused(path, f"{NAME} does not say how many rounds and clients there were")
     target = Target(path, summary, config, clients, rounds, _promise(path, summary.get("privacy")))
-    state = Checkpoints(path / "checkpoints").newest()
-    if state is not None and state.get("data_hash") != target.assembly.data_hash:
+    found = Checkpoints(path / "checkpoints").newest()
+    if found is not None and found.state.get("data_hash") != target.assembly.data_hash:
         raise _refused(path, "the task's data are not those that the run was trained on")
     return target
 

@@ -25,6 +25,7 @@ BESIDE_IDENTITY = (
     "experiment",
     "runtime.workers",
     "compute",
+    "checkpoint",
     "memory.limit_mb",
     "retry.backoff_seconds",
     "admission.max_reply_mb",
@@ -165,6 +166,19 @@ class Runtime(_Settings):
     devices: Annotated[TargetNode, Part(needs=("duration",), offered=frozenset({"dropout"}))]
 
 
+class Saving(_Settings):
+    """How often a run is saved, and how much of it stays (docs/resume.md).
+
+    Attributes:
+        every: rounds between two checkpoints; 0 for the last round's alone. Rounds that a kill loses are run again.
+            A run that ends in order, whatever ends it, saves its last whole state first.
+        keep: checkpoints that are kept, whole ones.
+    """
+
+    every: Annotated[int, Ge(0)] = 1
+    keep: Count = 2
+
+
 class Compute(_Settings):
     """Whoever computes on ciphertexts (`collector=encrypted`).
 
@@ -211,6 +225,7 @@ class Config(_Settings):
         compute: whoever computes on ciphertexts.
         memory: what its processes may take (`clients.encrypted.governor.MemoryLimit`), None for anything.
         retry: how often a client tries a training or an evaluation; None for once.
+        checkpoint: how often the run is saved.
         travel: shell patterns of the names of the parameters that are sent and trained; the others stay as they began.
         num_clients: auto for as many as there are nodes.
         rounds: model versions to reach.
@@ -297,6 +312,7 @@ class Config(_Settings):
     compute: Compute = Compute()
     memory: Annotated[TargetNode | None, Part(needs=("tier",))] = None
     retry: Annotated[TargetNode | None, Part(needs=("waits",))] = None
+    checkpoint: Saving = Saving()
     travel: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     num_clients: Count | Literal["auto"] = "auto"
     rounds: Count = 10

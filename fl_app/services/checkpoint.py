@@ -2,17 +2,27 @@
 
 One safetensors file a version: arrays as tensors, everything else as JSON in the file's metadata, with a checksum over
 both. Nothing is pickled. The newest whole file wins; a torn one is skipped with a warning.
+
+Rounds between two checkpoints cost a killed process time, and, under a promise of privacy, budget: they are run again.
+Whoever ends in order loses none: the newest state is held in memory until it is saved.
+
+Knows neither what a state means nor when a run ends; `fl_app.run` does.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 from annotated_types import Ge
@@ -21,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fl_app.services.files import write_atomically
+from strategies import plain_json
 from strategies.hooks import RoundView
 from strategies.state import State, Value
 
@@ -28,6 +39,36 @@ log = logging.getLogger(__name__)
 
 _FORMAT = "trellis-checkpoint-1"
 _ARRAY = "@array"
+_NAME: Final = re.compile(r"version-(\d{8,})\.safetensors")
+_ROUND: Final = "round"
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TORN: Final = (ValueError, OSError, SafetensorError)
+
+
+class CheckpointError(OSError):
+    """A checkpoint that could not be written; the message says how much room it takes and what to do."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint.
+
+    Attributes:
+        path: of its file.
+        round: the model's version.
+        state: what was saved.
+        written: when, seconds since the epoch.
+    """
+
+    path: Path
+    round: int
+    state: State
+    written: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was written; 0 where a clock was set back."""
+        return max(0.0, time.time() - self.written)
 
 
 @dataclass
@@ -36,29 +77,150 @@ class Checkpoints:
 
     Attributes:
         folder: where they are.
-        keep: how many of the newest are kept.
+        every: rounds between two; 0 for none before the last round.
+        keep: how many of the newest whole ones are kept.
+        last: the round that is saved whatever `every` says; None where none is known to be the last.
         state: what is to be saved, asked at each round.
+        noted: what is to be known of each kept one, asked of its state.
+        kept: by round, what was noted of the whole ones that are there and no newer than what this process has written.
     """
 
     folder: Path
+    every: Annotated[int, Ge(0)] = 1
     keep: Annotated[int, Ge(1)] = 2
+    last: int | None = None
     state: Callable[[], State] = dict
+    noted: Callable[[State], Any] = lambda state: None
+    kept: dict[int, Any] = field(default_factory=dict, init=False)
+    _held: tuple[int, State] | None = field(default=None, init=False)
 
     def __call__(self, view: RoundView) -> None:
-        """Saves this version and prunes old ones."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / f"version-{view.round:08d}.safetensors", dump(self.state()))
-        for path in sorted(self.folder.glob("version-*.safetensors"))[: -self.keep]:
-            path.unlink()
+        """Saves this version where it is due, and prunes old ones; holds it where it is not.
 
-    def newest(self) -> State | None:
-        """The state of the newest whole checkpoint, None where there is none."""
-        for path in sorted(self.folder.glob("version-*.safetensors"), reverse=True):
+        Raises:
+            CheckpointError: there is no room; the older ones are whole.
+        """
+        state, number = self.state(), view.round
+        if number == self.last or (self.every and number % self.every == 0):
+            self._save(number, state)
+        else:
+            self._held = number, deepcopy(state)  # which the next round changes in place
+
+    def settle(self) -> None:
+        """Saves the newest state that is not on the disk, if there is one: no round will follow.
+
+        Raises:
+            CheckpointError: as of the hook.
+        """
+        if self._held is not None:
+            self._save(*self._held)
+
+    def newest(self) -> Found | None:
+        """The newest whole checkpoint, None where there is none.
+
+        Raises:
+            PermissionError: one can't be looked at: it may be whole, and what an older one says out of date.
+        """
+        for number, path in self._files():
             try:
-                return read(path)
-            except (ValueError, OSError, SafetensorError) as error:
+                found = self._read(number, path)
+            except PermissionError:
+                raise
+            except _TORN as error:
                 log.warning("checkpoint %s is skipped: %s", path.name, error)
+            else:
+                return found
         return None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all files that should be checkpoints, the newest first."""
+        return [path.name for _, path in self._files()]
+
+    def take_up(self, newest: Found) -> None:
+        """Goes on from a checkpoint; notes it, and the older ones that the run may be sent back to."""
+        self.kept[newest.round] = self.noted(newest.state)
+        self._look(self._files(), self.keep)
+
+    def _look(self, files: Sequence[tuple[int, Path]], most: int) -> None:
+        """Finds out which of the files are whole, the newest first, until as many as `most` are known."""
+        for number, path in files:
+            if sum(one >= number for one in self.kept) >= most:
+                return
+            if number not in self.kept:
+                try:
+                    self.kept[number] = self.noted(self._read(number, path).state)
+                except _TORN as error:
+                    log.info("checkpoint %s is not whole: %s", path.name, error)
+
+    def _read(self, number: int, path: Path) -> Found:
+        written = path.stat().st_mtime
+        state = read(path)
+        if state.get(_ROUND, number) != number:
+            raise ValueError(f"it is of round {state[_ROUND]}, and its name says {number}")
+        return Found(path, number, state, written)
+
+    def _save(self, number: int, state: State) -> None:
+        data = dump({**state, _ROUND: number})
+        path = self.folder / f"version-{number:08d}.safetensors"
+        try:
+            self._write(path, data)
+        except OSError as error:
+            raise self._no_room(number, len(data), error) from error
+        self._held = None
+        self.kept[number] = self.noted(state)
+        self._prune(number, self.keep)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Writes one; where there is no room, once more without those that are older than the newest."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            newest = max(self.kept, default=None)
+            if error.errno not in _NO_ROOM or len(self.kept) < 2 or newest is None:
+                raise
+            log.warning("no room for %s: older checkpoints than the newest go", path.name)
+            self._prune(newest, 1)
+            write_atomically(path, data)
+
+    def _prune(self, newest: int, keep: int) -> None:
+        """Removes what is older than the last `keep` whole ones, and what is torn among them.
+
+        What is newer than `newest` is left: it is of a round that this process has not come to, or can't read.
+        """
+        files = [(number, path) for number, path in self._files() if number <= newest]
+        self._look(files, keep)
+        stay = set(sorted(self.kept)[-keep:])
+        for number in self.kept.keys() - stay:
+            del self.kept[number]
+        for number, path in files:
+            if number in stay:
+                continue
+            try:
+                path.unlink()
+            except OSError as error:
+                log.warning("checkpoint %s can't be removed: %s", path.name, error.strerror)
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """Files by their names' rounds, the newest first."""
+        try:
+            named = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        return sorted(((int(m[1]), path) for m, path in named if m), reverse=True)
+
+    def _no_room(self, number: int, size: int, error: OSError) -> CheckpointError:
+        told = (
+            f"the checkpoint of round {number} can't be written to {self.folder}: {error.strerror}"
+        )
+        if error.errno in _NO_ROOM:
+            free = shutil.disk_usage(self.folder).free
+            told += f"; it takes {size / 1e6:.3g} MB, and {free / 1e6:.3g} MB are free there"
+        before = max((one for one in self.kept if one < number), default=None)
+        told += "; mend that, and the same command "
+        told += "begins again" if before is None else f"goes on after round {before}"
+        return CheckpointError(told)
 
 
 def dump(state: State) -> bytes:
@@ -83,7 +245,7 @@ def read(path: Path) -> State:
         raise ValueError("it is not a checkpoint of this version of Trellis")
     if metadata.get("checksum") != _checksum(metadata["state"], tensors):
         raise ValueError("its checksum does not hold")
-    lowered = _lower(json.loads(metadata["state"]), tensors)
+    lowered = _lower(plain_json.loads(metadata["state"]), tensors)
     if not isinstance(lowered, Mapping):
         raise ValueError("its state is not a mapping")
     return lowered

@@ -18,6 +18,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from strategies import plain_json
 from strategies.protocols import Event, Reply, Request
 from strategies.secagg.terms import ID_BYTES
 from strategies.state import State
@@ -26,7 +27,7 @@ from strategies.wire import Refused
 
 log = logging.getLogger(__name__)
 
-_MODELS: Final = 16
+MODELS: Final = 16
 """Models that are remembered: a checkpoint that is torn sends a run back to the one before, and where sums of several
 versions are under way at once, each is still to be written down."""
 _BOOK: Final = "sessions.json"
@@ -117,13 +118,13 @@ class Once:
         run = bytes.fromhex(str(state["run"]))
         if self.run != run:
             self._run = run
-            self._models = _models(json.loads(str(state["models"])))
+            self._models = _models(plain_json.loads(str(state["models"])))
 
     def _known(self, model: bytes) -> _Model:
         _ = self.run
         if model.hex() not in self._models:
             self._models[model.hex()] = _Model()
-            for old in list(self._models)[:-_MODELS]:
+            for old in list(self._models)[:-MODELS]:
                 del self._models[old]
                 if self._folder is not None:
                     self._file(self._folder, old).unlink(missing_ok=True)
@@ -152,7 +153,7 @@ class Once:
         if path is None or not path.exists():
             return
         try:
-            book = json.loads(path.read_text())
+            book = plain_json.loads(path.read_text())
             self._run, self._models = bytes.fromhex(book["run"]), _models(book["models"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s can't be read, and clients may refuse to go on: %s", path, error)
@@ -188,7 +189,7 @@ class Once:
                         },
                         one["weight"], tuple(one["members"]), one["version"], one["metrics"],
                     )
-                    for number, one in enumerate(json.loads((file.metadata() or {})["sums"]))
+                    for number, one in enumerate(plain_json.loads((file.metadata() or {})["sums"]))
                 ]  # fmt: skip
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the sums in %s can't be read and are left out: %s", path, error)

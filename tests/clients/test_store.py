@@ -93,3 +93,17 @@ def test_a_client_that_is_never_included_keeps_a_few_proposals_only(tmp_path):
         store.propose(0, included=0, round_number=number, state={"control": vector(number)})
     assert value_of(store.load(0, included=29)) == 29
     assert store.load(0, included=20) == {}
+
+
+def test_what_the_server_may_be_sent_back_to_is_kept_whatever_follows(tmp_path):
+    store = ClientStore(tmp_path)
+    for number in range(1, 30):
+        store.propose(
+            0,
+            number - 1,
+            number,
+            {"control": vector(number)},
+            kept=[n for n in (5, 10) if n < number],
+        )
+    assert [value_of(store.load(0, included=number)) for number in (5, 10, 28)] == [5, 10, 28]
+    assert store.load(0, included=7) == {}
