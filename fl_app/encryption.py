@@ -35,6 +35,7 @@ from fl_app.config.targets import build, locate
 from fl_app.engine import resolve_workers
 from fl_app.node import Node
 from fl_app.services.files import write_atomically
+from strategies import plain_json
 from strategies.ckks import KeyFileError
 from strategies.collectors import Encrypted
 from strategies.collectors.turns import Learner
@@ -176,7 +177,7 @@ def _earlier(config: Config, spec: Spec) -> Spec | None:
     if config.resume == "never":
         return None
     try:
-        told = json.loads((config.run_dir / FITTED).read_text())
+        told = plain_json.loads((config.run_dir / FITTED).read_text())
         sizes = (spec.sizes[0], *map(int, told["hidden"]), spec.sizes[-1])
         return replace(spec, sizes=sizes, batch=int(told["batch"]))
     except (OSError, ValueError, KeyError, TypeError):

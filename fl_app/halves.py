@@ -23,6 +23,7 @@ from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
 from fl_app.config.targets import locate
 from fl_app.services.files import write_atomically
+from strategies import plain_json
 from strategies.collectors import Split
 from strategies.wire import Refused
 
@@ -150,7 +151,7 @@ def _earlier_cut(config: Config) -> int | None:
     if config.resume == "never":
         return None
     try:
-        at = json.loads((config.run_dir / CUT).read_text())["at"]
+        at = plain_json.loads((config.run_dir / CUT).read_text())["at"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return at if type(at) is int and at >= 1 else None

@@ -29,6 +29,7 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.owner import INPUTS, LABELS, PACKED, Owner
 from clients.encrypted.plan import Plan, plan_of
 from clients.encrypted.spec import Spec
+from strategies import plain_json
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _start(
 
 def main(arrays: Mapping[str, NDArray[np.generic]]) -> None:
     """One mini-batch, in its own process."""
-    told = json.loads(str(arrays["told"]))
+    told = plain_json.loads(str(arrays["told"]))
     plan = plan_of(Spec(**told["spec"]))
     owner = Owner(plan, OwnerKeys.load(Path(told["key"])))
     targets = arrays["targets"].astype(np.int64)

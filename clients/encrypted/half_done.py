@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from strategies import plain_json
+
 log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -184,7 +186,7 @@ class OwnerFolder:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.path / name).read_text())
+            found = plain_json.loads((self.path / name).read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

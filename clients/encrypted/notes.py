@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clients.encrypted.evaluation import Packed
 from clients.encrypted.memory import BatchKey
+from strategies import plain_json
 from strategies.wire import Refused
 
 NOTE: Final = "note"
@@ -68,7 +69,7 @@ def read_note(arrays: Arrays) -> dict[str, Any]:
     try:
         if array.dtype != np.uint8 or array.ndim != 1 or array.size > MOST_NOTE:
             raise ValueError(f"it is {array.dtype} {array.shape}")
-        found = json.loads(array.tobytes())
+        found = plain_json.loads(array.tobytes())
         if not isinstance(found, dict):
             raise ValueError("it is no object")
     except (ValueError, RecursionError) as error:

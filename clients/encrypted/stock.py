@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clients.encrypted.memory import BatchKey, CiphertextCache
+from strategies import plain_json
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _found(folder: Path) -> OrderedDict[BatchKey, int]:
 
 def _read(path: Path) -> dict[int, Held]:
     try:
-        told = json.loads(path.read_text())
+        told = plain_json.loads(path.read_text())
         return {
             int(client): Held(str(held[0]), tuple(map(str, held[1:])))
             for client, held in told.items()

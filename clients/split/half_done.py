@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from strategies import plain_json
+
 log = logging.getLogger(__name__)
 
 
@@ -64,7 +66,7 @@ class HalfDoneFolder:
         path = self._path(client)
         try:
             with safe_open(path, framework="pt") as file:
-                told = json.loads((file.metadata() or {}).get("half-done", "{}"))
+                told = plain_json.loads((file.metadata() or {}).get("half-done", "{}"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if told.get("session") != session:
                 return None

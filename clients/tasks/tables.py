@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from clients.places import DataError, Place, require_file
 from clients.tasks.folds import Fold, Folds
 from clients.tasks.own import OwnData, Rows, TextSettings, class_labels
 from clients.tasks.text import MaxLength, VocabSize
+from strategies import plain_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +295,7 @@ def read_jsonl(path: Path) -> Table:
 
 def _object(line: str, path: Path, number: int) -> dict[str, object]:
     try:
-        found = json.loads(line)
+        found = plain_json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number} is no JSON: {error}") from error
     if not isinstance(found, dict):

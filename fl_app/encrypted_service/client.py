@@ -11,7 +11,6 @@ checked, and no answer is read that is longer than it must be.
 
 from __future__ import annotations
 
-import json
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from pydantic import ValidationError
 from clients.encrypted.inference_key import InferenceKey
 from fl_app.encrypted_service.description import Description
 from fl_app.encrypted_service.messages import MEDIA_TYPE, Answer, Request
+from strategies import plain_json
 from strategies.ckks.streams import CiphertextError
 
 _LARGEST_TEXT = 1 << 16
@@ -154,7 +154,7 @@ def _read(response: httpx.Response, most: int) -> bytes:
 def _refusal(response: httpx.Response) -> ServiceError:
     status = response.status_code
     try:
-        told: Any = json.loads(_read(response, _LARGEST_TEXT))
+        told: Any = plain_json.loads(_read(response, _LARGEST_TEXT))
         code, text = str(told["error"]["code"]), str(told["error"]["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return ServiceError(f"the service answered {status}", status)

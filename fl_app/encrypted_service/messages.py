@@ -19,6 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies import plain_json
+
 MEDIA_TYPE: Final = "application/octet-stream"
 LARGEST_HEAD: Final = 1024
 """Bytes of a head that anybody reads."""
@@ -180,7 +182,7 @@ def _head(
     if len(data) < start:
         raise MessageError("truncated", "the message ends within its head")
     try:
-        head = json.loads(bytes(data[_FRAME.size : start]))
+        head = plain_json.loads(bytes(data[_FRAME.size : start]))
     except (ValueError, RecursionError) as error:
         raise MessageError("malformed", "the head is no JSON") from error
     if not isinstance(head, dict) or set(head) != set(keys):

@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from strategies import plain_json
 from strategies.downlink.coding import REASON, unpack
 from strategies.downlink.messages import HELD, digest_in, packed_in, plain
 from strategies.records import record_in
@@ -94,7 +95,7 @@ class HeldModels:
         path = self._path(digest)
         try:
             with safe_open(path, framework="numpy") as file:
-                names = json.loads((file.metadata() or {})["names"])
+                names = plain_json.loads((file.metadata() or {})["names"])
                 model = pack_model({name: file.get_tensor(str(n)) for n, name in enumerate(names)})
         except FileNotFoundError:
             return None

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from strategies import plain_json
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.privacy.accountants import Accountant, calibrate, make_accountant
 from strategies.privacy.budget import BudgetSpentError
@@ -253,7 +254,7 @@ class Guarantee(Ranged, ABC):
             raise ValueError(
                 f"the checkpoint's privacy account is of another mechanism: {state.get('header')}, not {self._header()}"
             )
-        self._accounts()[1].take_up(json.loads(str(state["charges"])))
+        self._accounts()[1].take_up(plain_json.loads(str(state["charges"])))
         self._account = None  # made anew of all charges
         self._accounts()
 

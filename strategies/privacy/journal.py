@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from strategies import plain_json
+
 Entry = dict[str, Any]
 
 
@@ -75,7 +77,7 @@ class Journal:
 
     def _entry(self, line: bytes, number: int) -> Entry:
         try:
-            entry = json.loads(line)
+            entry = plain_json.loads(line)
         except ValueError as error:
             raise ValueError(f"line {number} of {self.path} is no JSON: {error}") from error
         if not isinstance(entry, dict):

@@ -10,7 +10,6 @@ the cohort would be nobody of three.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from math import ceil
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
+from strategies import plain_json
 from strategies.ranges import Ranged
 from strategies.secagg.keys import KEY_BYTES, Identity
 from strategies.secagg.parameters import choose
@@ -51,7 +51,7 @@ class Roster:
             ValueError: the file is missing or is no roster; the message names it.
         """
         try:
-            content = json.loads(path.read_text(), object_pairs_hook=_once_each)
+            content = plain_json.loads(path.read_text(), object_pairs_hook=_once_each)
             if not isinstance(content, dict):
                 raise ValueError("no JSON object")
             return cls({_client(client): bytes.fromhex(key) for client, key in content.items()})

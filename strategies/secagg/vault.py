@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from strategies import plain_json
 from strategies.wire import Refused
 
 _LEDGER = "ledger"
@@ -107,7 +108,7 @@ class Vault(Ledger):
             raise Refused(
                 "session", f"session {session.hex()[:8]} is over, or never began here"
             ) from None
-        state: dict[str, Any] = json.loads(text, object_hook=_from_hexadecimal)
+        state: dict[str, Any] = plain_json.loads(text, object_hook=_from_hexadecimal)
         return state
 
     def keep_upload(self, session: bytes, upload: bytes) -> None:
