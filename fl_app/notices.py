@@ -26,7 +26,7 @@ _SUPPORT: Final = {
     "per_client": "each client sends coordinates of its own",
 }
 
-_DROWNED: Final = 5.0
+DROWNED: Final = 5.0
 """Noise over signal past which little is learnt: at about 1 most still is, on MNIST (docs/dp_figures.md)."""
 
 
@@ -109,7 +109,7 @@ def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[
             )
     if isinstance(pipeline.privacy, Guarantee):
         ratio = pipeline.privacy.drowning(assembly.size)
-        if ratio > _DROWNED:
+        if ratio > DROWNED:
             yield (
                 f"noise is {ratio:.3g} times as long as what it hides: ask more clients, take a smaller model (for"
                 f" images model=hog) or fewer rounds, or raise the budget"

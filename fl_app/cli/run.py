@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     add_choices(options.config_dir)
     if options.multirun:
-        _find_own_classes()
+        find_own_classes()
         from fl_app.cli.multirun import sweep
 
         at_once = 1 if options.jobs is None else options.jobs
@@ -100,7 +100,7 @@ def run(overrides: Sequence[str], *, dry_run: bool = False) -> int:
     Raises:
         ConfigError: the configuration is refused.
     """
-    _find_own_classes()
+    find_own_classes()
     from fl_app.compose import compose
 
     config = compose(overrides)
@@ -119,7 +119,7 @@ def add_choices(folder: str | None) -> None:
         os.environ[OWN] = str(Path(folder).resolve())
 
 
-def _find_own_classes() -> None:
+def find_own_classes() -> None:
     """Classes of the user's own may lie where the command is called; last, so that they shadow nothing."""
     here = str(Path.cwd())
     if here not in sys.path:
