@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
+
 class Piece(bytes):
     """Bytes that are not shown in full when a test fails."""
 
