@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 
 from strategies.admission import Admission
+from strategies.breaker import CircuitBreaker
 from strategies.clustering import TaskClusters
 from strategies.collectors import Plain
 from strategies.combiners import Mean
@@ -68,6 +69,7 @@ class Pipeline:
         scheduler: when who is asked, and when what came becomes a step.
         admission: the server's door.
         quarantine: who is left out of later rounds for what it sent; None where nobody is watched.
+        breaker: who is left out of later rounds for sending nothing; None where nobody is.
         clusters: says which clients seem to learn one task; None where nobody looks.
         downlink: sends clients what has changed of the model since they held it; None where they are sent the whole.
         client_sections: the sections that the clients' trainer makes, beside those of the model's own kinds.
@@ -90,6 +92,7 @@ class Pipeline:
     scheduler: Scheduler = field(default_factory=Synchronous)
     admission: Admission = field(default_factory=Admission)
     quarantine: Quarantine | None = None
+    breaker: CircuitBreaker | None = None
     clusters: TaskClusters | None = None
     downlink: Downlink | None = None
     client_sections: frozenset[str] = frozenset({DELTA})
@@ -263,19 +266,51 @@ class Pipeline:
     def draw(
         self, there: Sequence[int], *, seed: int, round_number: int, attempt: int
     ) -> list[int]:
-        """A cohort out of the clients that are there (logical ids, sorted), less those in quarantine.
+        """A cohort out of the clients that are there (logical ids, sorted), less those in quarantine and those at rest.
 
         A round's second attempt asks those too: the first one failed without them.
         """
         if self.quarantine is not None and attempt == 0:
             keep = self.least_clients(len(there))
             there = self.quarantine.allowed(there, round_number, keep)
+        if self.privacy is None and attempt == 0:
+            there = self.working(there, round_number)
         if self.privacy is not None and self.privacy.epsilon is not None:
             # What is claimed of sampling rests on nobody's foreseeing it, and a run's seed is no secret.
             seed = int.from_bytes(os.urandom(16), "big")
         drawn = self.sampler.draw(there, seed=seed, round_number=round_number, attempt=attempt)
         # Drawn first and left out then: for all others the draw is the one that the sampler has claimed.
+        if self.privacy is not None:
+            drawn = self.working(drawn, round_number)
         return [client for client in drawn if client not in self._apart]
+
+    def working(self, clients: Sequence[int], round_number: int) -> list[int]:
+        """Those of the clients that do not rest since they failed, or all that there must be; see `strategies.breaker`.
+
+        Args:
+            clients: logical ids, sorted: all that may be asked; under a promise those that were drawn, or are idle.
+            round_number: of the round, or of the version in the making.
+        """
+        if self.breaker is None:
+            return list(clients)
+        keep = 0
+        if self.privacy is None:
+            # A buffer that can't fill would be waited for as long as the run allows.
+            buffered = self.claim.staleness is not None
+            keep = (self.claim.cohort or 1) if buffered else self.least_clients(len(clients))
+        return self.breaker.allowed(clients, round_number, keep)
+
+    def answered(self, client: int, seconds: float) -> None:
+        """A client has sent what it trained, after so many seconds."""
+        self.timings.observed(client, seconds)
+        if self.breaker is not None:
+            self.breaker.answered(client)
+
+    def failed(self, client: int) -> None:
+        """A client was asked, and nothing came."""
+        self.timings.failed(client)
+        if self.breaker is not None:
+            self.breaker.failed(client)
 
     @property
     def _apart(self) -> frozenset[int]:
@@ -359,6 +394,7 @@ class Pipeline:
             *(() if self.downlink is None else (self.downlink,)),
             self.admission,
             *(() if self.quarantine is None else (self.quarantine,)),
+            *(() if self.breaker is None else (self.breaker,)),
             *(() if self.clusters is None else (self.clusters,)),
             self.combiner,
             *(() if self.privacy is None else (self.privacy,)),
@@ -459,6 +495,7 @@ class Pipeline:
             "downlink": self.downlink,
             "scheduler": self.scheduler,
             "privacy": self.privacy,
+            "breaker": self.breaker,
             "clusters": self.clusters,
             "parts": self.parts,
             **{f"stage {stage.name}": stage for stage in self.stages},

@@ -42,7 +42,10 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) in (Union, UnionType):
         if value is None and NoneType in get_args(hint):
             return
-        (hint,) = [arm for arm in get_args(hint) if arm is not NoneType][:1]
+        arms = [arm for arm in get_args(hint) if arm is not NoneType]
+        # A word beside numbers, such as `auto`: text is held against the words.
+        words = [arm for arm in arms if isinstance(value, str) and get_origin(arm) is Literal]
+        (hint,) = (words or arms)[:1]
     if get_origin(hint) is Literal and value not in get_args(hint):
         raise ValueError(
             f"{name} = {value!r}: choose one of {', '.join(map(repr, get_args(hint)))}"

@@ -285,9 +285,9 @@ class PipelineStrategy(Strategy):
             raise RuntimeError(
                 f"{name_of(self.pipeline.scheduler)} has no rounds: it runs by `start` only"
             )
-        if self.pipeline.scheduler.over_selection or self.pipeline.scheduler.deadline:
+        if self.pipeline.scheduler.cuts:
             raise RuntimeError(
-                "over_selection and deadline cut a round short: they run by `start` only"
+                "over_selection, deadline and enough cut a round short: they run by `start` only"
             )
         if (phases := self.pipeline.collector.phases) > 1:
             raise RuntimeError(

@@ -20,6 +20,15 @@ class Grouped:
         self._of: dict[int, Session] = {}
 
     @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Each group's own."""
+        return self._sessions
+
+    def of(self, client: int) -> Session | None:
+        """The session of a client's group; None for a client of none, and before `start`."""
+        return self._of.get(client)
+
+    @property
     def done(self) -> bool:
         """All of them are."""
         return all(session.done for session in self._sessions)
@@ -35,7 +44,7 @@ class Grouped:
 
     def receive(self, reply: Reply) -> list[Event]:
         """What follows in the client's own group."""
-        session = self._of.get(reply.request.client)
+        session = self.of(reply.request.client)
         if session is None:
             raise Refused("duplicate", "this client is in no group")
         return list(session.receive(reply))

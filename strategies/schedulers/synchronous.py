@@ -5,9 +5,10 @@
         for each client k in S_t, in parallel: Δ_k ← k's change of the model
         x ← server step on the combination of all Δ_k
 
-Two settings keep a round from waiting for its slowest (Bonawitz et al. 2019, "Towards Federated Learning at Scale:
-System Design", section 2.2): more clients are asked than are taken, or the round has a deadline. Either way a late
-reply is never looked at, and its client keeps the state that it had: it is told which update was last included.
+Three settings keep a round from waiting for its slowest (Bonawitz et al. 2019, "Towards Federated Learning at Scale:
+System Design", section 2.2): more clients are asked than are taken, each phase has a deadline, or it goes on when
+enough have answered. Always a late reply is never looked at, and its client keeps the state that it had: it is told
+which update was last included.
 
 Only the server's model and its parts are touched here; evaluation and hooks belong to the strategy above.
 """
@@ -15,19 +16,21 @@ Only the server's model and its parts are touched here; evaluation and hooks bel
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.hooks import RoundView
-from strategies.protocols import Job, Picker, Request, Session
+from strategies.protocols import Event, Job, Picker, Refusal, Request, Session
 from strategies.ranges import Ranged
+from strategies.schedulers.raced import ENOUGH, OVER_SELECTION, Raced, Shortened
 from strategies.schedulers.tally import Meter, Tally, admitted, following, measured
+from strategies.schedulers.waiting import Waiting
 from strategies.server_models import ServerModel
 from strategies.update import Update
 
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OVER_SELECTION = "scheduler.over_selection"
+_AUTO = "scheduler.deadline=auto"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,22 @@ class Synchronous(Ranged):
         over_selection: s: of a cohort of m clients, ⌈m·(1 + s)⌉ are asked and the first m good updates make the round.
             0 waits for all. The fast are in more rounds than the slow, and the model leans towards their data.
         deadline: seconds of the exchange's clock that each phase of a round may take: plain rounds have one, and all
-            turns of split training are one. It then goes on with what is there. None for the run's own limit.
+            turns of split training are one. It then goes on with what is there. None for the run's own limit; `auto`
+            for what the clients asked took in earlier rounds, as `patience` and `quantile` say.
+        patience: of an automatic deadline: times as long as that share of the clients takes.
+        quantile: of the clients asked, the share that is to be back within 1/`patience` of it. As long as more of them
+            than the rest have never been heard of, the run's own limit holds, and in a round's second attempt.
+        enough: once this share of a session's clients has answered, a phase goes on without the others, but for those
+            without whom the quorum or the rule could not be met. 1 waits for all.
+        grace: how much longer is waited then, as a share of what the phase has taken so far.
     """
 
     over_selection: Annotated[float, Ge(0)] = 0.0
-    deadline: Annotated[float, Gt(0)] | None = None
+    deadline: Annotated[float, Gt(0)] | Literal["auto"] | None = None
+    patience: Annotated[float, Ge(1)] = 2.0
+    quantile: Annotated[float, Gt(0), Le(1)] = 0.9
+    enough: Annotated[float, Gt(0), Le(1)] = 1.0
+    grace: Annotated[float, Ge(0)] = 0.0
 
     label = "scheduler=synchronous"
 
@@ -61,26 +75,41 @@ class Synchronous(Ranged):
 
         Raises:
             ContractError: more are to be asked than are taken, and the sampler's coins fix who takes part, or it asks
-                all.
+                all, or so few of them are enough.
         """
+        if self.deadline == "auto":
+            claim = claim.given(_AUTO, measured=True)
+        if self.enough < 1 and self.over_selection:
+            raise ContractError(
+                OVER_SELECTION,
+                ENOUGH,
+                "both say how many of those asked make a round",
+                "set scheduler.over_selection=0, or scheduler.enough=1",
+            )
+        if self.enough < 1:
+            return Shortened.of(claim, self.enough)
         if not self.over_selection:
             return claim
         if claim.sampling == "poisson":
             raise ContractError(
                 claim.source("sampling"),
-                _OVER_SELECTION,
+                OVER_SELECTION,
                 "coins decide who takes part, and what is claimed of them does not hold for whoever is fast",
                 "set scheduler.over_selection=0, or use sampler=uniform",
             )
         if claim.rate == 1:
             raise ContractError(
                 claim.source("rate"),
-                _OVER_SELECTION,
+                OVER_SELECTION,
                 "all clients are asked already, so there are none to ask beyond a cohort",
                 "lower sampler.fraction, or set scheduler.deadline",
             )
-        drawn = claim.given(_OVER_SELECTION, sampling="uncontrolled", rate=None)
-        return _Raced(**{item.name: getattr(drawn, item.name) for item in fields(drawn)})
+        return Raced.of(claim)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a round may be over before all have answered or the run's own limit is there."""
+        return bool(self.over_selection or self.deadline or self.enough < 1)
 
     def extra(self, cohort: int) -> int:
         """Clients asked beyond a cohort of so many."""
@@ -114,7 +143,7 @@ class Synchronous(Ranged):
         if self.over_selection and not isinstance(pipeline.sampler, Picker):
             raise ContractError(
                 name_of(pipeline.sampler),
-                _OVER_SELECTION,
+                OVER_SELECTION,
                 "it draws whole cohorts, and some more are to be asked beside one",
                 "use sampler=uniform, or give the sampler methods pick and took",
             )
@@ -129,33 +158,6 @@ class Synchronous(Ranged):
                 joined = dict.fromkeys(aggregate.members, model.version)
                 pipeline.applied(aggregate, joined, model.version)
             yield meter.view(pipeline, model, exchange, tally, void=aggregate is None)
-
-
-class _Raced(Claim):
-    """A claim of updates that are in a round because they came first: nothing that fixes who is in may follow."""
-
-    def given(self, part: object, **changes: object) -> Claim:
-        """As every claim's.
-
-        Raises:
-            ContractError: sums of whole cohorts, or privacy, are to be made of the fastest.
-        """
-        if changes.get("visibility", Visibility.EACH) != Visibility.EACH:
-            raise ContractError(
-                _OVER_SELECTION,
-                name_of(part),
-                "a sum is of all clients that were asked, and can't be cut to those that came first",
-                "set scheduler.over_selection=0; a sum bears drop-outs, and scheduler.deadline ends each of its phases",
-            )
-        if changes.get("private") is not None:
-            raise ContractError(
-                _OVER_SELECTION,
-                name_of(part),
-                "who is in a round would depend on who is fast, of which nothing can be claimed, and those left out"
-                " would have spent their budget on nothing",
-                "set scheduler.over_selection=0, or use privacy=none",
-            )
-        return super().given(part, **changes)
 
 
 @dataclass
@@ -175,7 +177,6 @@ class _Round:
         pipeline, tally = self.pipeline, self.tally
         quorum, attempts = pipeline.admission.quorum, pipeline.attempts
         job = pipeline.job(self.model)
-        self.patience = self.plan.deadline or self.timeout
         for attempt in range(attempts):
             # Nodes that are all gone for a while cost time, not rounds.
             there = self.exchange.wait_for_clients(quorum, self.timeout)
@@ -200,7 +201,9 @@ class _Round:
         count = self.plan.extra(len(cohort))
         if not count:
             return []
+        breaker = self.pipeline.breaker
         idle = sorted(set(there) - set(cohort))
+        idle = [client for client in idle if breaker is None or not breaker.rests(client)]
         return self.pipeline.pick(
             idle, count, seed=self.seed, round_number=round_number, number=number
         )
@@ -211,37 +214,84 @@ class _Round:
         accumulator = self.pipeline.begin(job, len(cohort))
         before, good = tally.wrong, 0
         tally.updates, tally.void = [], ""
-        session = self.pipeline.collector.open(job, sorted([*cohort, *beyond]))
-        for update in islice(self._collect(session), len(cohort) if beyond else None):
+        asked = sorted([*cohort, *beyond])
+        self.patience = self._patience(asked, again=job.config["attempt"] != 0)
+        session = self.pipeline.collector.open(job, asked)
+        for update in islice(self._collect(session, len(asked)), len(cohort) if beyond else None):
             accumulator.add(update)
             tally.taken(update, self.pipeline)
             good += len(update.members)
         self.exchange.forget()
         return tally.combined(accumulator, self.pipeline, tally.wrong - before), good
 
-    def _collect(self, session: Session) -> Iterator[Update]:
+    def _patience(self, asked: Sequence[int], *, again: bool) -> float:
+        """Seconds that each phase of a round with these clients may take."""
+        plan = self.plan
+        if plan.deadline != "auto":
+            return plan.deadline or self.timeout
+        if again:  # with fewer seconds it has fallen short
+            return self.timeout
+        known = self.pipeline.timings.quantile(plan.quantile, asked)
+        return min(self.timeout, plan.patience * known) if known else self.timeout
+
+    def _share(self, asked: int) -> float:
+        """Of a session's clients, those who must have answered before the others are not waited for."""
+        pipeline, enough = self.pipeline, self.plan.enough
+        if enough == 1 or not asked:
+            return 1.0
+        collected: int = getattr(pipeline.collector, "least_clients", lambda: 1)()
+        least = max(pipeline.admission.quorum, collected)
+        if pipeline.claim.visibility is Visibility.EACH:
+            least = max(least, pipeline.least_inputs(asked))
+        return min(1.0, max(enough, least / asked))
+
+    def _collect(self, session: Session, asked: int) -> Iterator[Update]:
         """Runs a session to its end: admitted and decoded updates as they come, refusals counted."""
-        exchange = self.exchange
-        requests, began = list(session.start()), exchange.now()
-        asked = {request.client for request in requests}
-        self.tally.sampled += len(asked)
-        self.pipeline.timings.asked(sorted(asked))
-        exchange.send(requests, ttl=self.patience)
+        exchange, tally = self.exchange, self.tally
+        waiting = Waiting(session, self._share(asked), self.plan.grace)
+        began = exchange.now()
+        self._ask(requests := waiting.start(began))
+        tally.sampled += len(clients := {request.client for request in requests})
+        self.pipeline.timings.asked(sorted(clients))
         deadline = began + self.patience
         # Where clients take turns of their own, no phase of all ends, and one that is slow must not hold the others.
         phased = getattr(session, "phased", True)
         while not session.done:
-            reply = exchange.receive(deadline)
+            reply = exchange.receive(min(deadline, waiting.due))
             if reply is not None:
-                since = None if phased else exchange.now() - began
-                measured(self.pipeline, reply, since)
-            events = following(session, reply)
+                measured(self.pipeline, reply, None if phased else exchange.now() - began)
+                events = following(session, reply)
+            elif served := waiting.over(exchange.now()):
+                events = self._without(waiting, served)
+            else:
+                exchange.abandon(waiting.given_up())
+                events = following(session, None)
+                deadline = exchange.now() + self.patience
             requests = [event for event in events if isinstance(event, Request)]
             if requests:
-                exchange.send(requests, ttl=self.patience)
-            if reply is None or (requests and phased):
-                deadline = exchange.now() + self.patience
+                self._ask(requests)
+                waiting.asked(requests, exchange.now())
+                deadline = exchange.now() + self.patience if phased else deadline
+            bad = tally.failed + tally.rejected
             for event in events:
-                update = admitted(self.pipeline, event, self.tally)
+                update = admitted(self.pipeline, event, tally)
                 if update is not None:
                     yield update
+            if reply is not None:
+                good = reply.content is not None and tally.failed + tally.rejected == bad
+                waiting.answered(reply, exchange.now(), good=good)
+
+    def _ask(self, requests: Sequence[Request]) -> None:
+        self.exchange.send(requests, ttl=self.patience)
+
+    def _without(self, waiting: Waiting, served: Sequence[Session]) -> list[Event]:
+        """What follows in sessions that have heard enough. Whoever is late has not failed: it was given no time."""
+        late = waiting.given_up(served)
+        self.exchange.abandon(late)
+        log.info("enough clients have answered: %d are not waited for any more", len(late))
+        events = [event for session in served for event in session.expire()]
+        return [event for event in events if not _is_late(event)]
+
+
+def _is_late(event: Event) -> bool:
+    return isinstance(event, Refusal) and event.refused.reason == "timeout"

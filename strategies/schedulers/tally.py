@@ -139,7 +139,7 @@ def measured(pipeline: Pipeline, reply: Reply, since: float | None = None) -> No
     """Notes what a client took to train, where that is what it has answered.
 
     Args:
-        pipeline: whose timings are told.
+        pipeline: is told.
         reply: of a session.
         since: seconds until now from the first turn, where clients take turns of their own and the last one tells
             nothing; None for what the reply itself took.
@@ -147,7 +147,7 @@ def measured(pipeline: Pipeline, reply: Reply, since: float | None = None) -> No
     request, seconds = reply.request, reply.seconds if since is None else since
     trains = request.kind == "train" and config_of(request.content).get(TRAINS, True)
     if trains and reply.content is not None and seconds is not None:
-        pipeline.timings.observed(request.client, seconds)
+        pipeline.answered(request.client, seconds)
 
 
 def following(session: Session, reply: Reply | None) -> list[Event]:
@@ -190,7 +190,7 @@ def admitted(
             pipeline.admission.record(client, refused)
             tally.refused(client, refused)
             if refused.reason in FAILURES:
-                pipeline.timings.failed(client)
+                pipeline.failed(client)
         case Void(reason, wrong):
             log.warning("no sum: %s", reason)
             tally.void = reason

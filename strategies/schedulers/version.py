@@ -77,6 +77,7 @@ class Version:
         self.needed = pipeline.claim.updates
         self.job = pipeline.job(self.model)
         self.there = exchange.wait_for_clients(pipeline.admission.quorum, self.timeout)
+        self.working = pipeline.working(self.there, self.job.round)
         self.plan.begin(self.job.records[ARRAYS])
         busy = self.flight or self.plan.resumes  # whose updates are still to come
         pipeline.prepare([] if busy else self.there, self.job, 0)
@@ -125,7 +126,7 @@ class Version:
     def _ask_next(self) -> bool:
         """Asks as many clients as there is room for, or one cohort of them; whether anybody was asked."""
         size = self.plan.cohort
-        free = [c for c in self.there if c not in self.flight and c not in self.rested]
+        free = [c for c in self.working if c not in self.flight and c not in self.rested]
         idle = self.pipeline.askable(free, self.job.round)
         room = min(self.plan.busy - len(self.flight), len(idle))
         count = room if size == 1 else size
