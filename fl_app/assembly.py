@@ -514,6 +514,7 @@ class Assembly:
             privacy=privacy,
             admission=Admission(**config.admission.model_dump(exclude={"max_reply_mb"})),
             quarantine=None if config.quarantine is None else build(config.quarantine),
+            breaker=None if config.breaker is None else build(config.breaker),
             clusters=None if config.clusters is None else build(config.clusters),
             downlink=self._downlink(),
             client_sections=getattr(self.trainer, "sections", frozenset({DELTA})),

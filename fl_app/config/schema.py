@@ -219,6 +219,7 @@ class Config(_Settings):
         sampler: who is asked.
         scheduler: when who is asked, and when what came becomes a step.
         quarantine: who is left out for what it sent, None where nobody is watched.
+        breaker: who is left out for sending nothing, None where nobody is.
         clusters: looks for groups of clients with one task, None where nobody does.
         ranks: which ranks each client's adapters have, None where all have the model's.
         runtime: the machine and the devices.
@@ -296,6 +297,13 @@ class Config(_Settings):
     quarantine: Annotated[
         TargetNode | None,
         Part(needs=("check", "allowed", "judge", "summary", "state_dict", "load_state_dict")),
+    ] = None
+    breaker: Annotated[
+        TargetNode | None,
+        Part(
+            needs=("check", "allowed", "rests", "answered", "failed", "report")
+            + ("state_dict", "load_state_dict")
+        ),
     ] = None
     clusters: Annotated[
         TargetNode | None,
