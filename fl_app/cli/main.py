@@ -30,6 +30,7 @@ _COMMANDS = {
     "serve-encrypted": "serve a trained model's predictions on encrypted inputs, without any key",
     "predict-encrypted": "encrypt data, have them predicted by such a service, decrypt the answers",
     "certs": "make and renew the keys and certificates of a deployment",
+    "deploy": "a secured SuperLink and SuperNodes on this machine: up, run, status, down",
     "superlink": "Flower's SuperLink, which takes commands from its own machine only",
     "make-base-model": "train a small language model from nothing, as a base for adapters",
 }

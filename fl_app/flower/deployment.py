@@ -132,7 +132,7 @@ class Deployment(SuperLink):
         kept = [] if self.database is None else ["--database", str(self.database)]
         if self._files is None:
             return ["flower-superlink", "--insecure", *kept]
-        return [sys.executable, "-m", own_machine.__name__, *secured(self._files), *kept]
+        return [*superlink_program(), *secured(self._files), *kept]
 
     def _link_extra(self) -> Mapping[str, str]:
         return self.link_environment
@@ -187,6 +187,11 @@ class Deployment(SuperLink):
         super()._end()
         for port in self._ports:
             port.close()
+
+
+def superlink_program() -> list[str]:
+    """The SuperLink that takes commands from its own machine only."""
+    return [sys.executable, "-m", own_machine.__name__]
 
 
 def secured(files: Certificates) -> list[str]:

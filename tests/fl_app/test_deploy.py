@@ -1,0 +1,249 @@
+"""A secured deployment of real processes: who is let in, who is not, and what a restart keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from fl_app.flower import Deployment, FlowerError
+from fl_app.flower import __main__ as command
+from fl_app.flower.bundle import BUNDLE
+from fl_app.flower.certificates import Certificates, make_authority, make_missing, make_node
+from fl_app.flower.own_machine import OwnMachine, from_here
+from fl_app.flower.processes import Port, Program, environment, healthy
+
+
+async def served(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"served"})
+
+
+def asked(path: str, client: str) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        door = httpx.ASGITransport(app=OwnMachine(served), client=(client, 50000))
+        async with httpx.AsyncClient(transport=door) as asking:
+            return await asking.post(f"https://192.0.2.1:9092{path}")
+
+    return asyncio.run(ask())
+
+
+class TestOwnMachine:
+    @pytest.mark.parametrize(
+        "path", ["/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/x", "/docs"]
+    )
+    def test_others_give_it_no_commands(self, path: str) -> None:
+        for stranger in ("192.0.2.7", "10.0.0.1", "2001:db8::1", "::ffff:192.0.2.7"):
+            answer = asked(path, stranger)
+            assert answer.status_code == 403
+            assert "from its own machine only" in answer.json()["detail"]
+
+    @pytest.mark.parametrize(
+        "path", ["/v1/fleet/activate-node", "/v1/fleet/push-object", "/health"]
+    )
+    def test_nodes_reach_what_they_need(self, path: str) -> None:
+        assert asked(path, "192.0.2.7").text == "served"
+
+    @pytest.mark.parametrize(
+        "path", ["/health/", "/healthy", "/v1/fleet", "/v1/fleetx/a", "//v1/fleet/a"]
+    )
+    def test_what_only_looks_alike_is_refused(self, path: str) -> None:
+        assert asked(path, "192.0.2.7").status_code == 403
+
+    @pytest.mark.parametrize(
+        "client", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "192.0.2.1"]
+    )
+    def test_its_own_machine_gives_it_commands(self, client: str) -> None:
+        assert asked("/v1/control/start-run", client).text == "served"
+
+    def test_a_peer_without_an_address_is_a_stranger(self) -> None:
+        assert not from_here({"client": None, "server": None})
+        assert not from_here({"client": ("", 0), "server": ("", 0)})
+        assert not from_here({"server": ("192.0.2.1", 9092)})
+
+    def test_a_strangers_websocket_is_closed(self) -> None:
+        sent: list[object] = []
+
+        async def connect() -> None:
+            async def send(message: object) -> None:
+                sent.append(message)
+
+            scope = {"type": "websocket", "path": "/v1/control/x", "client": ("192.0.2.7", 1)}
+            await OwnMachine(served)(scope, None, send)  # type: ignore[arg-type]
+
+        asyncio.run(connect())
+        assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+class TestWhatLacks:
+    def test_a_missing_key_is_named_with_the_mend(self, tmp_path: Path) -> None:
+        make_missing(tmp_path, [], ["node-0"])
+        with pytest.raises(FlowerError, match=f"node-1 is not there: trellis certs all {tmp_path}"):
+            Deployment(BUNDLE, num_supernodes=2, certificates=tmp_path)
+
+    def test_a_simulation_is_not_secured(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            command.main(["--secure"])
+        assert ended.value.code == 2
+        assert "--secure is for --deployment" in capsys.readouterr().err
+
+    def test_a_program_that_has_ended_has_no_process_and_dies_no_second_time(
+        self, tmp_path: Path
+    ) -> None:
+        with Program(
+            ["sh", "-c", "echo gone"], env=os.environ, cwd=tmp_path, log=tmp_path / "log"
+        ) as one:
+            while one.running:
+                time.sleep(0.02)
+            one.kill()
+            with pytest.raises(FlowerError, match=r"sh does not run(.|\n)*gone"):
+                one.pid  # noqa: B018
+
+    def test_a_kill_takes_the_whole_family_at_once_and_unasked(self, tmp_path: Path) -> None:
+        asked = tmp_path / "asked"
+        script = f"trap 'touch {asked}' TERM; setsid sleep 1000 & sleep 1000 & while :; do sleep 0.1; done"
+        with Program(
+            ["sh", "-c", script], env=os.environ, cwd=tmp_path, log=tmp_path / "log"
+        ) as one:
+            root = psutil.Process(one.pid)
+            while len(family := [root, *root.children(recursive=True)]) < 4:
+                time.sleep(0.02)
+            one.kill()
+            assert [process for process in family if process.is_running()] == []
+            assert not one.running
+        assert not asked.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("flower")
+class TestSecured:
+    """One deployment of two nodes, several questions."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("secured")
+        make_missing(folder / "certs", [], ["node-0", "node-1"])
+        return folder
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def deployment(folder: Path) -> Iterator[Deployment]:
+        with Deployment(
+            BUNDLE,
+            num_supernodes=2,
+            certificates=folder / "certs",
+            database=folder / "superlink.db",
+        ) as deployment:
+            yield deployment
+
+    def run(self, deployment: Deployment, folder: Path, name: str) -> None:
+        lines: list[str] = []
+        overrides = ["task=digits", "num_clients=2", "rounds=2", f"run_name={name}"]
+        assert deployment.run([*overrides, f"output_dir={folder}"], echo=lines.append) == 0, lines
+        summary = json.loads((folder / name / "summary.json").read_text())
+        assert (summary["status"], summary["rounds_completed"]) == ("completed", 2)
+        assert [row["clients_sampled"] for row in summary["history"]] == [2, 2]
+        assert [row["clients_failed"] for row in summary["history"]] == [0, 0]
+
+    def refused(self, deployment: Deployment, folder: Path, options: list[str]) -> str:
+        """What a stranger's SuperNode says before it gives up."""
+        port = Port()
+        words = ["flower-supernode", "--superlink", deployment.port.address]
+        words += ["--host", "127.0.0.1", "--port", str(port.number), *options]
+        home = folder / "stranger"
+        home.mkdir(exist_ok=True)
+        env = environment(home)
+        with Program(words, env=env, cwd=folder, log=home / "log") as stranger:
+            deadline = time.monotonic() + 60
+            while stranger.running:
+                assert time.monotonic() < deadline, stranger.log_tail()
+                time.sleep(0.1)
+        port.close()
+        return stranger.log.read_text()
+
+    def test_a_run_completes(self, deployment: Deployment, folder: Path) -> None:
+        assert {deployment.node_id(0), deployment.node_id(1)} == {
+            int(node["node-id"]) for node in deployment.ask("supernode", "list")["nodes"]
+        }
+        self.run(deployment, folder, "first")
+
+    def test_nothing_is_said_in_clear(self, deployment: Deployment, folder: Path) -> None:
+        address = deployment.port.address
+        assert healthy(address, Certificates(folder / "certs").authority)
+        assert not healthy(address, None)
+        make_authority(folder / "other")
+        assert not healthy(address, Certificates(folder / "other").authority)
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            urllib.request.urlopen(f"https://{address}/health", timeout=5)
+
+    def test_a_node_whose_key_was_not_registered_is_refused(
+        self, deployment: Deployment, folder: Path
+    ) -> None:
+        make_node(folder / "strangers", "intruder")
+        key = Certificates(folder / "strangers").node_key("intruder")
+        trust = Certificates(folder / "certs").authority
+        said = self.refused(
+            deployment,
+            folder,
+            ["--root-certificates", str(trust), "--auth-supernode-private-key", str(key)],
+        )
+        assert "Failed to activate SuperNode" in said
+        assert len(deployment.ask("supernode", "list")["nodes"]) == 2
+
+    def test_a_node_without_a_key_is_refused(self, deployment: Deployment, folder: Path) -> None:
+        trust = Certificates(folder / "certs").authority
+        said = self.refused(deployment, folder, ["--root-certificates", str(trust)])
+        assert "All SuperNodes must be registered via the CLI" in said
+
+    def test_a_node_that_trusts_another_authority_says_so(
+        self, deployment: Deployment, folder: Path
+    ) -> None:
+        make_authority(folder / "wrong")
+        key = Certificates(folder / "certs").node_key("node-0")
+        said = self.refused(
+            deployment,
+            folder,
+            [
+                *("--root-certificates", str(Certificates(folder / "wrong").authority)),
+                *("--auth-supernode-private-key", str(key)),
+            ],
+        )
+        assert "SSL/TLS handshake error detected" in said
+        assert "certificate verify failed" in said
+
+    def test_a_superlink_that_was_killed_comes_back_with_its_nodes(
+        self, deployment: Deployment, folder: Path
+    ) -> None:
+        before = {partition: deployment.node_id(partition) for partition in range(2)}
+        killed = psutil.Process(deployment.link.pid)
+        assert "own_machine" in " ".join(killed.cmdline())
+        deployment.link.kill()
+        assert not killed.is_running()
+        deployment.restart_link()
+        assert psutil.Process(deployment.link.pid) != killed
+        self.run(deployment, folder, "second")
+        assert {partition: deployment.node_id(partition) for partition in range(2)} == before
+
+    def test_a_node_that_ended_in_order_joins_again_at_once_as_itself(
+        self, deployment: Deployment
+    ) -> None:
+        before = deployment.node_id(1)
+        deployment.restart_node(1, seconds=60)
+        assert deployment.node_id(1) == before
+
+
+def test_a_superlink_without_a_database_cannot_be_started_again(tmp_path: Path) -> None:
+    with pytest.raises(FlowerError, match="from its database only"):
+        Deployment(BUNDLE).restart_link()
