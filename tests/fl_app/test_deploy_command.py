@@ -39,12 +39,13 @@ class TestDown:
     def test_what_was_started_ends_with_its_children(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        process = psutil.Popen(["sh", "-c", "sleep 1000 & sleep 1000"])
+        child = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"])
+        process = psutil.Process(child.pid)
         while len(family := [process, *process.children(recursive=True)]) < 3:
             time.sleep(0.01)
         note(tmp_path, Started("node-0", process.pid, process.create_time(), "log"))
         assert main(["down", "--state", str(tmp_path)]) == 0
-        process.wait()
+        child.wait()
         assert [one for one in family if one.is_running()] == []
         assert capsys.readouterr().out == f"node-0 (process {process.pid}) ended\n"
         assert not (tmp_path / "programs.json").exists()
