@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGES = ("strategies", "clients", "fl_app")
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Leaves a full disk to whoever writes what matters more: the run ends for it, and says so."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _Notes(logging.Handler):
@@ -23,7 +31,7 @@ class _Notes(logging.Handler):
 @contextmanager
 def log_to(path: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Sends the packages' messages to a file (INFO and above) and to `note` (warnings and above)."""
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _File(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers = (file, _Notes(note))
     loggers = [logging.getLogger(name) for name in _PACKAGES]
