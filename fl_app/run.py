@@ -224,6 +224,7 @@ class _Run:
             memory.sample,
             virtual,
             quarantine=pipeline.quarantine,
+            breaker=pipeline.breaker,
             clusters=pipeline.clusters,
             privacy=pipeline.privacy,
             on_row=self._show,

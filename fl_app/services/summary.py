@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from fl_app.services.files import write_atomically
 from strategies.admission import Admission
+from strategies.breaker import CircuitBreaker
 from strategies.clustering import TaskClusters
 from strategies.detection import Quarantine
 from strategies.hooks import RoundView
@@ -34,6 +35,7 @@ class Summary:
         peak_memory: bytes, asked at each write.
         virtual: whether the run's clock is a virtual one that is worth reporting.
         quarantine: whose records are written along, where there is one.
+        breaker: whose open circuits are written along, where there is one.
         clusters: whose groups are written along, where anybody looks for them.
         privacy: whose report is written along, where any is promised.
         on_row: told of every new row.
@@ -47,6 +49,7 @@ class Summary:
     peak_memory: Callable[[], int]
     virtual: bool
     quarantine: Quarantine | None = None
+    breaker: CircuitBreaker | None = None
     clusters: TaskClusters | None = None
     privacy: Promise | None = None
     on_row: Callable[[Row], None] = lambda row: None
@@ -98,6 +101,7 @@ class Summary:
                 str(client): count for client, count in sorted(self.admission.strikes.items())
             },
             **({} if self.quarantine is None else {"quarantine": self.quarantine.summary()}),
+            **({} if self.breaker is None else {"breaker": self.breaker.report()}),
             **({} if self.clusters is None else {"task_groups": dict(self.clusters.report())}),
             "totals": {
                 "upload_bytes": sum(row["upload_bytes"] for row in self.history),
