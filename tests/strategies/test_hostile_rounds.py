@@ -76,7 +76,10 @@ def by_hand(rounds: int) -> ServerModel:
     return model
 
 
-@pytest.mark.parametrize("seed", range(4))
+# Four times 2,500, of which one in `make test`.
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_ten_thousand_rounds_of_hostile_replies_leave_no_trace(seed):
     rounds = 2500
     pipeline = Pipeline(admission=Admission(quorum=HONEST))

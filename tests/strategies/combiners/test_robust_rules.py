@@ -84,7 +84,7 @@ def test_the_coordinatewise_rules_are_the_papers(case):
     assert close(functional.trimmed_mean(updates, f=f), plain.trimmed_mean(updates, f))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(cases(lambda f: 2 * f + 1), st.sampled_from([1e-6, 0.1, 2.0]))
 def test_the_geometric_median_is_where_weiszfelds_steps_end(case, smoothing):
     updates, _ = case
