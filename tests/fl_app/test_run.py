@@ -48,6 +48,7 @@ def rows(summary) -> list[dict]:
     ]
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_everything_that_tools_rely_on(tmp_path):
     result, summary, lines = run(tmp_path, "rounds=3", "evaluate.federated_every=3")
     assert (result.status, result.exit_code, summary["status"], summary["reason"]) == (

@@ -89,6 +89,7 @@ def test_a_masked_upload_is_uniform_and_tells_nothing_of_its_vector(views):
     assert 16 * 2 * normal.sf(6) < 1e-6
 
 
+@pytest.mark.pictures
 def test_pictures_come_out_of_plain_and_clipped_updates_and_not_of_the_others(tmp_path):
     """Digits of 8 × 8 through the real client code: found to 15 dB and more where nothing hides the direction, and
     worse than by guessing the mean picture under noise (z = 1) and masks."""

@@ -18,6 +18,8 @@ from fl_app.report.tables import escaped, guarded
 from fl_app.report.text import one_line
 from fl_app.sweep.record import Record
 
+pytestmark = pytest.mark.pictures
+
 HOSTILE = "=cmd|' /C calc'!A0<script>alert(1)</script>$\\frac$\n| x |\x1b[2J`*[a](javascript:b)"
 
 
