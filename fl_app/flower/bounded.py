@@ -4,6 +4,9 @@ Flower's own grid pulls all replies that are there, each whole, before it gives 
 counted as they come, and one whose announced length is beyond what is left is not read at all. So a server holds one
 reply and one object more than it was asked to bear, whatever its peers send.
 
+Flower's own grid waits for a reply that is announced and not whole, for minutes where its sender has died in the middle
+and for hours where it dawdles, and all others with it, deadline or not. Here it is looked at again with the next pull.
+
 This file knows the private parts of flwr 1.41's grid over HTTP. A simulation's replies are in memory already: they are
 only turned away. What a SuperLink itself may be sent is the business of whatever stands before it (docs/security.md).
 """
@@ -12,7 +15,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -27,6 +32,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectUnavailableError,
     inflate_object_from_contents,
     pull_objects,
 )
@@ -50,6 +56,31 @@ class ReplyTooLargeError(Exception):
     """A reply beyond what the server bears."""
 
 
+_SOON, _LATER = 0.1, 2.0
+"""Seconds until a reply that is not whole is looked at again: doubled from the first to the second."""
+_MOST_ANNOUNCED = 10_000
+"""Replies that are waited for; those that nobody has asked for longest go first."""
+
+
+@dataclass
+class _Announced:
+    """A reply of which the SuperLink knows what it will hold, and may not have all yet.
+
+    Attributes:
+        metadata: the reply's, as it came.
+        tree: ids of its objects.
+        missing: the object that was not there last time, which is asked for first.
+        wait: seconds from one look to the next.
+        again: when it may be looked at, by the monotonic clock.
+    """
+
+    metadata: Any
+    tree: Any
+    missing: str = ""
+    wait: float = _SOON
+    again: float = 0.0
+
+
 class BoundedGrid(GridAround):
     """Another grid, whose replies are no larger than they may be.
 
@@ -62,28 +93,65 @@ class BoundedGrid(GridAround):
         super().__init__(grid)
         self._most = most_bytes
         self._left = _Left()
+        self._announced: dict[str, _Announced] = {}
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Replies that have come, one in memory at a time."""
+        """Replies that have come, one in memory at a time; those that are not whole yet are left for a later pull."""
         if not isinstance(self._grid, HttpGrid):
             yield from map(self._weighed, self._grid.pull_messages(message_ids))
             return
         client: Any = self._grid._runtime_client
         self._left.watch(client._client)
+        asked = list(message_ids)
+        self._ask(client, asked)
+        for answered in asked:
+            announced = self._announced.pop(answered, None)
+            if announced is None:
+                continue
+            reply = None
+            if time.monotonic() >= announced.again:
+                reply = self._pulled(client, announced)
+            if reply is None:
+                self._announced[answered] = announced
+            else:
+                yield reply
+
+    def _ask(self, client: Any, message_ids: list[str]) -> None:
+        """Has the SuperLink say which of these are answered: once of each, and then only if its sender has died."""
         found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
         for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            yield self._pulled(client, message.metadata, tree)
+            announced = _Announced(message.metadata, tree)
+            self._announced[announced.metadata.reply_to_message_id] = announced
+        for longest in list(self._announced)[:-_MOST_ANNOUNCED]:
+            del self._announced[longest]
 
-    def _pulled(self, client: Any, metadata: Any, tree: Any) -> Message:
-        run_id, answered = self.run.run_id, metadata.reply_to_message_id
+    def _pulled(self, client: Any, announced: _Announced) -> Message | None:
+        """The reply, or an error in its place; None where some of it is not there yet."""
+        run_id, metadata = self.run.run_id, announced.metadata
+        answered = metadata.reply_to_message_id
         pull = make_pull_object_fn_protobuf(client.PullObject, self._grid.node, run_id)  # type: ignore[attr-defined]
+        missing: list[str] = []
+
+        def taken(object_id: str) -> bytes:
+            try:
+                return self._left.taken(pull(object_id))
+            except ObjectUnavailableError:
+                missing.append(object_id)
+                raise
+
         try:
-            ids = [node.object_id for node in iterate_object_tree(tree)]
+            ids = [node.object_id for node in iterate_object_tree(announced.tree)]
             if len(ids) > _MOST_OBJECTS:
                 raise ReplyTooLargeError(f"it has {len(ids):,} objects, {_MOST_OBJECTS:,} at most")
+            ids.sort(key=lambda object_id: object_id != announced.missing)
             self._left.begin(self._most)
-            contents = pull_objects(ids, lambda object_id: self._left.taken(pull(object_id)))
+            contents = pull_objects(ids, taken, max_tries_per_object=1)
         except ObjectPullError as error:
+            if missing:
+                announced.missing = missing[0]
+                announced.again = time.monotonic() + announced.wait
+                announced.wait = min(2 * announced.wait, _LATER)
+                return None
             told = f"the reply was not uploaded to its end: {error!s:.200}"
             return _unavailable(run_id, answered, told)
         except ReplyTooLargeError as error:
