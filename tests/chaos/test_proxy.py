@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.proxy import Proxy
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.fixture
 def echo() -> Iterator[tuple[str, int]]:

@@ -39,14 +39,17 @@ class Proxy:
 
     Args:
         target: host and port that connections are handed on to.
+        host: where it listens: the loopback, or this end of a cable.
         rate: bytes a second and direction in the mode `slow`.
 
     Attributes:
-        address: `127.0.0.1:<port>` where it listens.
+        address: `<host>:<port>` where it listens.
         passed: bytes handed on, by direction.
     """
 
-    def __init__(self, target: tuple[str, int], *, rate: int = 4096) -> None:
+    def __init__(
+        self, target: tuple[str, int], *, host: str = "127.0.0.1", rate: int = 1 << 16
+    ) -> None:
         self._target, self._rate = target, rate
         self._mode: Mode = "forward"
         self._lock = threading.Lock()
@@ -54,9 +57,9 @@ class Proxy:
         self._pairs: set[_Pair] = set()
         self._ended = threading.Event()
         self.passed: dict[Way, int] = {"up": 0, "down": 0}
-        self._door = socket.create_server(("127.0.0.1", 0))
+        self._door = socket.create_server((host, 0))
         self._door.settimeout(_LOOK)
-        host, port = self._door.getsockname()
+        port = self._door.getsockname()[1]
         self.address = f"{host}:{port}"
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
