@@ -1,0 +1,130 @@
+"""The units in deploy/systemd against what is installed: programs, options, and nothing that opens a door."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
+VENV = "/opt/trellis/.venv"
+LINK, NODE = "trellis-superlink.service", "trellis-supernode@.service"
+BOTH = pytest.mark.parametrize("unit", [LINK, NODE])
+
+
+def settings(unit: str) -> dict[str, list[str]]:
+    """Values by key, over all sections; a key may stand several times."""
+    found: dict[str, list[str]] = {}
+    for line in (UNITS / unit).read_text().splitlines():
+        if line and not line.startswith(("#", "[")):
+            key, sign, value = line.partition("=")
+            assert sign, line
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def words(unit: str) -> list[str]:
+    (command,) = settings(unit)["ExecStart"]
+    return command.split()
+
+
+@cache
+def help_of(program: str) -> set[str]:
+    """Options that an installed program names in its help."""
+    path = Path(sys.executable).parent / program
+    done = subprocess.run([path, "--help"], capture_output=True, encoding="utf-8", check=True)
+    return set(re.findall(r"--[a-z-]+", done.stdout))
+
+
+def variables(text: str) -> set[str]:
+    return set(re.findall(r"^([A-Z_]+)=", text, flags=re.MULTILINE))
+
+
+@BOTH
+def test_the_program_is_installed_and_knows_every_option(unit: str) -> None:
+    program, *rest = words(unit)
+    assert program.startswith(f"{VENV}/bin/")
+    name = Path(program).name
+    assert (Path(sys.executable).parent / name).is_file()
+    given = {word for word in rest if word.startswith("--")}
+    flower = "flower-superlink" if unit == LINK else name
+    assert given <= help_of(flower)
+    assert len(given) >= 6
+
+
+@BOTH
+def test_nothing_is_insecure(unit: str) -> None:
+    given = words(unit)
+    assert "--insecure" not in (UNITS / unit).read_text()
+    if unit == LINK:
+        assert given[1] == "superlink"  # the one with a door, not flower-superlink
+        assert "--enable-supernode-auth" in given
+        assert {"--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile"} <= set(given)
+    else:
+        assert {"--root-certificates", "--auth-supernode-private-key"} <= set(given)
+        assert given[given.index("--host") + 1] == "127.0.0.1"
+
+
+@BOTH
+def test_keys_are_credentials_that_the_command_uses(unit: str) -> None:
+    loaded = {entry.partition(":")[0] for entry in settings(unit)["LoadCredential"]}
+    used = {word.removeprefix("%d/") for word in words(unit) if word.startswith("%d/")}
+    assert loaded == used
+    assert "ca.key" not in (UNITS / unit).read_text()
+
+
+@BOTH
+def test_it_starts_again_for_ever_and_keeps_to_itself(unit: str) -> None:
+    found = settings(unit)
+    expected = {
+        "Restart": "always",
+        "StartLimitIntervalSec": "0",
+        "OOMPolicy": "continue",
+        "KillMode": "mixed",
+        "UMask": "0077",
+        "User": "trellis",
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "CapabilityBoundingSet": "",
+    }
+    assert {key: found[key] for key in expected} == {key: [one] for key, one in expected.items()}
+    # Flower says nothing to a watchdog, which would therefore kill it.
+    assert "WatchdogSec" not in found
+
+
+@pytest.mark.parametrize(
+    ("unit", "example"), [(LINK, "superlink.env.example"), (NODE, "node.env.example")]
+)
+def test_every_variable_has_a_value(unit: str, example: str) -> None:
+    used = set(re.findall(r"\$\{([A-Z_]+)\}", " ".join(words(unit))))
+    given = variables((UNITS / example).read_text())
+    assert used == given
+    in_unit = {entry.partition("=")[0] for entry in settings(unit)["Environment"]}
+    if unit == LINK:
+        assert used <= in_unit
+    else:  # what has no sensible value stops a start without the file
+        (file,) = settings(unit)["EnvironmentFile"]
+        assert not file.startswith("-")
+
+
+@BOTH
+def test_systemd_takes_it(unit: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("this machine has no systemd-analyze")
+    text = (UNITS / unit).read_text().replace(VENV, sys.prefix)
+    path = tmp_path / unit.replace("@", "@hospital-a")
+    path.write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", path], capture_output=True, encoding="utf-8", check=False
+    )
+    # Back-off came with systemd 254; those before it say that they do without.
+    later = re.compile(r"Unknown key (name )?'(RestartSteps|RestartMaxDelaySec)'")
+    said = [line for line in done.stderr.splitlines() if not later.search(line)]
+    ours = [line for line in said if "trellis" in line]
+    assert (done.returncode, ours) == (0, [])
