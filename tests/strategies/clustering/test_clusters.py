@@ -139,7 +139,17 @@ def test_one_task_is_called_several_no_more_often_than_said(name, clients):
     assert alarms <= binom.isf(0.001, 200, 0.05)
 
 
-@pytest.mark.parametrize(("number", "apart"), [(2, 2.5), (2, 5.0), (3, 0.8), (3, 1.5), (3, 3.0)])
+@pytest.mark.parametrize(
+    ("number", "apart"),
+    [
+        (2, 2.5),
+        (3, 0.8),
+        *(
+            pytest.param(*further, marks=pytest.mark.slow)
+            for further in ((2, 5.0), (3, 1.5), (3, 3.0))
+        ),
+    ],
+)
 def test_several_tasks_are_told_from_one(number, apart):
     """Centres so many noise deviations apart along each axis: of 10 federations of 12 clients, 8 at least."""
     truth = np.arange(12) % number
