@@ -247,7 +247,7 @@ class _Run:
             self.saved.take_up()
             if (privacy := self.strategy.pipeline.privacy) is not None:
                 privacy.report()  # reads what was spent before, checkpoint or none
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             said = f"{error}; name another run_name, or start it anew with resume=never"
             raise ConfigError([Fault("run_name", f"{self.folder.path}: {said}")]) from error
         status: Status = "completed"
