@@ -13,7 +13,7 @@ _EXAMPLES = """examples:
       with the very overrides of `trellis run`
   trellis preflight experiment=docstrings rounds=100 && trellis run experiment=docstrings rounds=100
       a run that begins only on a go
-  trellis preflight task=csv task.train=patients.csv task.target=outcome --json
+  trellis preflight task=csv task.path=patients.csv task.target=outcome --json
       for programs: {"go": …, "checks": [{"name", "state", "said", "mend"}, …]}
 
 It trains a few steps and writes nothing into the run's folder.
