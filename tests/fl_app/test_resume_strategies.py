@@ -20,7 +20,9 @@ NOISY = [
     "privacy.target_epsilon=null",
 ]
 BUSY = ["num_clients=8", "runtime.devices.speed_sigma=1", "runtime.dropout=0.1"]
+PART = ["sampler.fraction=0.6"]
 MORE = {
+    **dict.fromkeys(("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"), PART),
     "bulyan": ["num_clients=10"],
     "dp": NOISY,
     "dp_distributed": [*NOISY, "num_clients=8"],
@@ -29,7 +31,7 @@ MORE = {
     "fedasync": [*BUSY, "scheduler.concurrency=4"],
     "fedbuff": [*BUSY, "scheduler.concurrency=6", "scheduler.buffer=3"],
     "fltrust": ["task.root_examples=50"],
-    "scaffold": ["sampler.fraction=0.6"],
+    "scaffold": PART,
     "secure_grouped": ["num_clients=15"],
 }
 ENCRYPTING = {"ckks_mean": 5e-6, "encrypted": 2e-3}

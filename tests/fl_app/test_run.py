@@ -22,7 +22,6 @@ from fl_app.config.faults import ConfigError
 from fl_app.run import run_engine, serve
 
 SMALL = ["task=digits", "num_clients=4", "runtime.workers=1"]
-STRATEGIES = ["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
 
 
 def run(folder: Path, *overrides: str):
@@ -84,17 +83,6 @@ def test_a_run_leaves_everything_that_tools_rely_on(tmp_path):
     assert lines[-1] == str(result.summary_path)
     assert result.summary_path.is_absolute()
     assert sum(line.startswith("round ") for line in lines) == 3
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_rounds_and_three_more_are_five_rounds_bit_for_bit(tmp_path, strategy):
-    chosen = [f"strategy={strategy}", "sampler.fraction=0.6"]
-    whole, summary, _ = run(tmp_path / "whole", *chosen, "rounds=5")
-    run(tmp_path / "parts", *chosen, "rounds=2")
-    parts, resumed, lines = run(tmp_path / "parts", *chosen, "rounds=5")
-    assert_same_model(whole, parts)
-    assert rows(summary) == rows(resumed)
-    assert "goes on after round 2" in lines
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path):
