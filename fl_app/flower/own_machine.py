@@ -16,7 +16,7 @@ import ipaddress
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -78,6 +78,17 @@ def _address(
     return address
 
 
+def behind_door(make: Callable[..., FastAPI]) -> Callable[..., FastAPI]:
+    """Flower's function that makes its app, with the door before all else that the app does."""
+
+    def create_app(*given: object, **named: object) -> FastAPI:
+        app = make(*given, **named)
+        app.add_middleware(OwnMachine)  # the outermost: the one added last
+        return app
+
+    return create_app
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run ``flower-superlink`` behind the door until it is told to stop.
 
@@ -87,14 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     from flwr.superlink import main as served
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
-    make = served.create_app
-
-    def create_app(*given: object, **named: object) -> FastAPI:
-        app = make(*given, **named)  # type: ignore[arg-type]
-        app.add_middleware(OwnMachine)  # the outermost: the one added last
-        return app
-
-    served.create_app = create_app
+    served.create_app = behind_door(served.create_app)
     # With this, uvicorn would believe a stranger's X-Forwarded-For.
     os.environ.pop("FORWARDED_ALLOW_IPS", None)
     sys.argv = ["flower-superlink", *arguments]

@@ -14,13 +14,16 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
+from flwr.superlink.main import create_app
 from starlette.types import Receive, Scope, Send
 
+from fl_app.cli import superlink
 from fl_app.flower import Deployment, FlowerError
 from fl_app.flower import __main__ as command
 from fl_app.flower.bundle import BUNDLE
 from fl_app.flower.certificates import Certificates, make_authority, make_missing, make_node
-from fl_app.flower.own_machine import OwnMachine, from_here
+from fl_app.flower.own_machine import OwnMachine, behind_door, from_here, is_open
 from fl_app.flower.processes import Port, Program, environment, healthy
 
 
@@ -83,6 +86,42 @@ class TestOwnMachine:
 
         asyncio.run(connect())
         assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+class TestFlowersOwnApp:
+    """The door before what Flower really serves, so that a later Flower cannot go round it unnoticed."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def app() -> FastAPI:
+        return behind_door(create_app)()
+
+    def asked(self, app: FastAPI, paths: list[str], client: str) -> list[httpx.Response]:
+        async def ask() -> list[httpx.Response]:
+            door = httpx.ASGITransport(app=app, client=(client, 50000))
+            async with httpx.AsyncClient(transport=door, base_url="https://192.0.2.1") as asking:
+                return [await asking.post(path, content=b"") for path in paths]
+
+        return asyncio.run(ask())
+
+    def test_a_stranger_is_refused_each_command_that_there_is(self, app: FastAPI) -> None:
+        paths = [path for path in app.openapi()["paths"] if not is_open(path)]
+        assert {"/v1/control/start-run", "/v1/control/register-node"} <= set(paths)
+        assert {answer.status_code for answer in self.asked(app, paths, "192.0.2.7")} == {403}
+
+    def test_its_own_machine_is_heard(self, app: FastAPI) -> None:
+        (answer,) = self.asked(app, ["/v1/control/list-runs"], "127.0.0.1")
+        assert answer.status_code != 403
+
+    def test_a_node_gets_as_far_as_flowers_own_check(self, app: FastAPI) -> None:
+        (answer,) = self.asked(app, ["/v1/fleet/activate-node"], "192.0.2.7")
+        assert "own machine" not in answer.text
+
+
+def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert superlink.main(["--help"]) == 0
+    assert "examples:" in capsys.readouterr().out
+    assert superlink.main([]) == 2
 
 
 class TestWhatLacks:
@@ -166,7 +205,7 @@ class TestSecured:
         home.mkdir(exist_ok=True)
         env = environment(home)
         with Program(words, env=env, cwd=folder, log=home / "log") as stranger:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while stranger.running:
                 assert time.monotonic() < deadline, stranger.log_tail()
                 time.sleep(0.1)
