@@ -6,6 +6,7 @@ Knows clients by their logical ids and hides node ids and message ids from every
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 HELLO: Final = "query.hello"
 """The message type by which a node is asked for its logical id."""
 _HELLO_ATTEMPTS: Final = 3
+"""Attempts one after the other, after which a node rests: it may have been cut off, or its machine busy."""
+_REST, _LONGEST_REST = 600.0, 3600.0
+"""Seconds of the first rest, and of the longest: each is twice the one before."""
 
 _NEVER_ASKED: Final = (
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -117,6 +121,7 @@ class Exchange:
         self._numbered: dict[int, int] = {}
         self._nodes: Mapping[int, int] = {}
         self._failed_hellos: Counter[int] = Counter()
+        self._resting: dict[int, float] = {}
         self._rivals: dict[int, int] = {}
         self._outstanding: dict[str, _Sent] = {}
         self._arrived: deque[Reply] = deque()
@@ -306,9 +311,7 @@ class Exchange:
             return
         online = set(self._grid.get_node_ids())
         self._nodes = {client: node for client, node in self._nodes.items() if node in online}
-        given_up = {
-            node for node, failures in self._failed_hellos.items() if failures >= _HELLO_ATTEMPTS
-        }
+        given_up = {node for node, until in self._resting.items() if until > self.now()}
         # A client that restarts comes as a new node while its old one still counts as there: it waits its turn.
         waiting = {node for node, client in self._rivals.items() if client in self._nodes}
         fresh = sorted(online - set(self._nodes.values()) - given_up - waiting)
@@ -343,7 +346,7 @@ class Exchange:
             if asked:
                 self._clock.sleep(deadline - self.now())
         for node in asked.values():
-            self._failed_hellos[node] += 1
+            self._gave_no_id(node)
             log.warning("node %d did not answer a hello within %g s", node, self._hello_timeout)
 
     def _introductions(self, ids: Iterable[str]) -> Iterator[Message]:
@@ -354,20 +357,26 @@ class Exchange:
             except _UNREADABLE as error:
                 log.warning("a hello's answer cannot be read: %s", type(error).__name__)
 
+    def _gave_no_id(self, node: int) -> None:
+        self._failed_hellos[node] += 1
+        beyond = self._failed_hellos[node] - _HELLO_ATTEMPTS
+        if beyond >= 0:
+            self._resting[node] = self.now() + min(_REST * 2.0**beyond, _LONGEST_REST)
+
     def _introduce(self, node: int, message: Message) -> None:
         if message.has_error():
-            self._failed_hellos[node] += 1
+            self._gave_no_id(node)
             log.warning("node %d did not give its logical id: %s", node, message.error.reason)
             return
         record = record_in(message.content, CONFIG, ConfigRecord)
         client = None if record is None else record.get("client")
         if not isinstance(client, int) or isinstance(client, bool) or client < 0:
-            self._failed_hellos[node] += 1
+            self._gave_no_id(node)
             log.warning(
                 "node %d gave %r for its logical id, a whole number >= 0 is needed", node, client
             )
         elif self._population is not None and client >= self._population:
-            self._failed_hellos[node] = _HELLO_ATTEMPTS
+            self._resting[node] = math.inf
             log.warning(
                 "node %d is client %d of %d: it is left out", node, client, self._population
             )

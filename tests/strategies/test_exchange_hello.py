@@ -1,5 +1,7 @@
 """How nodes become clients: each says its logical id, and no two may say the same."""
 
+from itertools import pairwise
+
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
@@ -146,4 +148,23 @@ def test_a_second_introduction_and_one_that_nobody_asked_for_are_dropped():
 def test_a_node_that_vanishes_while_it_is_greeted_is_left_out():
     grid, exchange = greeted({50: hello_node(0), 60: hello_node(1)})
     grid.get_node_ids = lambda: [50, 55, 60]
+    assert exchange.clients() == [0, 1]
+
+
+def test_a_node_that_was_silent_for_long_is_asked_again_after_ever_longer_rests():
+    grid, exchange = greeted({50: silent, 60: hello_node(0)})
+    asked = []
+    for _ in range(60):
+        exchange.clients()
+        times = [message.metadata.dst_node_id for message in grid.sent].count(50)
+        if times > len(asked):
+            asked.append(grid.clock.now())
+        grid.clock.sleep(300)
+    # Three times 120 s and the test's own 300 s between; then rests of 10, 20, 40 and 60 minutes, up to a step.
+    rests = [later - earlier for earlier, later in pairwise(asked[2:])]
+    for rest, wanted in zip(rests, (600, 1200, 2400, 3600, 3600), strict=False):
+        assert wanted <= rest <= wanted + 420
+    assert len(rests) >= 4
+    grid.nodes[50] = hello_node(1)
+    grid.clock.sleep(3600)
     assert exchange.clients() == [0, 1]
