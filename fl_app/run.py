@@ -227,6 +227,7 @@ class _Run:
             breaker=pipeline.breaker,
             clusters=pipeline.clusters,
             privacy=pipeline.privacy,
+            timings=pipeline.timings if pipeline.privacy is None else None,
             on_row=self._show,
         )
         self.saved = Saved(assembly, self.strategy, self.summary, folder, num_clients)

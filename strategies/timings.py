@@ -101,6 +101,10 @@ class Timings:
         answered = np.where(rows >= 0, self._counts[rows, 0], 0) > 0
         return np.where(answered, self._times[rows, 0], np.nan)
 
+    def asks(self) -> NDArray[np.int64]:
+        """`times_asked` of every client that anything is known of, in no order, (n,)."""
+        return self._counts[: len(self._rows), 2].copy()
+
     def quantile(self, q: float, clients: Sequence[int]) -> float | None:
         """The time within which a share q of these clients answers on average; None where that is not known.
 

@@ -10,13 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from fl_app.services.files import write_atomically
+from strategies import plain_json
 from strategies.admission import Admission
 from strategies.breaker import CircuitBreaker
 from strategies.clustering import TaskClusters
 from strategies.detection import Quarantine
 from strategies.hooks import RoundView
 from strategies.protocols import Promise
+from strategies.samplers import jain_index
+from strategies.timings import Timings
 
 Status = Literal["running", "completed", "failed", "stopped"]
 Row = dict[str, Any]
@@ -38,6 +43,7 @@ class Summary:
         breaker: whose open circuits are written along, where there is one.
         clusters: whose groups are written along, where anybody looks for them.
         privacy: whose report is written along, where any is promised.
+        timings: whose counts of who was asked are written along; None where a promise rests on their being secret.
         on_row: told of every new row.
         history: one row per model version.
         earlier_seconds: wall time of the run's earlier processes.
@@ -52,6 +58,7 @@ class Summary:
     breaker: CircuitBreaker | None = None
     clusters: TaskClusters | None = None
     privacy: Promise | None = None
+    timings: Timings | None = None
     on_row: Callable[[Row], None] = lambda row: None
     history: list[Row] = field(default_factory=list)
     earlier_seconds: float = 0.0
@@ -103,6 +110,9 @@ class Summary:
             **({} if self.quarantine is None else {"quarantine": self.quarantine.summary()}),
             **({} if self.breaker is None else {"breaker": self.breaker.report()}),
             **({} if self.clusters is None else {"task_groups": dict(self.clusters.report())}),
+            **(
+                {} if self.timings is None else {"participation": self._participation(self.timings)}
+            ),
             "totals": {
                 "upload_bytes": sum(row["upload_bytes"] for row in self.history),
                 "download_bytes": sum(row["download_bytes"] for row in self.history),
@@ -110,6 +120,17 @@ class Summary:
                 "virtual_seconds": self.history[-1]["virtual_seconds"] if self.history else None,
                 "peak_rss_bytes": self.peak_memory(),
             },
+        }
+
+    def _participation(self, timings: Timings) -> dict[str, float]:
+        """How evenly clients were asked: Jain's index, and the least and most often that one was."""
+        counts = timings.asks()
+        never = self.header["num_clients"] - len(counts)
+        counts = np.pad(counts, (0, max(0, never)))
+        return {
+            "jain_index": round(jain_index(counts.astype(np.float64)), 6),
+            "least": int(counts.min(initial=counts.max(initial=0))),
+            "most": int(counts.max(initial=0)),
         }
 
     def _row(self, view: RoundView) -> Row:
@@ -179,7 +200,7 @@ def _number(value: float) -> float | None:
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The content of a summary; None where there is no whole one."""
     try:
-        content = json.loads(path.read_text())
+        content = plain_json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
