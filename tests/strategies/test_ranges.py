@@ -22,6 +22,7 @@ class Settings(Ranged):
     mode: Literal["a", "b"] = "a"
     names: Annotated[tuple[str, ...], MinLen(1)] = ("x",)
     free: float = float("inf")
+    limit: Annotated[float, Gt(0)] | Literal["auto"] | None = None
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,8 @@ class Settings(Ranged):
         ({"share": 1.5}, "at most 1"),
         ({"mode": "c"}, "choose one of 'a', 'b'"),
         ({"names": ()}, "at least 1 entries"),
+        ({"limit": 0.0}, "must be greater than 0"),
+        ({"limit": "car"}, "choose one of 'auto'"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(setting, words):
@@ -44,6 +47,7 @@ def test_a_setting_outside_its_range_is_refused(setting, words):
 def test_settings_on_the_edge_of_their_range_pass():
     settings = Settings(rate=1e-9, share=1.0, mode="b")
     assert (settings.share, Settings().share) == (1.0, None)
+    assert (Settings(limit="auto").limit, Settings(limit=2.0).limit) == ("auto", 2.0)
 
 
 @pytest.mark.parametrize(
