@@ -65,7 +65,7 @@ superlink: $(INSTALLED) ## Start a SuperLink for other machines in the foregroun
 		--host 0.0.0.0 --port 9092 --database $(STATE)/superlink.db $(ARGS)
 
 supernode: $(INSTALLED) ## Start SuperNode NODE=0 of SUPERLINK=host:port in the foreground
-	$(DEPLOYED) FLWR_HOME="$(CURDIR)/$(STATE)/node-$(NODE)" $(BIN)/flower-supernode --superlink $(SUPERLINK) \
+	$(DEPLOYED) FLWR_HOME="$(CURDIR)/$(STATE)/node-$(NODE)" $(BIN)/trellis supernode --superlink $(SUPERLINK) \
 		--root-certificates $(CERTS)/ca.pem --auth-supernode-private-key $(CERTS)/nodes/node-$(NODE) \
 		--port $$((9094 + $(NODE))) --node-config 'partition-id=$(NODE) num-partitions=$(NODES)' $(ARGS)
 

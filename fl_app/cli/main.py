@@ -31,6 +31,7 @@ _COMMANDS = {
     "predict-encrypted": "encrypt data, have them predicted by such a service, decrypt the answers",
     "certs": "make and renew the keys and certificates of a deployment",
     "deploy": "a secured SuperLink and SuperNodes on this machine: up, run, status, down",
+    "supernode": "Flower's SuperNode, which ends when it has lost its SuperLink",
     "superlink": "Flower's SuperLink, which takes commands from its own machine only",
     "make-base-model": "train a small language model from nothing, as a base for adapters",
 }

@@ -24,7 +24,7 @@ import psutil
 
 from fl_app.flower.certificates import Certificates, make_missing
 from fl_app.flower.connection import Connection
-from fl_app.flower.deployment import secured, superlink_program
+from fl_app.flower.deployment import secured, superlink_program, supernode_program
 from fl_app.flower.processes import FlowerError, Port, environment, healthy
 from fl_app.flower.tether import GRACE, PATIENCE
 
@@ -170,7 +170,7 @@ class Background:
         deadline = time.monotonic() + _JOIN
         while True:
             port = Port()
-            command = ["flower-supernode", "--superlink", address]
+            command = [*supernode_program(), "--superlink", address]
             command += ["--root-certificates", str(self.files.authority)]
             command += ["--auth-supernode-private-key", str(self.files.node_key(name))]
             command += ["--host", "127.0.0.1", "--port", str(port.number)]

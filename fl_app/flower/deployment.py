@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fl_app.flower import own_machine
+from fl_app.flower import own_machine, own_node
 from fl_app.flower.certificates import Certificates
 from fl_app.flower.link import SuperLink
 from fl_app.flower.processes import FlowerError, Port, Program
@@ -131,7 +131,7 @@ class Deployment(SuperLink):
     def _link_command(self) -> Sequence[str]:
         kept = [] if self.database is None else ["--database", str(self.database)]
         if self._files is None:
-            return ["flower-superlink", "--insecure", *kept]
+            return [*superlink_program(), "--insecure", *kept]
         return [*superlink_program(), *secured(self._files), *kept]
 
     def _link_extra(self) -> Mapping[str, str]:
@@ -167,7 +167,7 @@ class Deployment(SuperLink):
         home.mkdir(exist_ok=True)
         if partition == len(self._ports):
             self._ports.append(Port())
-        command = ["flower-supernode", "--superlink", self.route(partition, self.port.address)]
+        command = [*supernode_program(), "--superlink", self.route(partition, self.port.address)]
         if self._files is None:
             command += ["--insecure"]
         else:
@@ -192,6 +192,11 @@ class Deployment(SuperLink):
 def superlink_program() -> list[str]:
     """The SuperLink that takes commands from its own machine only."""
     return [sys.executable, "-m", own_machine.__name__]
+
+
+def supernode_program() -> list[str]:
+    """The SuperNode that ends when it has lost its SuperLink."""
+    return [sys.executable, "-m", own_node.__name__]
 
 
 def secured(files: Certificates) -> list[str]:

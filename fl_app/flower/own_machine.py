@@ -6,6 +6,9 @@ open distribution asks nobody at Control who they are: whoever reaches the port 
 have all SuperNodes run code of theirs, and TLS only hides what they say. No firewall tells the three apart. So here
 all but Fleet and the health check is refused to other machines, before Flower sees it.
 
+It also waits longer for its database: after 5 s of a busy disk Flower's gives up and answers 500, and each SuperNode
+that gets such an answer is lost (`own_node.py`).
+
 ``python -m fl_app.flower.own_machine ARGUMENTS`` is ``flower-superlink ARGUMENTS`` with that door. A proxy on the same
 machine makes strangers look local: there must be none, or one that lets ``/v1/fleet/`` through and nothing else.
 """
@@ -21,6 +24,7 @@ from collections.abc import Callable, Sequence
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+_BUSY = "60000"  # milliseconds that a statement waits for the database's lock
 _OPEN = "/v1/fleet/"
 _HEALTH = "/health"
 _REFUSAL = (
@@ -89,16 +93,24 @@ def behind_door(make: Callable[..., FastAPI]) -> Callable[..., FastAPI]:
     return create_app
 
 
+def patient(pragmas: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Flower's settings of its database, but for how long a statement waits for another."""
+    return (*(one for one in pragmas if one[0] != "busy_timeout"), ("busy_timeout", _BUSY))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run ``flower-superlink`` behind the door until it is told to stop.
 
     Args:
         arguments: of ``flower-superlink``.
     """
+    from flwr.supercore import sql_mixin
+    from flwr.supercore.constant import SQLITE_PRAGMAS
     from flwr.superlink import main as served
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     served.create_app = behind_door(served.create_app)
+    vars(sql_mixin)["SQLITE_PRAGMAS"] = patient(SQLITE_PRAGMAS)
     # With this, uvicorn would believe a stranger's X-Forwarded-For.
     os.environ.pop("FORWARDED_ALLOW_IPS", None)
     sys.argv = ["flower-superlink", *arguments]

@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import psutil
 import pytest
 from fastapi import FastAPI
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, RegisterNodeFleetResponse
+from flwr.supercore import sql_mixin
+from flwr.supercore.constant import SQLITE_PRAGMAS
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.main import create_app
 from starlette.types import Receive, Scope, Send
 
-from fl_app.cli import superlink
+from fl_app.cli import superlink, supernode
 from fl_app.flower import Deployment, FlowerError
 from fl_app.flower import __main__ as command
 from fl_app.flower.bundle import BUNDLE
 from fl_app.flower.certificates import Certificates, make_authority, make_missing, make_node
-from fl_app.flower.own_machine import OwnMachine, behind_door, from_here, is_open
+from fl_app.flower.deployment import supernode_program
+from fl_app.flower.own_machine import OwnMachine, behind_door, from_here, is_open, patient
 from fl_app.flower.processes import Port, Program, environment, healthy
 
 
@@ -118,10 +126,61 @@ class TestFlowersOwnApp:
         assert "own machine" not in answer.text
 
 
-def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert superlink.main(["--help"]) == 0
+@pytest.mark.parametrize("program", [superlink, supernode])
+def test_the_command_explains_itself(
+    program: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.main(["--help"]) == 0
     assert "examples:" in capsys.readouterr().out
-    assert superlink.main([]) == 2
+    assert program.main([]) == 2
+
+
+def test_the_database_waits_longer_and_is_otherwise_flowers() -> None:
+    mine, flowers = dict(patient(SQLITE_PRAGMAS)), dict(SQLITE_PRAGMAS)
+    assert int(mine.pop("busy_timeout")) > 10 * int(flowers.pop("busy_timeout"))
+    assert mine == flowers
+    assert vars(sql_mixin)["SQLITE_PRAGMAS"] is SQLITE_PRAGMAS  # where Flower looks them up
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A SuperLink that takes every node, and then fails."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        known = {
+            "/v1/fleet/register-node": RegisterNodeFleetResponse(node_id=7),
+            "/v1/fleet/activate-node": ActivateNodeResponse(node_id=7),
+        }
+        answer = known.get(self.path)
+        self.send_response(500 if answer is None else 200)
+        self.send_header("content-type", PROTOBUF_MEDIA_TYPE)
+        body = b"" if answer is None else answer.SerializeToString()
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_node_that_has_lost_its_superlink_ends(tmp_path: Path) -> None:
+    port = Port()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = [*supernode_program(), "--insecure"]
+        words += ["--superlink", f"127.0.0.1:{server.server_address[1]}"]
+        words += ["--host", "127.0.0.1", "--port", str(port.number)]
+        env = environment(tmp_path)
+        with Program(words, env=env, cwd=tmp_path, log=tmp_path / "log") as node:
+            deadline = time.monotonic() + 120
+            while node.running:
+                assert time.monotonic() < deadline, node.log_tail()
+                time.sleep(0.05)
+        server.shutdown()
+    port.close()
+    said = node.log.read_text()
+    assert "SuperNode ID: 7" in said
+    assert "ended the connection" in said
 
 
 class TestWhatLacks:
