@@ -103,7 +103,7 @@ class BoundedGrid(GridAround):
         client: Any = self._grid._runtime_client
         self._left.watch(client._client)
         asked = list(message_ids)
-        self._ask(client, asked)
+        self._ask(client, [one for one in asked if one not in self._announced])
         for answered in asked:
             announced = self._announced.pop(answered, None)
             if announced is None:
@@ -117,7 +117,9 @@ class BoundedGrid(GridAround):
                 yield reply
 
     def _ask(self, client: Any, message_ids: list[str]) -> None:
-        """Has the SuperLink say which of these are answered: once of each, and then only if its sender has died."""
+        """Has the SuperLink say which of these are answered: once of each, after which it knows the request no more."""
+        if not message_ids:
+            return
         found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
         for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             announced = _Announced(message.metadata, tree)
