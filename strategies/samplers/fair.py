@@ -116,7 +116,8 @@ class Fair(Ranged):
         places = np.asarray(clients, np.int64)
         self._make_room(int(places.max(initial=-1)) + 1)
         _, share, asked = self._table[:, places]
-        return np.divide(asked, share, out=np.ones(len(places)), where=share > 0)
+        found: Floats = np.divide(asked, share, out=np.ones(len(places)), where=share > 0)
+        return found
 
     def _likeness(self, there: NDArray[np.int64], credit: Floats) -> Floats:
         """u, (n,): how near in the order of speeds each is to the one of most credit.
@@ -154,16 +155,19 @@ class Fair(Ranged):
         Raises:
             ValueError: another part's state.
         """
-        columns = [state.get(name) for name in _COLUMNS]
-        sizes = set()
-        for name, column in zip(_COLUMNS, columns, strict=True):
-            right = isinstance(column, np.ndarray) and column.dtype == np.float64
-            if not right or column.ndim != 1 or not np.isfinite(column).all():  # type: ignore[union-attr]
-                raise ValueError(f"a fair sampler's {name!r} should be a vector of float64")
-            sizes.add(column.shape)  # type: ignore[union-attr]
-        if len(sizes) > 1:
+        columns = [_column(state, name) for name in _COLUMNS]
+        if len({len(column) for column in columns}) > 1:
             raise ValueError("a fair sampler's state has columns of unequal length")
-        self._table = np.stack(columns)  # type: ignore[arg-type]
+        self._table = np.stack(columns)
+
+
+def _column(state: State, name: str) -> Floats:
+    value = state.get(name)
+    if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype != np.float64:
+        raise ValueError(f"a fair sampler's {name!r} should be a vector of float64")
+    if not np.isfinite(value).all():
+        raise ValueError(f"a fair sampler's {name!r} holds what is no number")
+    return value.astype(np.float64)
 
 
 def jain_index(shares: Sequence[float] | Floats) -> float:
