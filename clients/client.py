@@ -27,7 +27,7 @@ from clients.split.trainer import Turns
 from clients.store import ClientStore
 from clients.tasks import Examples, FederatedData, Task, evaluate
 from clients.trainers import SGD, Fit, FitJob
-from clients.trainers.course import PAUSED, STRAIGHT, Course, Pause
+from clients.trainers.course import STRAIGHT, Course, Pause
 from strategies.attacks import LIE, Attack, Attacker, Omniscient
 from strategies.collectors import PlainClient
 from strategies.configuration import kept_in
@@ -43,6 +43,7 @@ from strategies.wire import (
     CONFIG,
     METRICS,
     NUM_EXAMPLES,
+    PAUSED,
     TRAINS,
     Refused,
     config_of,

@@ -29,11 +29,13 @@ from torch import Tensor
 from clients.durable import replace_durably
 from clients.trainers.course import Point
 from clients.trainers.sgd import FitJob
+from strategies import plain_json
+from strategies.configuration import KEPT
 from strategies.wire import REPLY_BYTES, SENT
 
 log = logging.getLogger(__name__)
 
-_BESIDE = frozenset({SENT, REPLY_BYTES})
+_BESIDE = frozenset({"attempt", "phase", "phases", KEPT, REPLY_BYTES, SENT})
 """Settings of a request that may differ when it is asked again, and change nothing of what is trained."""
 
 
@@ -87,7 +89,7 @@ class HalfDoneFit:
             with safe_open(self._path, framework="pt") as file:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-            content = json.loads(told["half-done"])
+            content = plain_json.loads(told["half-done"])
             if told["sha256"] != _digest(told["half-done"], tensors):
                 raise ValueError("its checksum is another")
             job, figures = content["job"], content["figures"]

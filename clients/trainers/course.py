@@ -19,15 +19,13 @@ import torch
 from torch import Tensor
 
 from clients.resident import ResidentModel
-from strategies.wire import Refused
+from strategies.wire import PAUSED, Refused
 
 Pause = Callable[[], str | None]
 """Asked between batches: why training should stop for now, None to go on. It is called often, and decides itself how
 often it looks."""
 Rates = tuple[tuple[int, float], ...]
 """From which local epoch on (from 0) the learning rate is how much of what it was set to; later entries win."""
-PAUSED = "paused"
-"""The reason with which a job that was paused is refused."""
 _BUFFER = "buffer/"
 
 

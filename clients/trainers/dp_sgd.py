@@ -26,7 +26,6 @@ from torch import Tensor
 from clients.dp_ledger import ClientLedger
 from clients.resident import ResidentModel
 from clients.tasks import Task
-from clients.trainers.course import PAUSED
 from clients.trainers.dp_account import AccountantName, Budget, Round
 from clients.trainers.per_example import clipping, trained
 from clients.trainers.per_example_trial import require_per_example
@@ -35,7 +34,7 @@ from strategies.privacy.examples import OwnAccounts
 from strategies.privacy.noise import Entropy, Seeded, gaussian
 from strategies.secagg.masks import keystream
 from strategies.update import DELTA, EPSILON, Section
-from strategies.wire import Refused
+from strategies.wire import PAUSED, Refused
 
 
 @dataclass(frozen=True)

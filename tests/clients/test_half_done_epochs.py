@@ -183,6 +183,15 @@ def cut_off(folder: Path, batches: int = 30, **config) -> Path:
     return folder / "half-done" / "client-1.half-done"
 
 
+@pytest.mark.parametrize("again", [{"attempt": 2}, {"kept": [1, 2]}], ids=str)
+def test_another_attempt_at_a_round_is_the_same_job(tmp_path, undisturbed, again):
+    cut_off(tmp_path, 30)
+    task = Watched()
+    (reply,) = client(tmp_path, task).answer([asked(**again)])
+    assert_same(reply, undisturbed)
+    assert task.calls == 4 * PER_EPOCH - 30
+
+
 class TestWhatIsAnotherJobs:
     @pytest.mark.parametrize(
         "other",
