@@ -94,7 +94,8 @@ def earlier(config: Config, num_clients: int, data_hash: str) -> Finding:
         return Finding("warning", said, more + mend)
     if state is None:
         return Finding("ok", "no checkpoint is there: the run begins at round 1")
-    return Finding("ok", f"the run goes on at round {done + 1} of {config.rounds}")
+    begun = done if folder.checkpoint is None else folder.checkpoint.round
+    return Finding("ok", f"the run goes on at round {begun + 1} of {config.rounds}")
 
 
 def nearest_existing(path: Path) -> Path:
