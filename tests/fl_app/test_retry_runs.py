@@ -2,13 +2,19 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
 from safetensors.numpy import load_file
 
+from clients.client import NUM_CLIENTS
+from fl_app.assembly import Assembly
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
+from fl_app.engine.flwr_internals import claim_identity
 from fl_app.run import run_engine
+from strategies.wire import ARRAYS, CONFIG
 
 SMALL = [
     "task=digits", "num_clients=5", "runtime.workers=1", "rounds=3", "evaluate.every=3",
@@ -49,3 +55,24 @@ def test_how_often_is_part_of_a_run_and_how_long_is_not():
     assert compose(["task=digits", "retry.attempts=1"]).identity_hash() != one.identity_hash()
     same = compose(["task=digits", "retry.backoff_seconds=7"])
     assert same.identity_hash() == one.identity_hash()
+
+
+def test_a_device_keeps_what_is_of_a_run_in_its_operator_s_folder(tmp_path, monkeypatch):
+    """SCAFFOLD's state; another run's lies elsewhere; and nothing in the folder that the process runs in."""
+    claim_identity(1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    kept = set()
+    for seed in (0, 1):
+        config = compose(["task=digits", "client=scaffold", "server=scaffold", f"seed={seed}"])
+        assembly = Assembly(config.within(Path.cwd()))
+        node = {"partition-id": 1, "client-folder": str(tmp_path / "device")}
+        ours = assembly.client("device", node)
+        settings = {"client": 1, "server-round": 1, "version": 0, "included": 0, NUM_CLIENTS: 5}
+        content = {ARRAYS: assembly.initial_arrays(), CONFIG: ConfigRecord(settings)}
+        (reply,) = ours.answer([Message(RecordDict(content), 1, "train")])
+        assert not reply.has_error(), reply.error.reason
+        kept = set((tmp_path / "device" / "runs").glob("*/client-1.safetensors"))
+        assert len(kept) == seed + 1
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
+    assert not list((tmp_path / "elsewhere").rglob("*.safetensors"))
