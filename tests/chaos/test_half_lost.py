@@ -16,7 +16,7 @@ from fl_app.run import run_engine
 
 pytestmark = pytest.mark.chaos
 
-CLIENTS, ROUNDS = 20, 6
+CLIENTS, ROUNDS = 20, 4
 SMALL = [
     "task=digits", "task.partition=iid", "model=linear", "client.lr=0.5", f"num_clients={CLIENTS}",
     f"rounds={ROUNDS}", "runtime.workers=1", "runtime.dropout=0.5", "run_name=half",
