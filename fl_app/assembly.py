@@ -18,6 +18,7 @@ from torch import nn
 from clients.client import CODE_HASH, CONFIG_HASH, NUM_CLIENTS, Client
 from clients.half_done import HalfDoneFits
 from clients.lora.profile import return_freed_memory
+from clients.micro_batch import FreeMemory
 from clients.poisoning import DataPoisoning
 from clients.resident import ModuleMaker, ResidentModel, arrays_of, buffers_of
 from clients.retrying import ONCE, Retry
@@ -426,10 +427,10 @@ class Assembly:
             settings: node config of the SuperNode, where there is one.
         """
         engine = place == "engine"
-        if self.config.ranks is not None:
-            return_freed_memory()  # else a budget does not hold: the heap keeps what a step has freed
         half = self.client_half(place, settings)
         node = Node(settings or {}) if place == "device" else None
+        if self.config.ranks is not None or (node is not None and node.memory is not None):
+            return_freed_memory()  # else a budget does not hold: the heap keeps what a step has freed
         if node is not None:
             try:
                 node.admit_trainer(self.trainer)
@@ -460,6 +461,8 @@ class Assembly:
             secretive=guarded or (node is not None and node.pinned is not None),
             silent=guarded and self.config.privacy is not None,
             retry=self._retry(waits=not engine),
+            pause=None if node is None else node.pause,
+            micro_batch=None if node is None else FreeMemory(self.trainer, node.memory),
             half_done=None
             if engine
             else HalfDoneFits(own / HALF_DONE, "/".join(self.hashes.values())),
