@@ -394,3 +394,19 @@ def test_a_devices_settings_are_what_its_operator_wrote(tmp_path):
     assert Node({"partition-id": 0, "device-memory-mb": 1.5}).memory == 1_500_000
     plain = Node({"partition-id": 0})
     assert (plain.memory, plain.tells_profile, plain.power) == (None, False, SystemPower())
+
+
+def test_a_device_waits_and_goes_on_as_its_operator_wrote(assembled, tmp_path):
+    """The same request is refused while the battery is low, and answered once it is not."""
+    battery = tmp_path / "battery.json"
+    battery.write_text('{"percent": 10, "plugged": false}')
+    settings = {"partition-id": 3, "device-power-file": str(battery)}
+    settings |= {"device-memory-mb": 500, "client-folder": f"{tmp_path}/own"}
+    assembly = assembled(*CLEAR)
+    device = assembly.client("device", settings)
+    (reply,) = device.answer([request(assembly, "train", 3)])
+    assert reply.error.reason == "paused: this client takes no part, and its own log says why"
+    battery.write_text('{"percent": 10, "plugged": true}')
+    again = assembly.client("device", settings)  # as after a restart: it looks at once
+    (reply,) = again.answer([request(assembly, "train", 3)])
+    assert reply.has_content()
