@@ -8,7 +8,6 @@ has no reason to wait. This file knows nothing of training, nor of what becomes 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Final, Protocol
 import psutil
 from annotated_types import Ge, Gt, Le
 
+from strategies import plain_json
 from strategies.ranges import Ranged
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class FilePower:
         try:
             with self.path.open("rb") as file:
                 text = file.read(_MOST_BYTES + 1)
-            found: Any = json.loads(text) if len(text) <= _MOST_BYTES else None
+            found: Any = plain_json.loads(text) if len(text) <= _MOST_BYTES else None
         except (OSError, ValueError, RecursionError) as error:
             raise PowerError(f"the battery's file {self.path} can't be read: {error}") from error
         percent: Any = found.get("percent") if isinstance(found, dict) else None

@@ -63,9 +63,7 @@ class Node:
                 f"this SuperNode's {PARTITION} is {client!r}: start it with --node-config '{PARTITION}=0' (1, 2, …)"
             )
         # A name with a slip in it would leave the device open to what its operator meant to forbid.
-        unknown = sorted(
-            key for key in self.settings if key.startswith(_OURS) and key not in KNOWN
-        )
+        unknown = sorted(key for key in self.settings if key.startswith(_OURS) and key not in KNOWN)
         if unknown:
             raise ValueError(
                 f"the node config has no setting {unknown[0]}: {', '.join(sorted(KNOWN))} are there"

@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,6 @@ from strategies.sizes import count_bytes
 
 log = logging.getLogger(__name__)
 
-_PULL_OBJECT = "/pull-object"
 _FRAME = 1_024
 """Bytes round an object on the wire, at most."""
 _MOST_OBJECTS = 100_000
@@ -92,7 +92,7 @@ class BoundedGrid(GridAround):
     def __init__(self, grid: Grid, most_bytes: int) -> None:
         super().__init__(grid)
         self._most = most_bytes
-        self._left = _Left()
+        self._watch = _Watch()
         self._announced: dict[str, _Announced] = {}
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
@@ -101,7 +101,7 @@ class BoundedGrid(GridAround):
             yield from map(self._weighed, self._grid.pull_messages(message_ids))
             return
         client: Any = self._grid._runtime_client
-        self._left.watch(client._client)
+        self._watch.over(client._client)
         asked = list(message_ids)
         self._ask(client, [one for one in asked if one not in self._announced])
         for answered in asked:
@@ -133,10 +133,12 @@ class BoundedGrid(GridAround):
         answered = metadata.reply_to_message_id
         pull = make_pull_object_fn_protobuf(client.PullObject, self._grid.node, run_id)  # type: ignore[attr-defined]
         missing: list[str] = []
+        budget = _Budget(self._most)
 
         def taken(object_id: str) -> bytes:
             try:
-                return self._left.taken(pull(object_id))
+                with self._watch.on(budget):
+                    return budget.take(pull(object_id))
             except ObjectUnavailableError:
                 missing.append(object_id)
                 raise
@@ -146,7 +148,6 @@ class BoundedGrid(GridAround):
             if len(ids) > _MOST_OBJECTS:
                 raise ReplyTooLargeError(f"it has {len(ids):,} objects, {_MOST_OBJECTS:,} at most")
             ids.sort(key=lambda object_id: object_id != announced.missing)
-            self._left.begin(self._most)
             contents = pull_objects(ids, taken, max_tries_per_object=1)
         except ObjectPullError as error:
             if missing:
@@ -160,8 +161,6 @@ class BoundedGrid(GridAround):
             log.warning("a reply is refused before it is read: %s", error)
             self._confirm(client, run_id, metadata.message_id)
             return _unavailable(run_id, answered, f"the reply is too large: {error}")
-        finally:
-            self._left.end()
         self._confirm(client, run_id, metadata.message_id)
         try:
             inflated = inflate_object_from_contents(metadata.message_id, contents)
@@ -194,28 +193,14 @@ class BoundedGrid(GridAround):
         return _unavailable(self.run.run_id, message.metadata.reply_to_message_id, told)
 
 
-class _Left:
-    """Bytes that the reply in hand may still take; none is limited between two replies."""
+class _Budget:
+    """Bytes that one reply may take; a thread that was left behind reads on the budget of the reply that it was for."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self._lock = threading.Lock()
-        self._most, self._held = 0, 0
-        self._pulling = False
-        self._watched: httpx.Client | None = None
+        self._most, self._held = most, 0
 
-    def watch(self, client: httpx.Client) -> None:
-        """Looks at the length of whatever this client is about to read."""
-        if self._watched is not client:
-            self._watched = client
-            client.event_hooks["response"].append(self._announced)
-
-    def begin(self, most: int) -> None:
-        self._most, self._held, self._pulling = most, 0, True
-
-    def end(self) -> None:
-        self._pulling = False
-
-    def taken(self, content: bytes) -> bytes:
+    def take(self, content: bytes) -> bytes:
         """Counts an object.
 
         Raises:
@@ -227,17 +212,51 @@ class _Left:
                 raise ReplyTooLargeError(f"it has more than {self._most:,} bytes")
         return content
 
-    def _announced(self, response: httpx.Response) -> None:
-        """Called by httpx before it reads a body."""
-        if not self._pulling or not response.request.url.path.endswith(_PULL_OBJECT):
-            return
-        length = response.headers.get("content-length", "")
-        size = int(length) if length.isdecimal() else 0
+    def allow(self, size: int) -> None:
+        """Looks at an object's length before it is read.
+
+        Raises:
+            ReplyTooLargeError: as `take`.
+        """
         if size > self._most - self._held + _FRAME:
-            response.close()
             raise ReplyTooLargeError(
                 f"one of its objects has {size:,} bytes, the whole may have {self._most:,}"
             )
+
+
+class _Watch:
+    """Which budget each thread reads on, for the client that reads."""
+
+    def __init__(self) -> None:
+        self._reading = threading.local()
+        self._client: httpx.Client | None = None
+
+    def over(self, client: httpx.Client) -> None:
+        """Looks at the length of whatever this client is about to read."""
+        if self._client is not client:
+            self._client = client
+            client.event_hooks["response"].append(self._announced)
+
+    @contextmanager
+    def on(self, budget: _Budget) -> Iterator[None]:
+        """What this thread reads meanwhile is on a budget."""
+        self._reading.budget = budget
+        try:
+            yield
+        finally:
+            self._reading.budget = None
+
+    def _announced(self, response: httpx.Response) -> None:
+        """Called by httpx before it reads a body."""
+        budget: _Budget | None = getattr(self._reading, "budget", None)
+        length = response.headers.get("content-length", "")
+        if budget is None or not length.isdecimal():
+            return
+        try:
+            budget.allow(int(length))
+        except ReplyTooLargeError:
+            response.close()
+            raise
 
 
 def _unavailable(run_id: int, answered: str, reason: str) -> Message:

@@ -11,10 +11,13 @@ Fairness Guarantee", section IV:
     ask the m largest of     c_i + s·u_i,  u_i in [0, 1] how alike in speed i and the device of most credit are
     c_i ← c_i − 1            for each of those
 
-**The bound.** Whatever the speeds, and however they change: credits are never further apart than s + 1. For where i is
-asked and j is not, c_i + s ≥ c_j, so that c_j − (c_i − 1) ≤ s + 1 afterwards, and no other two move apart. Credits add
-up to 0, so as long as all are there each device has been asked within s + 1 rounds of its share T·m/n. A device that is
-away earns nothing and owes nothing: its share is Σ m/n over the rounds in which it was there.
+**The bound.** Where the same devices are there in every round, credits are never further apart than s + 1, whatever the
+speeds and however they change. For where i is asked and j is not, c_i + s ≥ c_j, so that c_j − (c_i − 1) ≤ s + 1
+afterwards, and no other two move apart. Credits add up to 0, so each device has been asked within s + 1 rounds of its
+share T·m/n. A device that is away earns and owes nothing, and its share is Σ m/n over the rounds in which it was there.
+Then no more is proved than for any such scheme: an adversary who says who is there can drive credits apart as far as n/2
+(the carpool problem: Ajtai et al. 1998, "Fairness in Scheduling"). Where devices come and go by chance, tests hold them
+near. The same goes for clients asked beside a cohort (`scheduler.over_selection`), who are drawn from the rest.
 
 It knows clients' ids and what their requests took; not what they send.
 """

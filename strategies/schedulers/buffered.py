@@ -113,7 +113,8 @@ class Buffered(Ranged):
         """Updates of several versions, in buffers of K; nothing can be claimed of how clients come to be in one.
 
         Raises:
-            ContractError: the sampler asks whole cohorts by coins, or there are too few clients for a buffer.
+            ContractError: the sampler asks whole cohorts, by coins or of like speed, or there are too few clients for a
+                buffer.
         """
         planned = self.size * self.cohort
         if claim.sampling == "poisson":
@@ -122,6 +123,14 @@ class Buffered(Ranged):
                 name_of(self),
                 "there is no round whose coins could be thrown: clients are asked one after the other",
                 "use sampler=uniform, or sampler=spaced under privacy=ftrl",
+            )
+        if claim.measured:
+            raise ContractError(
+                claim.source("measured"),
+                name_of(self),
+                "it makes cohorts of like speed, and here clients are asked one after the other: the fast, who are idle"
+                " sooner, would be asked more often all the same",
+                "use sampler=uniform, or scheduler=synchronous",
             )
         most = _MOST_BUFFERS_BUSY * planned
         most = min(most, self.population or most)

@@ -10,7 +10,7 @@ from fl_app.compose import compose
 from fl_app.engine import EngineGrid, make_pool
 from fl_app.engine.devices import DeviceModel
 from fl_app.flower.bounded import BoundedGrid
-from fl_app.flower.link import Deployment
+from fl_app.flower.deployment import Deployment
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ from strategies.contract import Claim, ContractError
 from strategies.privacy import Central, Distributed, Local
 from strategies.protocols import Informed, Persistent, Picker
 from strategies.samplers import Fair, Uniform, jain_index
-from strategies.schedulers import Synchronous
+from strategies.schedulers import Buffered, Synchronous
 from strategies.timings import Timings
 
 
@@ -159,6 +159,8 @@ def test_no_promise_rests_on_who_was_fast():
             promise.promised(claim)
     local = Local(noise_multiplier=1.0)
     assert local.promised(claim.given("noise", private=local.mechanism)).measured
+    with pytest.raises(ContractError, match="cohorts of like speed"):
+        Buffered(buffer=2, population=100).check(claim)
     with pytest.raises(ContractError):
         Synchronous(over_selection=0.2).check(Fair(1.0, population=10).check(Claim(rate=1)))
 
