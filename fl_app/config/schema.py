@@ -136,8 +136,8 @@ class Admission(_Settings):
         on_shortfall: `repeat` the round with another cohort, or `skip` it and keep the model.
         max_attempts: at one round, before it is void.
         max_value: the largest magnitude of any element of an update.
-        max_reply_mb: 10⁶ bytes of one reply, beyond which a server of Flower's does not read it; auto for what the model
-            and the collector can need.
+        max_reply_mb: 10⁶ bytes of one reply, beyond which a server of Flower's does not read it; auto for what the
+            model and the collector can need.
     """
 
     max_examples: Count = 1_000_000
@@ -301,8 +301,10 @@ class Config(_Settings):
     breaker: Annotated[
         TargetNode | None,
         Part(
-            needs=("check", "allowed", "rests", "answered", "failed", "report")
-            + ("state_dict", "load_state_dict")
+            needs=(
+                *("check", "allowed", "rests", "answered", "failed", "report"),
+                *("state_dict", "load_state_dict"),
+            )
         ),
     ] = None
     clusters: Annotated[
