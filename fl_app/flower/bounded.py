@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import httpx
@@ -46,8 +47,8 @@ log = logging.getLogger(__name__)
 
 _FRAME = 1_024
 """Bytes round an object on the wire, at most."""
-_MOST_OBJECTS = 100_000
-"""Of one reply: each costs a request, however small it is."""
+_MOST_OBJECTS = 4_096
+"""Of one reply: each costs a request, however small it is. A model's array has two, and one more for every 5 MB."""
 _UNREADABLE = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What Flower raises on the records of a hostile peer as it reads them."""
 
@@ -58,8 +59,10 @@ class ReplyTooLargeError(Exception):
 
 _SOON, _LATER = 0.1, 2.0
 """Seconds until a reply that is not whole is looked at again: doubled from the first to the second."""
-_MOST_ANNOUNCED = 10_000
-"""Replies that are waited for; those that nobody has asked for longest go first."""
+_AT_ONCE = 16
+"""Requests that the SuperLink is asked about at once: its answer lists all objects of all their replies."""
+_MOST_ANNOUNCED = 1_000_000
+"""Objects of all replies that are waited for; those of replies that nobody has asked for longest go first."""
 
 
 @dataclass
@@ -68,14 +71,14 @@ class _Announced:
 
     Attributes:
         metadata: the reply's, as it came.
-        tree: ids of its objects.
+        objects: their ids, children first.
         missing: the object that was not there last time, which is asked for first.
         wait: seconds from one look to the next.
         again: when it may be looked at, by the monotonic clock.
     """
 
     metadata: Any
-    tree: Any
+    objects: list[str]
     missing: str = ""
     wait: float = _SOON
     again: float = 0.0
@@ -103,7 +106,7 @@ class BoundedGrid(GridAround):
         client: Any = self._grid._runtime_client
         self._watch.over(client._client)
         asked = list(message_ids)
-        self._ask(client, [one for one in asked if one not in self._announced])
+        yield from self._ask(client, [one for one in asked if one not in self._announced])
         for answered in asked:
             announced = self._announced.pop(answered, None)
             if announced is None:
@@ -116,16 +119,33 @@ class BoundedGrid(GridAround):
             else:
                 yield reply
 
-    def _ask(self, client: Any, message_ids: list[str]) -> None:
-        """Has the SuperLink say which of these are answered: once of each, after which it knows the request no more."""
-        if not message_ids:
-            return
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            announced = _Announced(message.metadata, tree)
-            self._announced[announced.metadata.reply_to_message_id] = announced
-        for longest in list(self._announced)[:-_MOST_ANNOUNCED]:
-            del self._announced[longest]
+    def _ask(self, client: Any, message_ids: list[str]) -> Iterator[Message]:
+        """Has the SuperLink say which of these are answered: once of each, after which it knows the request no more.
+
+        Replies that have too many objects are answered by an error at once.
+        """
+        for begin in range(0, len(message_ids), _AT_ONCE):
+            asked = message_ids[begin : begin + _AT_ONCE]
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+            refused: list[Any] = []
+            for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                metadata = message.metadata
+                answered = metadata.reply_to_message_id
+                objects = [
+                    node.object_id for node in islice(iterate_object_tree(tree), _MOST_OBJECTS + 1)
+                ]
+                if len(objects) > _MOST_OBJECTS:
+                    refused.append(metadata)
+                else:
+                    self._announced[answered] = _Announced(metadata, objects)
+            for metadata in refused:  # after the others are noted: whoever reads may stop here
+                told = f"it has more than {_MOST_OBJECTS:,} objects"
+                yield self._refused(client, metadata, told)
+        held = sum(len(one.objects) for one in self._announced.values())
+        for longest in list(self._announced):
+            if held <= _MOST_ANNOUNCED:
+                break
+            held -= len(self._announced.pop(longest).objects)
 
     def _pulled(self, client: Any, announced: _Announced) -> Message | None:
         """The reply, or an error in its place; None where some of it is not there yet."""
@@ -144,12 +164,12 @@ class BoundedGrid(GridAround):
                 raise
 
         try:
-            ids = [node.object_id for node in iterate_object_tree(announced.tree)]
-            if len(ids) > _MOST_OBJECTS:
-                raise ReplyTooLargeError(f"it has {len(ids):,} objects, {_MOST_OBJECTS:,} at most")
-            ids.sort(key=lambda object_id: object_id != announced.missing)
-            contents = pull_objects(ids, taken, max_tries_per_object=1)
-        except ObjectPullError as error:
+            # One alone, which is the missing one where it is known: a look at what is not there costs one request.
+            first = announced.missing or announced.objects[0]
+            contents = {first: taken(first)}
+            others = [object_id for object_id in announced.objects if object_id != first]
+            contents |= pull_objects(others, taken, max_tries_per_object=1)
+        except (ObjectPullError, ObjectUnavailableError) as error:
             if missing:
                 announced.missing = missing[0]
                 announced.again = time.monotonic() + announced.wait
@@ -158,9 +178,7 @@ class BoundedGrid(GridAround):
             told = f"the reply was not uploaded to its end: {error!s:.200}"
             return _unavailable(run_id, answered, told)
         except ReplyTooLargeError as error:
-            log.warning("a reply is refused before it is read: %s", error)
-            self._confirm(client, run_id, metadata.message_id)
-            return _unavailable(run_id, answered, f"the reply is too large: {error}")
+            return self._refused(client, metadata, str(error))
         self._confirm(client, run_id, metadata.message_id)
         try:
             inflated = inflate_object_from_contents(metadata.message_id, contents)
@@ -171,6 +189,13 @@ class BoundedGrid(GridAround):
             return _unavailable(run_id, answered, f"the reply is a {type(inflated).__name__}")
         inflated.metadata.__dict__["_message_id"] = metadata.message_id
         return inflated
+
+    def _refused(self, client: Any, metadata: Any, told: str) -> Message:
+        """An error in the place of a reply that is too large, which the SuperLink may drop."""
+        log.warning("a reply is refused before it is read: %s", told)
+        self._confirm(client, self.run.run_id, metadata.message_id)
+        reason = f"the reply is too large: {told}"
+        return _unavailable(self.run.run_id, metadata.reply_to_message_id, reason)
 
     def _confirm(self, client: Any, run_id: int, message_id: str) -> None:
         """Lets the SuperLink drop what it holds of a message."""

@@ -33,10 +33,13 @@ class Link:
         self.announced: set[str] = set()
         self.pulled: list[str] = []
         self.confirmed: list[str] = []
+        self.slow: dict[str, float] = {}
 
-    def answer(self, request: Message, text: str) -> list[str]:
+    def answer(self, request: Message, text: str, records: int = 1) -> list[str]:
         """A reply is announced; the ids of its objects, none of which is there."""
-        reply = Message(RecordDict({"said": ConfigRecord({"text": text})}), reply_to=request)
+        more = {str(number): ConfigRecord({"number": number}) for number in range(1, records)}
+        content = RecordDict({"said": ConfigRecord({"text": text}), **more})
+        reply = Message(content, reply_to=request)
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             self.replies[request.metadata.message_id] = reply
@@ -57,6 +60,7 @@ class Link:
 
     def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802
         self.pulled.append(request.object_id)
+        time.sleep(self.slow.get(request.object_id, 0.0))
         content = self.objects[request.object_id]
         return PullObjectResponse(
             object_found=content is not None, object_available=bool(content), object_content=content
@@ -123,9 +127,44 @@ def test_what_is_missing_is_asked_for_first_and_not_all_the_time(grid, link):
     while time.monotonic() < deadline:
         assert pull(grid, half) == {}
         time.sleep(0.05)
-    # Looked at after 0, 0.1, 0.3, 0.7 and 1.5 s; two objects at a time, the missing one among them.
+    # Looked at after 0, 0.1, 0.3, 0.7 and 1.5 s, from the second time on for the missing one alone.
     assert link.pulled.count(parts[-1]) <= 5
-    assert len(link.pulled) <= len(parts) + 2 * 4
+    assert len(link.pulled) <= len(parts) + 4
+
+
+def test_a_reply_of_many_objects_that_never_come_costs_one_request_a_look(grid, link):
+    many = asked(1)
+    link.answer(many, "never", records=2_000)
+    for look in range(3):
+        assert pull(grid, many) == {}
+        time.sleep(0.5)
+        assert len(link.pulled) <= look + 1
+
+
+def test_a_reply_of_too_many_objects_is_refused_and_the_next_one_passes(grid, link):
+    many, whole = asked(1), asked(2)
+    link.answer(many, "never", records=5_000)
+    link.answer(whole, "in time")
+    link.objects |= link.whole
+    found = pull(grid, many, whole)
+    assert "more than 4,096 objects" in found[1]
+    assert found[2] == "in time"
+    assert not set(link.pulled) - set(link.whole)
+
+
+def test_what_a_thread_still_reads_of_one_reply_is_not_counted_as_the_next_ones(grid, link):
+    """Flower lets go of its threads where one object is missing; what they read then is another reply's."""
+    half, whole = asked(1), asked(2)
+    text = "x" * 6_000
+    parts = link.answer(half, text)
+    late = link.whole
+    slow = max(late, key=lambda part: len(late[part]))
+    link.objects |= {slow: late[slow]}
+    link.slow[slow] = 0.4
+    link.answer(whole, text)
+    link.objects |= {part: data for part, data in link.whole.items() if part not in parts}
+    link.slow |= dict.fromkeys(set(link.whole) - set(parts), 0.2)
+    assert pull(grid, half, whole).get(2, text) == text
 
 
 def test_an_upload_that_was_given_up_is_an_error_of_its_client(grid, link):
