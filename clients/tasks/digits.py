@@ -1,11 +1,15 @@
 """Digits: the 1,797 small handwritten digits (8 × 8) that come with scikit-learn.
 
 E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its
-test set). Quick to learn: made for tests and for trying things out.
+test set). Quick to learn: made for tests and for trying things out. The file is read where the package has it, and
+scikit-learn is not imported: it takes 100 MB of a device's memory, and most of a second.
 """
 
 import functools
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from clients.tasks.folds import Fold, Folds, split
@@ -46,11 +50,26 @@ class Digits(Task):
 
 @functools.lru_cache(maxsize=2)
 def _split(fold: int, folds: int) -> tuple[Examples, Examples]:
-    # scikit-learn takes most of a second to import, and only this task needs it.
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _images()
     inputs = torch.from_numpy(pixels).float().sub_(_PIXEL_MEAN).div_(_PIXEL_STD)
-    every = Examples(inputs.reshape(-1, *Digits.input_shape), torch.from_numpy(labels).long())
+    every = Examples(inputs.reshape(-1, *Digits.input_shape), torch.from_numpy(labels))
     train, test = split(labels, fold, folds, _SPLIT_SEED)
     return every.take(train), every.take(test)
+
+
+def _images() -> tuple[np.ndarray, np.ndarray]:
+    """As `load_digits(return_X_y=True)` gives them: pixels, (1797, 64) float64, and digits, (1797,) int64.
+
+    Raises:
+        FileNotFoundError: scikit-learn is not installed, or without its data.
+    """
+    # Looked for on the path alone: nothing of the package runs.
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise FileNotFoundError(
+            "task=digits reads images of scikit-learn: pip install scikit-learn"
+        )
+    rows = np.loadtxt(
+        Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=","
+    )
+    return rows[:, :-1], rows[:, -1].astype(np.int64)

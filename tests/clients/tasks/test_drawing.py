@@ -84,7 +84,7 @@ def test_a_class_that_is_missing_takes_no_draw():
 def test_a_device_imports_no_pandas_for_its_part():
     code = f"""
 import sys
-from clients.tasks import FederatedData, Mnist
+from clients.tasks import Digits, FederatedData, Mnist
 
 class Owned(Mnist):
     def natural_ids(self):
@@ -92,6 +92,7 @@ class Owned(Mnist):
 
 for partition in {sorted(DIRECT)}:
     assert len(FederatedData(Owned(), 4, partition=partition).train(2))
+assert len(FederatedData(Digits(), 4).train(2))
 heavy = {{"pandas", "pyarrow", "datasets", "flwr_datasets", "matplotlib", "seaborn", "sklearn"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import sys
 from importlib.resources import files
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from clients.tasks import Digits, Mnist
+from clients.tasks.digits import _images
 from clients.tasks.mnist import _parse_table, _whole_lines
 
 
@@ -70,6 +72,20 @@ def test_mnist_holds_the_pixels_of_the_package_s_own_file(mnist):
     assert len(expected) == 10
     for line in expected.astype(int):
         assert pixels[tuple(line[:-1])] == line[-1]
+
+
+def test_digits_are_read_as_their_package_reads_them():
+    from sklearn.datasets import load_digits
+
+    for ours, theirs in zip(_images(), load_digits(return_X_y=True), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_digits_without_their_package_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(FileNotFoundError, match="pip install scikit-learn"):
+        Digits(folds=7)
 
 
 def test_the_table_parser_reads_one_two_and_three_digits():
