@@ -133,7 +133,7 @@ def _status(arguments: Sequence[str]) -> int:
     for one in programs:
         process = one.process()
         running += process is not None
-        since = datetime.fromtimestamp(one.started, UTC)
+        since = datetime.fromtimestamp(one.since, UTC)
         state = f"process {one.pid} since {since:%Y-%m-%d %H:%M} UTC" if process else "ended"
         print(f"{one.name:<12} {state:<42} {one.log}")
     print(f"address      {deployment.address}")

@@ -3,35 +3,52 @@
     <folder>/certs/         what `trellis certs all` makes
     <folder>/superlink/     the SuperLink's FLWR_HOME, database and log, and Flower's command line's configuration
     <folder>/node-0/ …      those of each SuperNode
-    <folder>/programs.json  which processes were started: id, start time, log
+    <folder>/programs.json  which processes were started: id, boot, start within that boot, log
+    <folder>/.lock          held by whoever starts or ends programs
 
-A process is taken for one of ours only if its id and its start time are those that were noted, since the system gives
-ids away again. What was started is ended from that list alone, and a second start leaves alone what still runs. Keys,
-database and what clients remember stay, so that a federation goes on after a reboot where it was.
+A process is taken for one of ours only if its id, boot and start are those that were noted, since the system gives ids
+away again. None of the three moves when the clock is set, as a device without a battery for its clock does after each
+boot. A program begins only once it is on the list, so that a kill leaves none that the list does not name. What was
+started is ended from that list alone, and a second start leaves alone what still runs. Keys, database and what clients
+remember stay, so that a federation goes on after a reboot where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
+import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
+from filelock import FileLock, Timeout
 
 from fl_app.flower.certificates import Certificates, make_missing
 from fl_app.flower.connection import Connection
 from fl_app.flower.deployment import secured, superlink_program, supernode_program
 from fl_app.flower.processes import FlowerError, Port, environment, healthy
 from fl_app.flower.tether import GRACE, PATIENCE
+from fl_app.services.files import remove_leftovers, write_atomically
 
 _READY = 60.0  # seconds for each program; one or two suffice on an idle machine
 _JOIN = 120.0  # seconds for a node that was killed: Flower counts it online for 60
-_FORMAT = "trellis-deployment-1"
+_TURN = 1.0  # seconds that another command is waited for
+_FORMAT = "trellis-deployment-2"
 _TAIL = 20
+_GATE = """
+import os, sys
+if os.read(0, 1):
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @dataclass(frozen=True)
@@ -41,24 +58,55 @@ class Started:
     Attributes:
         name: ``superlink``, ``node-0``, ….
         pid: process id.
-        started: when, in seconds since the epoch, by the system's own account.
+        boot: which of the machine's boots it belongs to; empty where the system does not say.
+        start: when it was started, to the digit as the system says it: clock ticks since that boot, elsewhere than on
+            Linux seconds since the epoch.
+        since: the same by the clock of that moment, in seconds since the epoch; for people alone.
         log: file with its output.
     """
 
     name: str
     pid: int
-    started: float
+    boot: str
+    start: str
+    since: float
     log: str
 
+    @classmethod
+    def of(cls, name: str, pid: int, log: Path) -> Self:
+        """A process that runs, as it is to be noted.
+
+        Raises:
+            psutil.NoSuchProcess: it does not run.
+        """
+        return cls(name, pid, _boot(), _start(pid), time.time(), str(log))
+
     def process(self) -> psutil.Process | None:
-        """The process, where it still runs."""
+        """The process, where it still runs.
+
+        Raises:
+            FlowerError: whether it does is hidden from this user.
+        """
+        if self.boot != _boot():
+            return None
         try:
             found = psutil.Process(self.pid)
-            # The system counts from its boot, which it takes for another second when its clock is set.
-            same = abs(found.create_time() - self.started) < 2.0
+            same = _start(self.pid) == self.start
             return found if same and found.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.Error:
+        except psutil.AccessDenied:
+            raise FlowerError(self._hidden()) from None
+        except psutil.NoSuchProcess:
+            # Where other users' processes are hidden (proc's hidepid), they look as if they had ended.
+            try:
+                os.kill(self.pid, 0)
+            except PermissionError:
+                raise FlowerError(self._hidden()) from None
+            except ProcessLookupError:
+                pass
             return None
+
+    def _hidden(self) -> str:
+        return f"{self.name} (process {self.pid}) can't be seen: ask as the user who started it"
 
     def tail(self) -> str:
         """The last lines of its log."""
@@ -114,10 +162,16 @@ class Background:
             say: receives a line for each program that was started.
 
         Raises:
-            FlowerError: one did not start; what has started goes on.
+            FlowerError: one did not start, and what has started goes on; or another command is at work here.
             ValueError: host or a key is wrong.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone():
+            self._start_missing(nodes, host, port, node_config, say)
+
+    def _start_missing(
+        self, nodes: int, host: str, port: int, node_config: str, say: Callable[[str], None]
+    ) -> None:
         self.connection.home.mkdir(mode=0o700, exist_ok=True)
         names = [f"node-{number}" for number in range(nodes)]
         here = "127.0.0.1" if host in {"0.0.0.0", "localhost"} else host
@@ -145,14 +199,41 @@ class Background:
 
         Args:
             say: receives a line for each program that was ended.
+
+        Raises:
+            FlowerError: a program could not be ended or seen, and stays on the list; or another command is
+                at work here.
         """
-        programs = self.programs
-        for one in reversed(programs):
-            process = one.process()
-            if process is not None:
-                _end(process)
-                say(f"{one.name} (process {one.pid}) ended")
-        (self.folder / "programs.json").unlink(missing_ok=True)
+        if not self.folder.is_dir():
+            return
+        with self._alone():
+            left: dict[Started, str] = {}
+            for one in reversed(self.programs):
+                try:
+                    process = one.process()
+                    if process is not None:
+                        _end(process)
+                        say(f"{one.name} (process {one.pid}) ended")
+                except FlowerError as error:
+                    left[one] = str(error)
+                except (psutil.AccessDenied, psutil.TimeoutExpired):
+                    left[one] = f"{one.name} (process {one.pid}) could not be ended"
+            if left:
+                self._note([one for one in self.programs if one in left])
+                raise FlowerError("; ".join(left.values()) + f". See {self.folder}/programs.json")
+            (self.folder / "programs.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The folder for this process, against a second one that would overwrite the list."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=_TURN, mode=0o600):
+                remove_leftovers(self.folder)
+                yield
+        except Timeout:
+            raise FlowerError(
+                f"another command starts or ends programs in {self.folder}: wait for it"
+            ) from None
 
     def _start_link(self, host: str, port: int, address: str) -> None:
         command = [*superlink_program(), *secured(self.files), "--isolation", "subprocess"]
@@ -192,26 +273,17 @@ class Background:
     def _start(
         self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str]
     ) -> Started:
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd=Path.cwd(),
-                start_new_session=True,
-            )
-        # Not waited for: it is to outlive this process, whose end hands it to the system.
-        process.returncode = 0
-        started = Started(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
-        kept = [one for one in self.programs if one.name != name]
-        noted = [asdict(one) for one in [*kept, started]]
-        part = self.folder / "programs.json.part"
-        text = json.dumps({"format": _FORMAT, "programs": noted}, indent=1)
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(self.folder / "programs.json")
+        with held(command, log, env) as pid:
+            started = Started.of(name, pid, log)
+            # What still runs stays on the list, also under the same name: `down` must find it.
+            kept = [one for one in self.programs if one.name != name or one.process() is not None]
+            self._note([*kept, started])
         return started
+
+    def _note(self, programs: Sequence[Started]) -> None:
+        noted = {"format": _FORMAT, "programs": [asdict(one) for one in programs]}
+        text = json.dumps(noted, indent=1) + "\n"
+        write_atomically(self.folder / "programs.json", text.encode())
 
     def _wait(self, started: Started, ready: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -223,16 +295,96 @@ class Background:
             time.sleep(0.1)
 
 
+@contextmanager
+def held(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[int]:
+    """A program that begins when the block has ended, as the process whose id the block is given.
+
+    Where the block raises, or this process is killed in it, the program never begins: until it is let go, another waits
+    in its process for a byte on a pipe, and ends where the pipe closes without one.
+
+    Args:
+        command: program and arguments; it outlives this process.
+        log: file that takes its output, emptied first.
+        env: its whole environment.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GATE, *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=Path.cwd(),
+            start_new_session=True,
+            bufsize=0,
+        )
+    gate = process.stdin
+    assert gate is not None
+    try:
+        yield process.pid
+    except BaseException:
+        gate.close()
+        process.wait()
+        raise
+    with (
+        gate,
+        contextlib.suppress(BrokenPipeError),
+    ):  # it was killed: its end is seen as any other's
+        gate.write(b"!")
+    # Not waited for: it is to outlive this process, whose end hands it to the system.
+    process.returncode = 0
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _start(pid: int) -> str:
+    """When a process was started, as its pid's owner keeps it until its end whatever becomes of the clock.
+
+    psutil's time is no such thing on Linux: it adds the ticks to the second of the boot, which moves with the clock.
+    """
+    if sys.platform != "linux":
+        return repr(psutil.Process(pid).create_time())
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    except PermissionError:
+        raise psutil.AccessDenied(pid) from None
+    # The second field, the program's name, may hold blanks and parentheses; the start is the 22nd.
+    return text.rpartition(")")[2].split()[19]
+
+
 def _end(root: psutil.Process) -> None:
-    """End a process and its descendants: ask the root, wait, ask the rest, kill."""
-    family = [root, *root.children(recursive=True)]
-    root.terminate()
+    """End a process and its descendants: ask the root, wait, ask the rest, kill.
+
+    Raises:
+        psutil.AccessDenied: it is another user's.
+        psutil.TimeoutExpired: one of them is still there.
+    """
+    try:
+        family = [root, *root.children(recursive=True)]
+        root.terminate()
+    except psutil.NoSuchProcess:
+        return  # it has ended meanwhile, which is what was wanted
     psutil.wait_procs([root], timeout=GRACE)
-    left = [process for process in family if process.is_running()]
+    left = [process for process in family if _lives(process)]
     for signal_ in ("terminate", "kill"):
         for process in left:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 getattr(process, signal_)()
-            except psutil.Error:
-                continue  # it has ended meanwhile, which is what was wanted
-        _, left = psutil.wait_procs(left, timeout=PATIENCE)
+        psutil.wait_procs(left, timeout=PATIENCE)
+        left = [process for process in left if _lives(process)]
+    if left:
+        raise psutil.TimeoutExpired(PATIENCE, root.pid)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

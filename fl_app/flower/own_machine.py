@@ -9,8 +9,10 @@ all but Fleet and the health check is refused to other machines, before Flower s
 It also waits longer for its database: after 5 s of a busy disk Flower's gives up and answers 500, and each SuperNode
 that gets such an answer is lost (`own_node.py`).
 
-``python -m fl_app.flower.own_machine ARGUMENTS`` is ``flower-superlink ARGUMENTS`` with that door. A proxy on the same
-machine makes strangers look local: there must be none, or one that lets ``/v1/fleet/`` through and nothing else.
+``python -m fl_app.flower.own_machine ARGUMENTS`` is ``flower-superlink ARGUMENTS`` with that door. It goes by the
+address that a connection comes from. A proxy on the same machine makes strangers look local, and so does the port
+forwarding of rootless containers (podman, rootless Docker), which may show each stranger as 127.0.0.1. There must be
+neither, or one that lets ``/v1/fleet/`` and ``/health`` through and nothing else.
 """
 
 from __future__ import annotations

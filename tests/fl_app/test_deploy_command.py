@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from fl_app.cli.deploy import main
-from fl_app.flower.background import Background, Started
+from fl_app.flower.background import Background, Started, held
 from fl_app.flower.bundle import BUNDLE
 from fl_app.flower.processes import Port
 
 
 @pytest.fixture
-def sleeper() -> Iterator[psutil.Popen]:
-    process = psutil.Popen(["sh", "-c", "sleep 1000 & sleep 1000"])
+def sleeper() -> Iterator[psutil.Process]:
+    child = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"])
+    process = psutil.Process(child.pid)
+    while len(family := [process, *process.children(recursive=True)]) < 3:
+        time.sleep(0.01)
     yield process
-    for one in [*process.children(recursive=True), process]:
-        one.kill()
-    process.wait()
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    child.wait()
+
+
+def started(process: psutil.Process) -> Started:
+    return Started.of("node-0", process.pid, Path("log"))
+
+
+def lives(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 def note(folder: Path, *programs: Started) -> None:
     noted = [vars(one) for one in programs]
-    text = json.dumps({"format": "trellis-deployment-1", "programs": noted})
+    text = json.dumps({"format": "trellis-deployment-2", "programs": noted})
     (folder / "programs.json").write_text(text)
 
 
@@ -43,21 +62,79 @@ class TestDown:
         process = psutil.Process(child.pid)
         while len(family := [process, *process.children(recursive=True)]) < 3:
             time.sleep(0.01)
-        note(tmp_path, Started("node-0", process.pid, process.create_time(), "log"))
+        note(tmp_path, started(process))
         assert main(["down", "--state", str(tmp_path)]) == 0
         child.wait()
         assert [one for one in family if one.is_running()] == []
         assert capsys.readouterr().out == f"node-0 (process {process.pid}) ended\n"
         assert not (tmp_path / "programs.json").exists()
 
-    @pytest.mark.parametrize("apart", [-60.0, 60.0])
-    def test_a_stranger_that_was_given_the_id_lives_on(
-        self, tmp_path: Path, sleeper: psutil.Popen, apart: float
+    @pytest.mark.parametrize("apart", [-3e7, 3600.0])
+    def test_a_clock_that_was_set_hides_no_program(
+        self,
+        tmp_path: Path,
+        sleeper: psutil.Process,
+        monkeypatch: pytest.MonkeyPatch,
+        apart: float,
     ) -> None:
-        note(tmp_path, Started("node-0", sleeper.pid, sleeper.create_time() + apart, "log"))
+        noted = started(sleeper)
+        note(tmp_path, replace(noted, since=noted.since + apart))
+        by_the_clock = psutil.Process.create_time  # it moves with the clock
+        monkeypatch.setattr(psutil.Process, "create_time", lambda one: by_the_clock(one) + apart)
         assert main(["down", "--state", str(tmp_path)]) == 0
-        assert sleeper.is_running()
-        assert sleeper.status() != psutil.STATUS_ZOMBIE
+        assert not lives(sleeper)
+        assert not (tmp_path / "programs.json").exists()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="starts are counted in ticks on Linux")
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda one: replace(one, start=str(int(one.start) + 1)),
+            lambda one: replace(one, start=str(int(one.start) - 1)),
+            lambda one: replace(one, boot="00000000-0000-0000-0000-000000000000"),
+        ],
+        ids=["a tick later", "a tick earlier", "another boot"],
+    )
+    def test_a_stranger_that_was_given_the_id_lives_on(
+        self, tmp_path: Path, sleeper: psutil.Process, other: Callable[[Started], Started]
+    ) -> None:
+        note(tmp_path, other(started(sleeper)))
+        assert main(["down", "--state", str(tmp_path)]) == 0
+        assert lives(sleeper)
+        assert not (tmp_path / "programs.json").exists()
+
+    @pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("setpriv") is None,
+        reason="needs a process that root may not end",
+    )
+    def test_what_could_not_be_ended_stays_on_the_list(self, tmp_path: Path) -> None:
+        with psutil.Popen(["sleep", "1000"], user=65534, cwd="/") as stranger:
+            noted = started(stranger)
+            note(tmp_path, noted, replace(noted, name="node-1", boot="an earlier one"))
+            down = [sys.executable, "-m", "fl_app.cli.main", "deploy", "down"]
+            down += ["--state", str(tmp_path)]
+            done = subprocess.run(
+                ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill", *down],
+                capture_output=True,
+                encoding="utf-8",
+                check=False,
+            )
+            assert lives(stranger)
+            stranger.kill()
+        assert done.returncode == 1
+        assert f"node-0 (process {noted.pid}) could not be ended" in done.stderr
+        assert Background(tmp_path, BUNDLE).programs == [noted]
+
+    def test_nothing_is_ended_while_another_command_is_at_work(
+        self, tmp_path: Path, sleeper: psutil.Process, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        note(tmp_path, started(sleeper))
+        with FileLock(tmp_path / ".lock"):
+            assert main(["down", "--state", str(tmp_path)]) == 1
+            assert main(["up", "--state", str(tmp_path)]) == 1
+        assert capsys.readouterr().err.count(f"programs in {tmp_path}: wait for it") == 2
+        assert lives(sleeper)
+        assert [one.name for one in Background(tmp_path, BUNDLE).programs] == ["node-0"]
 
     def test_with_nothing_started_there_is_nothing_to_do(self, tmp_path: Path) -> None:
         assert main(["down", "--state", str(tmp_path / "none")]) == 0
@@ -70,7 +147,7 @@ class TestDown:
             "[]",
             "{}",
             '{"format": "other"}',
-            '{"format": "trellis-deployment-1", "programs": [{"a": 1}]}',
+            '{"format": "trellis-deployment-2", "programs": [{"a": 1}]}',
         ],
     )
     def test_a_list_that_cannot_be_read_ends_nothing_and_is_named(
@@ -79,6 +156,59 @@ class TestDown:
         (tmp_path / "programs.json").write_text(text)
         assert main(["down", "--state", str(tmp_path)]) == 1
         assert f"{tmp_path}/programs.json can't be read" in capsys.readouterr().err
+
+
+class TestHeld:
+    """A program begins only when whoever started it is done with noting it."""
+
+    def test_it_begins_as_the_process_that_was_noted(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        env = {"ONLY": "this", "LC_ALL": "C.UTF-8"}
+        program = "import os, sys; print(os.getpid(), dict(os.environ), sys.stdin.read())"
+        with held([sys.executable, "-I", "-c", program], log, env) as pid:
+            before = Started.of("node-0", pid, log)
+            process = before.process()
+            assert process is not None
+            time.sleep(0.3)
+            assert log.read_text() == ""
+        os.waitpid(pid, 0)
+        assert log.read_text() == f"{pid} {env} \n"
+        assert before.process() is None
+
+    def test_its_start_stays_what_was_noted(self, tmp_path: Path) -> None:
+        with held(["sleep", "1000"], tmp_path / "log", dict(os.environ)) as pid:
+            noted = started(psutil.Process(pid))
+        process = psutil.Process(pid)
+        while process.cmdline() != ["sleep", "1000"]:
+            time.sleep(0.01)
+        assert noted.process() == process
+        process.kill()
+        process.wait()
+        assert noted.process() is None
+
+    def test_it_never_begins_where_it_could_not_be_noted(self, tmp_path: Path) -> None:
+        command = ["touch", str(tmp_path / "begun")]
+        with pytest.raises(OSError, match="full"), held(command, tmp_path / "log", {}) as pid:
+            raise OSError("the disk is full")
+        assert not psutil.pid_exists(pid)
+        assert not (tmp_path / "begun").exists()
+
+    def test_it_never_begins_where_its_starter_is_killed_before(self, tmp_path: Path) -> None:
+        program = f"""
+import os, signal
+from pathlib import Path
+from fl_app.flower.background import held
+with held(["touch", {str(tmp_path / "begun")!r}], Path({str(tmp_path / "log")!r}), dict(os.environ)) as pid:
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL
+        deadline = time.monotonic() + 20
+        while psutil.pid_exists(pid := int(done.stdout)) and lives(psutil.Process(pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not (tmp_path / "begun").exists()
 
 
 class TestUp:
@@ -140,14 +270,20 @@ def test_what_is_started_outlives_the_command_and_keeps_its_keys(tmp_path: Path)
             command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
         )
 
+    up = ("up", "--nodes", "1", "--port", number)
+
     deployment = Background(tmp_path / "here", BUNDLE)
     try:
-        done = trellis("up", "--nodes", "1", "--port", number)
-        assert done.returncode == 0, done.stderr
+        with ThreadPoolExecutor() as pool:
+            both = sorted(
+                pool.map(lambda _: trellis(*up), range(2)), key=lambda one: one.returncode
+            )
+        assert [one.returncode for one in both] == [0, 1], both
+        assert "another command starts or ends programs" in both[1].stderr
         first = deployment.programs
         assert [one.name for one in first] == ["superlink", "node-0"]
         assert trellis("status").returncode == 0
-        done = trellis("up", "--nodes", "1", "--port", number)
+        done = trellis(*up)
         assert (done.returncode, done.stdout) == (0, "")  # nothing was left to start
         assert deployment.programs == first
         key = deployment.files.node_key("node-0").read_bytes()
@@ -158,7 +294,7 @@ def test_what_is_started_outlives_the_command_and_keeps_its_keys(tmp_path: Path)
         link.kill()
         link.wait(10)
         assert trellis("status").returncode == 1
-        assert trellis("up", "--nodes", "1", "--port", number).returncode == 0
+        assert trellis(*up).returncode == 0
         again = deployment.connection.ask("supernode", "list")["nodes"]
         assert [one["node-id"] for one in again] == [one["node-id"] for one in node]
         assert deployment.files.node_key("node-0").read_bytes() == key
