@@ -3,6 +3,9 @@
 A proposed state becomes the client's only once the server says that the model holds the update that went with it:
 a lost or refused reply must not leave the client believing in a step that never happened. One safetensors file per
 logical client, replaced atomically; on a device it stays so behind a power cut.
+
+Which proposals are the last few is told by when they were written, not by their rounds: a server that went back to an
+older checkpoint counts rounds anew, and what was proposed in the rounds that were lost has the highest numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from clients.durable import replace_durably
 log = logging.getLogger(__name__)
 
 _PROPOSALS = 3
-"""Proposals kept beside the state that holds."""
+"""Proposals kept beside the state that holds, and the new one."""
+_WRITTEN = "written"
+"""Key in a file's metadata: rounds of its states, in the order in which they were written."""
 
 State = Mapping[str, NDArray[np.float32]]
 
@@ -70,32 +75,33 @@ class ClientStore:
     ) -> None:
         """Writes the state that holds if the server takes this round's update, beside the one that holds now.
 
-        Proposals of other rounds stay too, a few of them: a reply may come late and be the one that is taken. So do the
-        states of the rounds `kept`: the server may be sent back to a model that holds these.
+        Proposals of other rounds stay too, the last few that were written: a reply may come late and be the one that is
+        taken. So do the states of the rounds `kept`: the server may be sent back to a model that holds these.
         """
-        states = self._read(client)
-        proposed = sorted((number for number in states if number > included), reverse=True)
-        kept = {
-            number: states[number]
-            for number in (included, *kept, *proposed[:_PROPOSALS])
-            if number in states
-        }
-        kept[round_number] = dict(state)
+        before = self._read(client)
+        before.pop(round_number, None)
+        proposed = [number for number in before if number > included][-_PROPOSALS:]
+        stay = {included, *kept, *proposed}
+        states = {number: held for number, held in before.items() if number in stay}
+        states[round_number] = dict(state)
         tensors = {
-            f"{number}/{name}": v for number, held in kept.items() for name, v in held.items()
+            f"{number}/{name}": v for number, held in states.items() for name, v in held.items()
         }
+        told = {_WRITTEN: " ".join(map(str, states))}
         replace_durably(
-            self._path(client), lambda file: save_file(tensors, file), durable=self._durable
+            self._path(client), lambda file: save_file(tensors, file, told), durable=self._durable
         )
 
     def _read(self, client: int) -> dict[int, dict[str, NDArray[np.float32]]]:
-        """States by the round that they belong to."""
+        """States by the round that they belong to, in the order in which they were written."""
         path = self._path(client)
         states: dict[int, dict[str, NDArray[np.float32]]] = {}
         if not path.exists():
             return states
         try:
             with safe_open(path, framework="numpy") as file:
+                told = (file.metadata() or {}).get(_WRITTEN, "")
+                place = {int(number): index for index, number in enumerate(told.split())}
                 for key in file.keys():  # noqa: SIM118 - the file is no mapping
                     number, _, name = key.partition("/")
                     states.setdefault(int(number), {})[name] = file.get_tensor(key)
@@ -107,7 +113,8 @@ class ClientStore:
                 error,
             )
             return {}
-        return states
+        # What is not told of, in a file of an earlier version, counts as older than what is.
+        return {n: states[n] for n in sorted(states, key=lambda n: (place.get(n, -1), n))}
 
     def _path(self, client: int) -> Path:
         return self._root / f"client-{int(client)}.safetensors"

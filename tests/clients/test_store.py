@@ -107,3 +107,54 @@ def test_what_the_server_may_be_sent_back_to_is_kept_whatever_follows(tmp_path):
         )
     assert [value_of(store.load(0, included=number)) for number in (5, 10, 28)] == [5, 10, 28]
     assert store.load(0, included=7) == {}
+
+
+def number_of(state) -> int | None:
+    return int(state["control"][0]) if state else None
+
+
+def test_proposals_of_rounds_that_were_lost_do_not_push_out_those_that_count(tmp_path):
+    """The server went back to round 10 and counts anew; what the disk has of later rounds has the highest numbers."""
+    store, states = ClientStore(tmp_path), {n: {"control": vector(n)} for n in range(20)}
+    store.propose(0, 9, 10, states[10])
+    for number in (12, 14, 16):
+        store.propose(0, 10, number, states[number], [10])
+    for number in (11, 13, 15, 17):  # asked again and again before the first of them is taken
+        store.propose(0, 10, number, states[number], [10])
+        assert number_of(store.load(0, 11)) == 11
+        assert number_of(store.load(0, 10)) == 10
+    assert number_of(store.load(0, 17)) == 17
+    assert [store.load(0, number) for number in (12, 14, 16)] == [{}, {}, {}]
+
+
+def test_what_a_checkpoint_holds_is_kept_among_proposals_of_rounds_that_were_lost(tmp_path):
+    store = ClientStore(tmp_path)
+    for included, number in ((0, 4), (4, 8), (8, 12), (8, 14), (8, 16), (4, 5), (4, 6), (4, 7)):
+        store.propose(0, included, number, {"control": vector(number)}, [4, 8])
+    assert [number_of(store.load(0, number)) for number in (4, 8, 5, 6, 7)] == [4, 8, 5, 6, 7]
+
+
+@given(st.lists(st.sampled_from(["ask", "rush", "take", "save", "back"]), max_size=30), st.data())
+def test_the_state_follows_a_server_that_goes_back(tmp_path_factory, steps, data):
+    """Up to four replies are under way; two checkpoints are kept, and any of them may be the newest that is whole."""
+    store = ClientStore(tmp_path_factory.mktemp("store"))
+    held: dict[int, int] = {0: 0}  # by round: the number within the state
+    number, included, count, under_way = 0, 0, 0, []
+    checkpoints = [(0, 0, 0)]
+    for step in steps:
+        for _ in range({"ask": 1, "rush": 4}.get(step, 0)):
+            number, count = number + 1, count + 1
+            kept = [one for _, one, _ in checkpoints]
+            store.propose(0, included, number, {"control": vector(count)}, kept)
+            held[number], under_way = count, [*under_way, number][-4:]
+        if step == "take" and under_way:
+            included = data.draw(st.sampled_from(under_way))
+            under_way = [one for one in under_way if one > included]
+        elif step == "save" and number > checkpoints[-1][0]:
+            checkpoints = [*checkpoints, (number, included, held[included])][-2:]
+        elif step == "back":
+            del checkpoints[data.draw(st.integers(1, len(checkpoints))) :]
+            number, included, was = checkpoints[-1]
+            held, under_way = {**held, included: was}, []
+        for one in (included, *under_way):  # any of which may be the next that counts
+            assert number_of(store.load(0, one)) == (held[one] or None)
