@@ -1,16 +1,21 @@
-"""Jobs to results: on models that stay in memory, several clients at once where that is faster, what failed again."""
+"""Jobs to results: on models that stay in memory, several clients at once where that is faster, what failed again.
+
+Whatever is done for a job looks at a client's own examples, and what it raises may tell of one. So an error is that
+job's result, for the client to say or to keep to itself, and never leaves `Fitting.fit`.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from traceback import clear_frames
 
 import numpy as np
 from torch import nn
 
 from clients.resident import Arrays, ModuleMaker, OneModule, ResidentModel, Shapes, arrays_of
-from clients.retrying import Retrying, is_mean, kind_of
+from clients.retrying import Retrying, free_memory, is_mean, kind_of
 from clients.split.trainer import Turns
 from clients.tasks import Task
 from clients.trainers import SGD, Fit, FitJob
@@ -58,8 +63,8 @@ class Fitting:
         if not jobs:
             return []
         if isinstance(self._make, OneModule):
-            return self._fit_alike(jobs)
-        return [self._fit_alike([job])[0] for job in jobs]
+            return self._guarded(jobs)
+        return [self._guarded([job])[0] for job in jobs]
 
     def resident(self, shapes: Shapes, settings: Mapping[str, object]) -> ResidentModel:
         """The model that holds arrays of these names and shapes; those of the last few parts are kept.
@@ -79,6 +84,13 @@ class Fitting:
         self._models[key] = model
         return model
 
+    def _guarded(self, jobs: Sequence[FitJob]) -> Sequence[Fit | Exception]:
+        """As `_fit_alike`, with an error of whatever guards no job of its own as each job's result."""
+        try:
+            return self._fit_alike(jobs)
+        except Exception as error:  # of a user's own trainer, say
+            return [error] * len(jobs)
+
     def _fit_alike(self, jobs: Sequence[FitJob]) -> Sequence[Fit | Exception]:
         """Fits jobs that have one model in common."""
         try:
@@ -94,18 +106,36 @@ class Fitting:
         if isinstance(self._trainer, Turns):
             return results  # the session asks for a turn again, and what was told of an owner's key is counted
         return [
-            self._retrying.again(self._trainer, job, model, self._task, result)
-            if isinstance(result, Exception)
-            else result
+            self._again(job, model, result) if isinstance(result, Exception) else result
             for job, result in zip(jobs, results, strict=True)
         ]
 
+    def _again(self, job: FitJob, model: ResidentModel, error: Exception) -> Fit | Exception:
+        """What becomes of one failed job, whatever happens meanwhile: the others have their results."""
+        try:
+            return self._retrying.again(self._trainer, job, model, self._task, error)
+        except Exception as other:
+            return other
+
     def _in_pieces(self, job: FitJob, model: ResidentModel) -> FitJob:
-        """The job with as many examples at a time as fit."""
+        """The job with as many examples at a time as fit; one, where memory ran out before that was known.
+
+        Where it can't be told for another reason the job is as it was: training meets the same fault, is charged to a
+        privacy budget first, and tells of it no more than it may.
+        """
         ask, mends = self._micro_batch, getattr(self._trainer, "mends", frozenset[str]())
         if ask is None or "micro_batch" not in mends or not is_mean(self._task):
             return job
-        return replace(job, course=replace(job.course, micro_batch=ask(job, model, self._task)))
+        fits: int | None = 1
+        try:
+            fits = ask(job, model, self._task)
+        except Exception as error:  # of the task's own code, on this client's own examples
+            log.warning("client %d: what a batch takes is not known: %r", job.client, error)
+            if kind_of(error) != "memory":
+                return job
+            clear_frames(error.__traceback__)  # which hold what was measured
+            free_memory()
+        return replace(job, course=replace(job.course, micro_batch=fits))
 
     def _at_once(
         self, jobs: Sequence[FitJob], model: ResidentModel

@@ -8,7 +8,8 @@ what the fifth that is left free is for. To count each tensor instead would have
 the very devices that have none to spare.
 
 Gradients of the pieces add up to the batch's (`clients.trainers.course`), so that a device of little memory learns the
-same, only more slowly.
+same up to rounding, only more slowly; batch normalisation and dropout see the pieces (docs/retries.md). Since what is
+free is asked before each job, the same seed may give other bits on a machine that is busier.
 """
 
 from __future__ import annotations

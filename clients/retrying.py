@@ -2,7 +2,8 @@
 
 A fault that passes (an OSError of a disk, a RuntimeError of torch's) is met by the same job again after a wait: the
 same seed, and so the same bits as without the fault. Where memory ran out, as many examples at a time are halved, down
-to one, and gradients are those of the whole batch up to rounding (`Course.micro_batch`). Where a loss is not finite,
+to one, and gradients are those of the whole batch up to rounding, but for what batch normalisation and dropout make of
+pieces (`Course.micro_batch`, docs/retries.md). Where a loss is not finite,
 the job goes on at a lower learning rate from the last local epoch that went well: it is trained anew up to there, in
 the same steps, so that nothing is held in memory for a fault that may not come.
 
