@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
 from fl_app.services.checkpoint import Checkpoints, Found
-from fl_app.services.files import remove_leftovers, write_atomically
+from fl_app.services.files import remove_leftovers, sync_folder, write_atomically
 from fl_app.services.summary import NAME, read_summary
 from strategies.state import State
 
@@ -61,6 +61,9 @@ class RunFolder:
             raise self._refused(
                 "run_name", "another process is running there; wait for it, or name another run"
             ) from None
+        except (FileExistsError, NotADirectoryError) as error:
+            told = f"{error.filename} is a file where a folder is needed: move it away, or name another"
+            raise self._refused("run_name", told) from error
         except OSError as error:
             raise self._refused("output_dir", f"it can't be written ({error.strerror})") from error
         try:
@@ -117,10 +120,7 @@ class RunFolder:
 
     def _earlier(self, num_clients: int, data_hash: str) -> State | None:
         if self._config.resume == "never":
-            self._set_spending_aside()
-            for name in ("checkpoints", "clients", "sums", "privacy"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            self.summary.unlink(missing_ok=True)
+            self._clear()
             return None
         return self.found(num_clients, data_hash)
 
@@ -138,7 +138,10 @@ class RunFolder:
             )
         state = self._newest()
         if state is None and self._config.resume == "must":
-            raise self._refused("resume", "there is no whole checkpoint to resume from")
+            raise self._refused(
+                "resume",
+                "there is no whole checkpoint to resume from: name the run's own run_name, or begin with resume=auto",
+            )
         begun = None if state is None else (state.get("config_hash"), state.get("num_clients"))
         if begun is not None and begun[0] != self._config.identity_hash():
             raise self._refused(
@@ -179,16 +182,42 @@ class RunFolder:
             )
         return None
 
+    def _clear(self) -> None:
+        """Removes what an earlier run left, in an order that loses no charge wherever it is cut off.
+
+        Without its checkpoints a run begins anew and still counts what its ledger says; with them, and the ledger gone,
+        it would count what the checkpoint knew of.
+
+        Raises:
+            ConfigError: something can't be removed.
+        """
+        try:
+            checkpoints, gone = self.path / "checkpoints", self.path / "checkpoints.gone"
+            if gone.exists():
+                shutil.rmtree(gone)
+            if checkpoints.exists():
+                checkpoints.rename(gone)
+                sync_folder(self.path)
+            self._set_spending_aside()
+            for name in ("checkpoints.gone", "clients", "sums", "privacy"):
+                if (self.path / name).exists():
+                    shutil.rmtree(self.path / name)
+            self.summary.unlink(missing_ok=True)
+        except OSError as error:
+            told = f"what is there can't be removed ({error.strerror}: {error.filename})"
+            raise self._refused("resume", f"{told}; mend that, or name another run_name") from error
+
     def _set_spending_aside(self) -> None:
         """Keeps what an earlier run here has spent of privacy on record: beginning anew gives nothing back."""
         spent = [*self.path.glob("privacy/*.jsonl"), *self.path.glob("clients/*.spent")]
         if not spent:
             return
-        number = 1 + sum(1 for _ in self.path.glob("spent-*"))
-        aside = self.path / f"spent-{number}"
+        taken = [int(n) for path in self.path.glob("spent-*") if (n := path.name[6:]).isdecimal()]
+        aside = self.path / f"spent-{max(taken, default=0) + 1}"
         aside.mkdir()
         for file in spent:
             file.rename(aside / file.name)
+        sync_folder(aside)
         privacy = (read_summary(self.summary) or {}).get("privacy")
         epsilon = privacy.get("epsilon") if isinstance(privacy, dict) else None
         told = f"ε = {epsilon:.4g}" if isinstance(epsilon, float) else "some privacy"

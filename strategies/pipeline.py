@@ -306,11 +306,18 @@ class Pipeline:
         if self.breaker is not None:
             self.breaker.answered(client)
 
-    def failed(self, client: int) -> None:
-        """A client was asked, and nothing came."""
-        self.timings.failed(client)
-        if self.breaker is not None:
-            self.breaker.failed(client)
+    def over(self, silent: Iterable[int], *, heard: bool) -> None:
+        """A version is made, or given up: clients of which nothing came have failed, but where nothing came of anybody.
+
+        Args:
+            silent: logical ids; who has answered in another attempt is none.
+            heard: whether any client was. A server that is cut off must not find all circuits open when it is back.
+        """
+        if self.breaker is None or not heard:
+            return
+        for client in sorted(silent):
+            if self.timings.failures(client):
+                self.breaker.failed(client)
 
     @property
     def _apart(self) -> frozenset[int]:

@@ -21,6 +21,8 @@ from strategies.state import State
 
 _LEAST_GAIN = 0.25
 """What the newest reply counts of a client's mean, once there are four of them."""
+_LOST = 3
+"""Failures in a row from which on a client is not expected to answer."""
 _FIRST_ROWS = 64
 
 _Number = TypeVar("_Number", np.int64, np.float64)
@@ -68,6 +70,18 @@ class Timings:
         self._times[row] = mean + gain * (seconds - mean), spread + gain * (off - spread)
         self._counts[row, :2] = replies, 0
 
+    def late(self, client: int, seconds: float) -> None:
+        """A client that has answered before has not done so within this time: it is taken to need twice as long.
+
+        As TCP doubles a time-out that has expired (Karn & Partridge 1987, "Improving Round-Trip Time Estimates in
+        Reliable Transport Protocols"). Else a deadline that follows from these times would never grow again when
+        clients slow down. The next reply counts half.
+        """
+        row = self._row(client)
+        if self._counts[row, 0]:
+            self._times[row, 0] = max(self._times[row, 0], 2 * seconds)
+            self._counts[row, 0] = 1
+
     def failed(self, client: int) -> None:
         """A client has answered with an error, or not in time."""
         row = self._row(client)
@@ -109,7 +123,8 @@ class Timings:
         """The time within which a share q of these clients answers on average; None where that is not known.
 
         Whoever was never heard of counts as slower than all others: the few who have been measured must not speak for
-        the many who have not. Whoever has failed and never answered is not counted: nothing tells that it will.
+        the many who have not. Whoever has failed and never answered, or three times since it did, is not counted:
+        nothing tells that it will.
 
         Args:
             q: in (0, 1].

@@ -34,7 +34,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -44,7 +44,12 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes names in a folder durable: what was renamed, made or removed there.
+
+    Raises:
+        OSError: the disk has failed.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

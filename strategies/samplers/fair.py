@@ -15,8 +15,8 @@ Fairness Guarantee", section IV:
 speeds and however they change. For where i is asked and j is not, c_i + s ≥ c_j, so that c_j − (c_i − 1) ≤ s + 1
 afterwards, and no other two move apart. Credits add up to 0, so each device has been asked within s + 1 rounds of its
 share T·m/n. A device that is away earns and owes nothing, and its share is Σ m/n over the rounds in which it was there.
-Then no more is proved than for any such scheme: an adversary who says who is there can drive credits apart as far as n/2
-(the carpool problem: Ajtai et al. 1998, "Fairness in Scheduling"). Where devices come and go by chance, tests hold
+Then no more is proved than for any such scheme: an adversary who says who is there can drive credits apart as far as
+n/2 (the carpool problem: Ajtai et al. 1998, "Fairness in Scheduling"). Where devices come and go by chance, tests hold
 them near. The same goes for clients asked beside a cohort (`scheduler.over_selection`), who are drawn from the rest.
 
 It knows clients' ids and what their requests took; not what they send.

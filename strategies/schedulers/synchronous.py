@@ -29,7 +29,7 @@ from strategies.hooks import RoundView
 from strategies.protocols import Event, Job, Picker, Refusal, Request, Session
 from strategies.ranges import Ranged
 from strategies.schedulers.raced import ENOUGH, OVER_SELECTION, Raced, Shortened
-from strategies.schedulers.tally import Meter, Tally, admitted, following, measured
+from strategies.schedulers.tally import Meter, Tally, admitted, following, measured, trains
 from strategies.schedulers.waiting import Waiting
 from strategies.server_models import ServerModel
 from strategies.update import Update
@@ -264,7 +264,10 @@ class _Round:
             elif served := waiting.over(exchange.now()):
                 events = self._without(waiting, served)
             else:
-                exchange.abandon(waiting.given_up())
+                exchange.abandon(left := waiting.given_up())
+                for request in filter(trains, left):
+                    waited = self.patience if phased else exchange.now() - began
+                    self.pipeline.timings.late(request.client, waited)
                 events = following(session, None)
                 deadline = exchange.now() + self.patience
             requests = [event for event in events if isinstance(event, Request)]

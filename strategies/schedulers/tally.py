@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from strategies.admission import FAILURES, is_wrong
 from strategies.hooks import RoundView
 from strategies.metrics import add_metrics, mean_metrics
-from strategies.protocols import Accumulator, Event, Refusal, Reply, Session, Void
+from strategies.protocols import Accumulator, Event, Refusal, Reply, Request, Session, Void
 from strategies.server_models import ServerModel
 from strategies.update import Update
 from strategies.wire import TRAINS, Refused, config_of
@@ -38,6 +38,7 @@ class Tally:
         void: why the last attempt gave no aggregate, or fewer sums than were planned.
         staleness: of each update that was taken, where they have one.
         figures: what the combiner says of the last attempt.
+        silent: clients of which nothing came in some attempt.
     """
 
     sampled: int = 0
@@ -50,6 +51,7 @@ class Tally:
     void: str = ""
     staleness: list[int] = field(default_factory=list)
     figures: Mapping[str, float] = field(default_factory=dict)
+    silent: set[int] = field(default_factory=set)
 
     def combined(
         self, accumulator: Accumulator, pipeline: Pipeline, refused: int = 0
@@ -115,6 +117,9 @@ class Meter:
         void: bool,
     ) -> RoundView:
         """The version that has just been made; who sent what is judged here."""
+        pipeline.over(
+            tally.silent, heard=not void or tally.rejected > 0 or tally.failed < tally.sampled
+        )
         flagged = pipeline.judge(model.version, [] if void else tally.updates, tally.refusals)
         return RoundView(
             round=model.version,
@@ -135,6 +140,11 @@ class Meter:
         )
 
 
+def trains(request: Request) -> bool:
+    """Whether a client is asked to train, or to take its last turn."""
+    return request.kind == "train" and bool(config_of(request.content).get(TRAINS, True))
+
+
 def measured(pipeline: Pipeline, reply: Reply, since: float | None = None) -> None:
     """Notes what a client took to train, where that is what it has answered.
 
@@ -145,8 +155,7 @@ def measured(pipeline: Pipeline, reply: Reply, since: float | None = None) -> No
             nothing; None for what the reply itself took.
     """
     request, seconds = reply.request, reply.seconds if since is None else since
-    trains = request.kind == "train" and config_of(request.content).get(TRAINS, True)
-    if trains and reply.content is not None and seconds is not None:
+    if trains(request) and reply.content is not None and seconds is not None:
         pipeline.answered(request.client, seconds)
 
 
@@ -190,7 +199,8 @@ def admitted(
             pipeline.admission.record(client, refused)
             tally.refused(client, refused)
             if refused.reason in FAILURES:
-                pipeline.failed(client)
+                pipeline.timings.failed(client)
+                tally.silent.add(client)
         case Void(reason, wrong):
             log.warning("no sum: %s", reason)
             tally.void = reason

@@ -318,3 +318,20 @@ def test_a_breaker_changes_no_claim():
     with_one, without = promised(sampler), promised(sampler)
     without.breaker = None
     assert with_one.check() == without.check()
+
+
+def test_a_server_that_is_cut_off_finds_no_circuit_open_when_it_is_back():
+    pipeline = Pipeline(breaker=CircuitBreaker(failures=2))
+    for number in range(1, 6):
+        pipeline.breaker.allowed(range(4), number)
+        for client in range(4):
+            pipeline.timings.failed(client)
+        pipeline.over(range(4), heard=False)
+    assert pipeline.breaker.open == []
+    for number in range(6, 8):
+        pipeline.breaker.allowed(range(4), number)
+        for client in range(3):
+            pipeline.timings.failed(client)
+        pipeline.answered(3, 1.0)
+        pipeline.over(range(4), heard=True)  # who has answered after all is none that failed
+    assert pipeline.breaker.open == [0, 1, 2]

@@ -293,7 +293,8 @@ def test_cutting_needs_no_network_and_leaves_no_file(tmp_path):
         "TMPDIR": str(folders["TMPDIR"]),
     }
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
+        # typer imports names that click deprecates
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", script],
         cwd=folders["cwd"],
         env=environment,
         capture_output=True,
