@@ -226,7 +226,8 @@ class SGD(Ranged):
     ) -> tuple[Tensor, list[Tensor]]:
         """A batch's loss and its gradients in the shapes of `model.travelling`, of so many examples at a time.
 
-        In pieces, the loss is the mean of the pieces' losses by their sizes, and so are its gradients.
+        In pieces, the loss is the mean of the pieces' losses by their sizes, and so are its gradients. Pieces are of
+        nearly equal size: with a last one of a single example batch normalisation can't work.
         """
         device, count = model.flat.device, len(targets)
         amp = self.amp and device.type == "cuda"
@@ -235,11 +236,12 @@ class SGD(Ranged):
                 loss = task.loss(model.module(inputs), targets)
             return loss.detach(), model.gradients(loss)
         total, gradients = torch.zeros((), device=device), list[Tensor]()
-        for begin in range(0, count, micro_batch):
-            piece = slice(begin, begin + micro_batch)
-            share = len(targets[piece]) / count
+        pieces = math.ceil(count / micro_batch)
+        for some, their in zip(
+            inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True
+        ):
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                loss = task.loss(model.module(inputs[piece]), targets[piece]) * share
+                loss = task.loss(model.module(some), their) * (len(their) / count)
             found = model.gradients(loss)
             with torch.no_grad():
                 total += loss.detach()

@@ -81,7 +81,7 @@ class _Doctor:
             *self._way(),
             Check("task", self._task),
             Check("node config", self._node_config, ("task",)),
-            Check("battery", self._battery),
+            Check("battery", self._battery, ("node config",)),
             Check("data", lambda: self._device.data(), ("task", "node config")),
             Check("training step", self._step, ("data",)),
             Check("memory", lambda: machine.memory(self._needed)),

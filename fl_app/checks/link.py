@@ -79,7 +79,7 @@ class Link:
         host, colon, port = address.rpartition(":")
         host = host.strip("[]")
         if not colon or not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-            raise AddressError(f"{address!r} is not HOST:PORT, as in fl.example.org:8000")
+            raise AddressError(f"{address!r} is not HOST:PORT, as in fl.example.org:9092")
         self.host, self.port, self._ca = host, int(port), ca
         self._plain = False
         self.answer: Answer | None = None

@@ -68,6 +68,14 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"unknown kind {kind}" + (f"; did you mean {guess}?" if guess else ""))
     try:
         return makers[kind](rest)
+    except FileNotFoundError as error:
+        mend = (
+            ""
+            if kind == "show"
+            else ": make an authority first, trellis certs authority DIR, or bring its files"
+        )
+        print(f"trellis certs {kind}: {error.filename} is not there{mend}", file=sys.stderr)
+        return REFUSED
     except (OSError, ValueError) as error:
         print(f"trellis certs {kind}: {error}", file=sys.stderr)
         return REFUSED

@@ -12,10 +12,10 @@ from fl_app.cli.run import add_choices, find_own_classes
 _EXAMPLES = """examples:
   trellis doctor
       the machine alone: versions, disks, memory for the default run, leftovers
-  trellis doctor --superlink fl.example.org:8000 --ca ca.pem --key nodes/hospital-a \\
+  trellis doctor --superlink fl.example.org:9092 --ca ca.pem --key nodes/hospital-a \\
       --node-config 'partition-id=3 num-partitions=10' task=csv task.path=/data/patients.csv task.target=outcome
       a node as it will be started: with the options of flower-supernode, and the run's overrides
-  trellis doctor --superlink 10.0.0.5:8000 --json
+  trellis doctor --superlink 10.0.0.5:9092 --json
       for programs: {"go": …, "checks": [{"name", "state", "said", "mend"}, …]}
 
 It sends the SuperLink one question for its health, and registers nothing.

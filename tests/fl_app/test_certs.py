@@ -288,7 +288,7 @@ class TestCommand:
             (["authority", "{}", "--days", "0"], "1 to 36500"),
             (["all", "{}", "--nodes", "-1"], "0 or more"),
             (["server", "{}"], "ca.key"),
-            (["show", "{}/none"], "No such file"),
+            (["show", "{}/none"], "is not there"),
         ],
     )
     def test_what_cannot_be_done_says_why(
