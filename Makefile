@@ -39,7 +39,6 @@ demo-deployment: $(INSTALLED) ## Run 3 rounds on a real SuperLink and two SuperN
 	$(BIN)/python -m fl_app.flower --deployment --supernodes 2 \
 		task=digits num_clients=2 rounds=3 run_name=demo-deployment resume=never $(ARGS)
 
-# Counting lines makes our own code take twice as long (CPython 3.11), so that `test-all` alone does it.
 demo-secure: $(INSTALLED) ## The same with TLS and node authentication
 	$(BIN)/python -m fl_app.flower --deployment --secure --supernodes 2 \
 		task=digits num_clients=2 rounds=3 run_name=demo-secure resume=never $(ARGS)
@@ -69,6 +68,7 @@ supernode: $(INSTALLED) ## Start SuperNode NODE=0 of SUPERLINK=host:port in the 
 		--root-certificates $(CERTS)/ca.pem --auth-supernode-private-key $(CERTS)/nodes/node-$(NODE) \
 		--port $$((9094 + $(NODE))) --node-config 'partition-id=$(NODE) num-partitions=$(NODES)' $(ARGS)
 
+# Counting lines makes our own code take twice as long (CPython 3.11), so that `test-all` alone does it.
 test: lint ## Check style, types and imports, then run all but the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 

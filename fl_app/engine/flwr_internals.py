@@ -112,7 +112,12 @@ def stamped_reply(reply: Message, request: Metadata, message_id: str, elapsed: f
     return whole_message(metadata, reply.content)
 
 
-def message_unavailable(reply_to: str, run_id: int, message_id: str) -> Message:
+_GONE = "the message expired before its reply was fetched, was pulled before, or never existed"
+
+
+def message_unavailable(
+    reply_to: str, run_id: int, message_id: str, reason: str = _GONE
+) -> Message:
     """The error that Flower gives for a message that expired, was pulled before or never was.
 
     As in Flower it carries neither the group nor the type of what was asked: the SuperLink no longer has it.
@@ -128,7 +133,6 @@ def message_unavailable(reply_to: str, run_id: int, message_id: str) -> Message:
         ttl=0.0,
         message_type=SYSTEM_MESSAGE_TYPE,
     )
-    reason = "the message expired before its reply was fetched, was pulled before, or never existed"
     return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
 
 

@@ -23,13 +23,10 @@ from itertools import islice
 from typing import Any
 
 import httpx
-from flwr.app import Error, Message, Metadata
-from flwr.app.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.app import Message
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
@@ -40,6 +37,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid import HttpGrid
 
+from fl_app.engine.flwr_internals import message_unavailable
 from fl_app.flower.grid import GridAround
 from strategies.sizes import count_bytes
 
@@ -176,7 +174,7 @@ class BoundedGrid(GridAround):
                 announced.wait = min(2 * announced.wait, _LATER)
                 return None
             told = f"the reply was not uploaded to its end: {error!s:.200}"
-            return _unavailable(run_id, answered, told)
+            return message_unavailable(answered, run_id, "", told)
         except ReplyTooLargeError as error:
             return self._refused(client, metadata, str(error))
         self._confirm(client, run_id, metadata.message_id)
@@ -184,9 +182,11 @@ class BoundedGrid(GridAround):
             inflated = inflate_object_from_contents(metadata.message_id, contents)
         except _UNREADABLE as error:
             told = f"the reply cannot be read: {type(error).__name__}: {error!s:.100}"
-            return _unavailable(run_id, answered, told)
+            return message_unavailable(answered, run_id, "", told)
         if not isinstance(inflated, Message):
-            return _unavailable(run_id, answered, f"the reply is a {type(inflated).__name__}")
+            return message_unavailable(
+                answered, run_id, "", f"the reply is a {type(inflated).__name__}"
+            )
         inflated.metadata.__dict__["_message_id"] = metadata.message_id
         return inflated
 
@@ -195,7 +195,7 @@ class BoundedGrid(GridAround):
         log.warning("a reply is refused before it is read: %s", told)
         self._confirm(client, self.run.run_id, metadata.message_id)
         reason = f"the reply is too large: {told}"
-        return _unavailable(self.run.run_id, metadata.reply_to_message_id, reason)
+        return message_unavailable(metadata.reply_to_message_id, self.run.run_id, "", reason)
 
     def _confirm(self, client: Any, run_id: int, message_id: str) -> None:
         """Lets the SuperLink drop what it holds of a message."""
@@ -215,7 +215,7 @@ class BoundedGrid(GridAround):
             return message
         told = f"the reply is too large: it has {size:,} bytes, {self._most:,} at most"
         log.warning("a reply is refused: %s", told)
-        return _unavailable(self.run.run_id, message.metadata.reply_to_message_id, told)
+        return message_unavailable(message.metadata.reply_to_message_id, self.run.run_id, "", told)
 
 
 class _Budget:
@@ -282,19 +282,3 @@ class _Watch:
         except ReplyTooLargeError:
             response.close()
             raise
-
-
-def _unavailable(run_id: int, answered: str, reason: str) -> Message:
-    """An error in the place of a reply."""
-    metadata = Metadata(
-        run_id=run_id,
-        message_id="",
-        src_node_id=SUPERLINK_NODE_ID,
-        dst_node_id=SUPERLINK_NODE_ID,
-        reply_to_message_id=answered,
-        group_id="",
-        created_at=0.0,
-        ttl=0.0,
-        message_type=SYSTEM_MESSAGE_TYPE,
-    )
-    return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
