@@ -62,8 +62,10 @@ class RunFolder:
                 "run_name", "another process is running there; wait for it, or name another run"
             ) from None
         except (FileExistsError, NotADirectoryError) as error:
-            told = f"{error.filename} is a file where a folder is needed: move it away, or name another"
-            raise self._refused("run_name", told) from error
+            file = next(place for place in (self.path, *self.path.parents) if place.exists())
+            key = "run_name" if file == self.path else "output_dir"
+            told = f"{file} is a file where a folder is needed: move it away, or name another"
+            raise self._refused(key, told) from error
         except OSError as error:
             raise self._refused("output_dir", f"it can't be written ({error.strerror})") from error
         try:

@@ -54,10 +54,10 @@ def test_what_is_in_memory_already_is_turned_away_and_the_other_replies_pass():
     [
         ([], 64e6, 80e6),  # a small model
         (["collector=ckks"], 64e6, 160e6),
-        (["strategy=split_lora", "task=docstrings"], 1e9, 1e9),
+        (["experiment=encrypted"], 1e9, 1e9),
         (["admission.max_reply_mb=3"], 3e6, 3e6),
     ],
-    ids=["plain", "ckks", "split", "told"],
+    ids=["plain", "ckks", "turns", "told"],
 )
 def test_what_a_reply_may_have_follows_from_the_model_and_the_collector(overrides, least, most):
     assert least <= Assembly(compose(overrides)).most_reply_bytes <= most

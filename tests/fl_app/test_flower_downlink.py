@@ -10,7 +10,7 @@ import pytest
 
 from fl_app.flower import run_flower
 from fl_app.flower.bundle import BUNDLE
-from fl_app.flower.link import Deployment
+from fl_app.flower.deployment import Deployment
 from tests.fl_app.test_flower_backend import nothing_left  # noqa: F401 - a fixture for all of these
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower"), pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from fl_app.cli.main import main
 from fl_app.flower import run_flower
 from fl_app.flower.bundle import BUNDLE
-from fl_app.flower.link import Deployment
+from fl_app.flower.deployment import Deployment
 from tests.fl_app.test_encrypted_runs import ENCRYPTED, EXACT, STEP, TWIN, initial
 from tests.fl_app.test_flower_backend import nothing_left  # noqa: F401 - a fixture for all of these
 from tests.fl_app.test_run import model_of, run

@@ -237,7 +237,9 @@ def test_ctrl_c_stops_everything_and_the_same_command_goes_on(start, tmp_path: P
     again = [*SMALL, *seeds, f"rounds={target}", f"output_dir={runs}", "--jobs", "2"]
     assert main(["run", "-m", *again]) == 0
     assert [rounds_of(folder) for folder in folders] == [target] * 3
-    assert f"goes on after round {done[0]}" in (folders[0] / "output.log").read_text()
+    # A round that is saved and not told of yet when the signal comes is not lost.
+    said = (folders[0] / "output.log").read_text()
+    assert any(f"goes on after round {number}" in said for number in (done[0], done[0] + 1))
 
 
 @pytest.mark.slow

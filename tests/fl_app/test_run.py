@@ -190,8 +190,10 @@ def test_parts_that_clash_are_a_configuration_error(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="output_dir"):
+    with pytest.raises(ConfigError, match=r"output_dir .*/file is a file where a folder is needed"):
         run(tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"run_name .*/file is a file where a folder is needed"):
+        run(tmp_path, "run_name=file")
 
 
 def trellis(*arguments: str, **options) -> subprocess.Popen:
