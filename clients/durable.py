@@ -20,7 +20,10 @@ def replace_durably(path: Path, write: Callable[[Path], object], *, durable: boo
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
     try:
+        # Made before it is written: for others it must not be there to open meanwhile.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         write(temporary)
         temporary.chmod(0o600)
         if durable:

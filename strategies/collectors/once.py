@@ -146,7 +146,7 @@ class Once:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self._folder / _BOOK)
+        _name(temporary, self._folder / _BOOK)
 
     def _read_book(self) -> None:
         path = None if self._folder is None else self._folder / _BOOK
@@ -173,7 +173,7 @@ class Once:
         save_file(tensors, temporary, {"sums": json.dumps(about)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _name(temporary, path)
 
     def _read_sums(self, model: bytes, layouts: Mapping[str, Layout]) -> list[Update]:
         if self._folder is None:
@@ -198,6 +198,16 @@ class Once:
     @staticmethod
     def _file(folder: Path, model: str) -> Path:
         return folder / f"{model[:16]}.safetensors"
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Gives a file that is on the disk its name there: after a power cut clients must not know more than the server."""
+    temporary.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _models(book: Mapping[str, Any]) -> dict[str, _Model]:
