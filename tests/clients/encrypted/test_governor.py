@@ -115,6 +115,7 @@ def test_what_changes_the_model_goes_at_critical_and_only_where_it_is_allowed(ho
     batch.changed = lambda value: hog.free() if value == 2 else None
     with governed(limit(allow=("smaller batch",)), hog, batch, hidden) as governor:
         hog.take(95)
+        until(lambda: governor.tier is Tier.CRITICAL)  # it has been looked at
         until(lambda: governor.check() is Tier.NORMAL)
         assert done(governor, "shed") == 2 * ["smaller batch"]
         assert all(action.tier is Tier.CRITICAL for action in governor.actions)
