@@ -39,6 +39,7 @@ class Tally:
         staleness: of each update that was taken, where they have one.
         figures: what the combiner says of the last attempt.
         silent: clients of which nothing came in some attempt.
+        heard: whether an update was taken.
     """
 
     sampled: int = 0
@@ -52,6 +53,7 @@ class Tally:
     staleness: list[int] = field(default_factory=list)
     figures: Mapping[str, float] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
+    heard: bool = False
 
     def combined(
         self, accumulator: Accumulator, pipeline: Pipeline, refused: int = 0
@@ -86,6 +88,7 @@ class Tally:
 
     def taken(self, update: Update, pipeline: Pipeline) -> None:
         """One decoded update is in; under a promise no figure of the updates themselves is seen."""
+        self.heard = True
         if pipeline.privacy is None:
             add_metrics(self.metrics, update.metrics, update.weight)
         else:
@@ -117,9 +120,7 @@ class Meter:
         void: bool,
     ) -> RoundView:
         """The version that has just been made; who sent what is judged here."""
-        pipeline.over(
-            tally.silent, heard=not void or tally.rejected > 0 or tally.failed < tally.sampled
-        )
+        pipeline.over(tally.silent, heard=tally.heard or tally.failed < tally.sampled)
         flagged = pipeline.judge(model.version, [] if void else tally.updates, tally.refusals)
         return RoundView(
             round=model.version,

@@ -297,6 +297,15 @@ def test_nobody_takes_the_place_of_a_client_at_rest_where_noise_rests_on_the_dra
     assert pipeline.draw(range(10, 20), seed=0, round_number=4, attempt=1) == []
 
 
+def test_a_server_that_is_cut_off_spends_no_rounds_on_nobody_once_it_is_back():
+    """A central promise releases noise for a round of which nothing came: that is no round in which all have failed."""
+    nodes = dict.fromkeys(range(20), silent)
+    pipeline = promised(Uniform(fraction=1.0, population=20))
+    views, _, _ = run(nodes, pipeline, 6)
+    assert [view.sampled for view in views] == [20] * 6
+    assert pipeline.breaker.open == []
+
+
 def test_without_one_the_cohort_is_whole():
     pipeline = broken(sampler=Uniform(fraction=0.5, population=20))
     pipeline.check()
