@@ -77,7 +77,8 @@ class CircuitBreaker(Ranged):
         super().__post_init__()
         if self.rest > self.most_rest:
             raise ValueError(
-                f"CircuitBreaker.rest = {self.rest}: at most most_rest = {self.most_rest}"
+                f"rest = {self.rest} is longer than most_rest = {self.most_rest}: raise breaker.most_rest, or lower"
+                f" breaker.rest"
             )
 
     def check(self, claim: Claim) -> Claim:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from fl_app.config import catalogue
 from fl_app.config.faults import ABSENT, Fault, unknown_key
 from fl_app.config.parameters import (
     InadmissibleError,
@@ -119,9 +120,12 @@ class Checker:
 
     def _part(self, parameter: Parameter, part: Part, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
-            self._refuse(
-                path, "must be a choice of the group, or hold a _target_ and its settings", value
+            told = (
+                "must be a choice of the group, or hold a _target_ and its settings"
+                if path in catalogue.groups()
+                else f"is no group that has choices: set its keys, {path}.…="
             )
+            self._refuse(path, told, value)
             return ABSENT
         settings = [key for key in value if key != "_target_"]
         if value.get("_target_") is None:

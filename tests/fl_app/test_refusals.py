@@ -52,7 +52,7 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_overrides() -> None:
         ("runtime.dropout=1.1", "runtime.dropout = 1.1", "must be between 0 and 1"),
         ("runtime.devices.latncy=1", "runtime.devices.latncy", "unknown key; did you mean runtime.devices.latency?"),
         ("runtime.devices.dropout=1", "runtime.devices.dropout = 1", "is filled in by the application"),
-        ("runtime.devices=3", "runtime.devices = 3", "must be a choice of the group, or hold a _target_"),
+        ("runtime.devices=3", "runtime.devices = 3", "is no group that has choices: set its keys, runtime.devices.…="),
         ("model.num_classes=3", "model.num_classes = 3", "is filled in by the application"),
         ("lr=1", "lr", "unknown key; did you mean client.lr or server.lr?"),
         ("cleint.lr=1", "cleint.lr", "unknown key; did you mean client.lr?"),
