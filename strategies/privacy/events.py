@@ -1,13 +1,15 @@
 """What one release costs, as data. A mechanism says which release it will make; accountants say what many come to.
 
-Events hold numbers and no opinion: a noise multiplier is noise over sensitivity, whoever made the noise, and a claim of
-amplification is made by naming how the units were sampled. What an accountant does not know it refuses.
+Events hold numbers and no opinion, and go to plain data and back: a noise multiplier is noise over sensitivity, whoever
+made the noise, and a claim of amplification is made by naming how the units were sampled. What an accountant does not
+know it refuses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -67,3 +69,40 @@ class LatticeRelease(Ranged):
 
 Release = GaussianRelease | LatticeRelease
 """One release."""
+
+_KINDS: Mapping[str, type[GaussianRelease] | type[LatticeRelease]] = {
+    "gaussian": GaussianRelease,
+    "lattice": LatticeRelease,
+}
+
+
+def release_to_data(release: Release) -> dict[str, Any]:
+    """A release as numbers and strings: its kind, and its fields."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(release, cls))
+    return {"kind": kind, **asdict(release)}
+
+
+def release_from_data(data: Mapping[str, Any]) -> Release:
+    """The release of `release_to_data`.
+
+    Raises:
+        ValueError: the kind is not known, a field is missing, unknown or of a wrong kind, or out of its range.
+    """
+    cls = _KINDS.get(str(data.get("kind")))
+    if cls is None:
+        raise ValueError(f"a release of unknown kind: {dict(data)}")
+    values = {key: value for key, value in data.items() if key != "kind"}
+    expected = {field.name: field.type for field in fields(cls)}
+    if values.keys() != expected.keys():
+        raise ValueError(f"a {data['kind']} release has {sorted(expected)}, not {sorted(values)}")
+    for key, value in values.items():
+        kinds = (
+            int
+            if "int" in str(expected[key])
+            else int | float
+            if "float" in str(expected[key])
+            else str
+        )
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"a {data['kind']} release's {key} can't be {value!r}")
+    return cls(**values)

@@ -17,7 +17,8 @@ from typing import Any
 from flwr.serverapp import GaussianPrivacyEvent, PrivacyConfig, PrivacySpent
 from flwr.supercore.privacy_accounting import SamplingMethod
 
-from strategies.privacy.accountants import AccountantName, make_accountant, require_delta
+from strategies.privacy.accountants import AccountantName, make_accountant
+from strategies.privacy.composition import require_delta
 from strategies.privacy.events import GaussianRelease, Relation, Sampling
 
 _RELATIONS: dict[str, Relation] = {

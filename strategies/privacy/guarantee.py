@@ -22,8 +22,9 @@ from annotated_types import Ge, Gt, Lt
 
 from strategies import plain_json
 from strategies.contract import Claim, ContractError, Visibility, name_of
-from strategies.privacy.accountants import Accountant, calibrate, make_accountant
+from strategies.privacy.accountants import calibrate, make_accountant
 from strategies.privacy.budget import BudgetSpentError
+from strategies.privacy.composition import Accountant
 from strategies.privacy.events import GaussianRelease, Relation, Release
 from strategies.privacy.ledger import Ledger
 from strategies.protocols import Stage

@@ -17,8 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from strategies.privacy.accountants import release_from_data, release_to_data
-from strategies.privacy.events import Release
+from strategies.privacy.events import Release, release_from_data, release_to_data
 from strategies.privacy.journal import Journal
 
 FORMAT = "trellis-privacy-ledger-1"

@@ -19,7 +19,7 @@ from typing import Self
 
 from scipy.special import log_ndtr
 
-from strategies.privacy.accountants import Composition, require_delta, require_epsilon
+from strategies.privacy.composition import Composition, require_delta, require_epsilon
 from strategies.privacy.events import GaussianRelease, Relation, Release
 from strategies.privacy.sums import Part, Sum
 

@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 from opacus.accountants import PRVAccountant
 
-from strategies.privacy.accountants import require_delta, require_epsilon
+from strategies.privacy.composition import require_delta, require_epsilon
 from strategies.privacy.pld import PLD, gaussian_delta, gaussian_epsilon
 
 _LEAST_DELTA = 1e-10

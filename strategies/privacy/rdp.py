@@ -35,7 +35,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import (
 )
 from numpy.typing import NDArray
 
-from strategies.privacy.accountants import Composition, require_delta, require_epsilon
+from strategies.privacy.composition import Composition, require_delta, require_epsilon
 from strategies.privacy.events import GaussianRelease, Relation, Release
 from strategies.privacy.lattice import renyi
 

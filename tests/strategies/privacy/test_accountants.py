@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from strategies.privacy.accountants import (
-    AccountantName,
-    calibrate,
-    make_accountant,
+from strategies.privacy.accountants import AccountantName, calibrate, make_accountant
+from strategies.privacy.events import (
+    GaussianRelease,
+    LatticeRelease,
     release_from_data,
     release_to_data,
 )
-from strategies.privacy.events import GaussianRelease, LatticeRelease
 from strategies.privacy.lattice import renyi
 from strategies.privacy.losses import losses
 from strategies.privacy.pld import gaussian_delta, gaussian_epsilon
