@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from clients.tasks.partitions import PartitionName, PartitionSettings
+from clients.tasks.partition_settings import PartitionName, PartitionSettings
 
 
 def draw(settings: PartitionSettings, column: np.ndarray, seed: int) -> list[np.ndarray]:

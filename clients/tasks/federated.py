@@ -8,7 +8,8 @@ from typing import Annotated, get_args
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from clients.tasks.partitions import PartitionName, PartitionSettings, cut
+from clients.tasks.partition_settings import PartitionName, PartitionSettings
+from clients.tasks.partitions import cut
 from clients.tasks.task import UNLABELLED, Examples, Task, check_task, class_labels
 
 # Clients' parts never overlap, so however large they are, together they hold one copy of the data.

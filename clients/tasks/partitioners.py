@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset
 from flwr_datasets import partitioner as flwr_partitioners
 
-from clients.tasks.partitions import PartitionSettings
+from clients.tasks.partition_settings import PartitionSettings
 
 
 def draw(settings: PartitionSettings, column: np.ndarray, seed: int) -> list[np.ndarray]:

@@ -1,31 +1,13 @@
-"""Cutting a task's training examples among clients: what can be asked for, and what is refused."""
+"""Cutting a task's training examples among clients, and what is refused of what is asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-PartitionName = Literal[
-    "iid",
-    "dirichlet",
-    "inner_dirichlet",
-    "pathological",
-    "shard",
-    "linear",
-    "square",
-    "natural",
-]
+from clients.tasks.drawing import DIRECT, draw
+from clients.tasks.partition_settings import PartitionName, PartitionSettings
 
 _BY_LABEL = ("dirichlet", "inner_dirichlet", "pathological", "shard")
-
-# The numbers, beside those of every partition, that shape each one.
-_SHAPING: dict[PartitionName, str] = {
-    "dirichlet": "alpha",
-    "inner_dirichlet": "alpha",
-    "pathological": "classes_per_client",
-    "shard": "shards_per_client",
-}
 
 # What to change when a partition cannot be made, or leaves a client with too little.
 _MENDS: dict[PartitionName, str] = {
@@ -42,32 +24,6 @@ _MENDS: dict[PartitionName, str] = {
 
 class PartitionError(ValueError):
     """The examples cannot be cut among the clients as asked; names the numbers to change."""
-
-
-@dataclass(frozen=True)
-class PartitionSettings:
-    """How to cut; the fields are those of `clients.tasks.FederatedData`."""
-
-    num_clients: int
-    name: PartitionName
-    alpha: float
-    min_partition_size: int
-    classes_per_client: int
-    shards_per_client: int
-    seed: int
-
-    def describe(self) -> str:
-        """The name and the numbers that decide whether it can be had, as a user writes them."""
-        numbers = f"num_clients={self.num_clients}, min_partition_size={self.min_partition_size}"
-        return f"partition={self.name} with {numbers}{self._shape()}"
-
-    def title(self) -> str:
-        """The name and the numbers that shape it, for a picture."""
-        return f"{self.num_clients} clients, {self.name}{self._shape()}"
-
-    def _shape(self) -> str:
-        number = _SHAPING.get(self.name)
-        return f", {number}={getattr(self, number)}" if number else ""
 
 
 def cut(
@@ -105,15 +61,16 @@ def _draw(
     settings: PartitionSettings, column: np.ndarray, seeds: np.random.SeedSequence
 ) -> list[np.ndarray]:
     """The rows of `column` for each client, drawn anew where chance left a client too little."""
-    from clients.tasks.drawing import DIRECT, draw
-
+    drawn_by = draw
     if settings.name not in DIRECT:
-        from clients.tasks.partitioners import draw
+        from clients.tasks import partitioners  # imports for seconds
+
+        drawn_by = partitioners.draw
     failure = ""
     reason: ValueError | None = None
     for seed in seeds.generate_state(_attempts(settings)):
         try:
-            drawn = draw(settings, column, int(seed))
+            drawn = drawn_by(settings, column, int(seed))
         except ValueError as refusal:
             failure, reason = str(refusal), refusal
             continue

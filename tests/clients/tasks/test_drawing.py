@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.tasks.drawing import DIRECT, draw
-from clients.tasks.partitions import PartitionSettings
+from clients.tasks.partition_settings import PartitionSettings
 
 PLAIN = PartitionSettings(
     num_clients=1,
