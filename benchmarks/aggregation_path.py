@@ -43,11 +43,11 @@ from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.pipeline import Pipeline
 from strategies.protocols import Combiner, Job, Reply, Stage
+from strategies.replies import write_update
 from strategies.schedulers.tally import Meter, Tally, admitted, following
 from strategies.server_models import SGD, ServerModel
 from strategies.stages import Clip, Quantize, TopK
 from strategies.update import DELTA, Section, Update
-from strategies.wire import write_update
 
 LAYERS = 10
 """Arrays of about equal size that a model is made of."""

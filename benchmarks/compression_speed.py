@@ -34,10 +34,10 @@ from fl_app.engine.allocator import keep_freed_memory  # noqa: E402
 from strategies.encoding import encode, packing_of, reshaped  # noqa: E402
 from strategies.pipeline import Pipeline  # noqa: E402
 from strategies.protocols import Packing, Stage  # noqa: E402
+from strategies.replies import write_update  # noqa: E402
 from strategies.sizes import count_bytes  # noqa: E402
 from strategies.stages import PowerSgd, Quantize, RandomK, Sign, TopK  # noqa: E402
 from strategies.update import DELTA, Layout, Section, Update, Vector  # noqa: E402
-from strategies.wire import write_update  # noqa: E402
 
 LAYOUT = Layout(("w",), ((1000, 1000),))
 SEEDS = (1, 2, 3, 4, 5)

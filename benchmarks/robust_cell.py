@@ -135,8 +135,8 @@ def _trellis(rule: str, n: int, d: int, threads: int) -> Side:
     from strategies import Admission
     from strategies.combiners import Bulyan, Krum, Mean, Median, MultiKrum, TrimmedMean
     from strategies.protocols import Plan
+    from strategies.replies import Expected, read_update, write_update
     from strategies.update import DELTA, Layout, Section, Update
-    from strategies.wire import Expected, read_update, write_update
 
     claim_identity(1)
     kinds = {"krum": Krum, "multi_krum": MultiKrum, "bulyan": Bulyan, "median": Median}

@@ -27,10 +27,11 @@ from fl_app.engine import DeviceModel, EngineGrid, InProcessPool, one_by_one
 from strategies.combiners import Mean
 from strategies.exchange import Exchange
 from strategies.pipeline import Pipeline
+from strategies.replies import write_update
 from strategies.schedulers import Buffered, Constant, Polynomial
 from strategies.server_models import SGD, ServerModel
 from strategies.update import DELTA, Layout, Section, Update
-from strategies.wire import ARRAYS, config_of, integer_in, unpack_model, write_update
+from strategies.wire import ARRAYS, config_of, integer_in, unpack_model
 
 CLIENTS, SIZE, VERSIONS, SEEDS = 50, 20, 120, (0, 1, 2)
 BUFFER, BUSY, RATE, START = 5, 45, 0.9, 10.0

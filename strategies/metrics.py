@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import MetricRecord, RecordDict
 
-from strategies.wire import Refused, read_metrics
+from strategies.replies import read_metrics
+from strategies.wire import Refused
 
 log = logging.getLogger(__name__)
 

@@ -23,16 +23,15 @@ from strategies.configuration import kept_in
 from strategies.downlink import HeldModels
 from strategies.encoding import encode
 from strategies.protocols import ClientHalf, Maker, Stage
+from strategies.replies import Expected, read_weights
 from strategies.update import BUFFERS, COUNTERS, DELTA, Layout, Section, Update
 from strategies.wire import (
     ARRAYS,
     TRAINS,
-    Expected,
     Refused,
     config_of,
     integer_in,
     pack,
-    read_weights,
     unpack,
     unpack_model,
 )

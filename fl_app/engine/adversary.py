@@ -18,10 +18,11 @@ from strategies.attacks import LIE, Memory, Omniscient, Sight
 from strategies.encoding import packing_of, reshaped
 from strategies.protocols import Stage
 from strategies.records import bundle, record_in
+from strategies.replies import Expected, read_update
 from strategies.server_models.model import sections_of
 from strategies.state import State
 from strategies.update import DELTA, Layout, Update
-from strategies.wire import ARRAYS, CONFIG, Expected, Refused, pack, read_update, unpack_model
+from strategies.wire import ARRAYS, CONFIG, Refused, pack, unpack_model
 
 _REMEMBERED = 32
 """Honest updates that attackers know, where they come one after the other."""

@@ -15,21 +15,18 @@ from strategies.collectors.portions import expected_of, part_of, records_for, wh
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import ClientOwn, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended
+from strategies.replies import Expected, read_update, read_weights, write_update
 from strategies.update import EPSILON, Update
 from strategies.wire import (
     ARRAYS,
     CONFIG,
     METRICS,
     NUM_EXAMPLES,
-    Expected,
     Refused,
     config_of,
     failure_of,
     integer_in,
-    read_update,
-    read_weights,
     unpack_model,
-    write_update,
 )
 
 

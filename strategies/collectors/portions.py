@@ -13,8 +13,9 @@ from flwr.app import ArrayRecord
 
 from strategies.parts import narrowed, returned, widened
 from strategies.protocols import Job
+from strategies.replies import Expected
 from strategies.update import DELTA, Layout, Update
-from strategies.wire import ARRAYS, Expected, pack_model, unpack_model
+from strategies.wire import ARRAYS, pack_model, unpack_model
 
 
 def part_of(job: Job, client: int) -> Layout:

@@ -24,8 +24,9 @@ from strategies.collectors.plain import bare
 from strategies.collectors.portions import expected_of, records_for
 from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request
 from strategies.records import bundle, extended, record_in
+from strategies.replies import read_update
 from strategies.update import Layout, Update
-from strategies.wire import CONFIG, RECEIPT, TRAINS, Refused, failure_of, pack, read_update, unpack
+from strategies.wire import CONFIG, RECEIPT, TRAINS, Refused, failure_of, pack, unpack
 
 LAST: Final = "last"
 """In a turn's receipt: nothing but the answer to this one is wanting."""

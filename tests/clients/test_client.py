@@ -14,19 +14,11 @@ from clients.store import ClientStore
 from clients.tasks import Digits, FederatedData, evaluate
 from clients.trainers import SGD, FitJob, Scaffold
 from fl_app.engine.flwr_internals import claim_identity
+from strategies.replies import Expected, read_update
 from strategies.seeds import integer
 from strategies.stages import Clip
 from strategies.update import CONTROL, DELTA
-from strategies.wire import (
-    ARRAYS,
-    CONFIG,
-    METRICS,
-    NUM_EXAMPLES,
-    Expected,
-    pack,
-    pack_model,
-    read_update,
-)
+from strategies.wire import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, pack, pack_model
 
 TASK = Digits()
 CLIENTS = 4

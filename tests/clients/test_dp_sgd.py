@@ -19,8 +19,8 @@ from clients.trainers.dp_account import Round
 from clients.trainers.dp_sgd import poisson_batches
 from fl_app.engine.flwr_internals import claim_identity
 from strategies.privacy.noise import Seeded
+from strategies.replies import Expected, read_update
 from strategies.update import DELTA
-from strategies.wire import Expected, read_update
 from tests.clients.test_client import data, module, request
 from tests.clients.test_dp_sgd_gradients import close, looped, resident
 

@@ -21,8 +21,9 @@ from clients.resident import ResidentModel, arrays_of
 from clients.retrying import RETRIES, Retry
 from clients.trainers import SGD, AdamW, DpSgd, Proximal, Scaffold
 from fl_app.engine.flwr_internals import claim_identity
+from strategies.replies import Expected, read_update
 from strategies.update import DELTA
-from strategies.wire import LOCAL_STEPS, METRICS, Expected, read_update
+from strategies.wire import LOCAL_STEPS, METRICS
 from tests.clients.test_client import request
 from tests.clients.test_dp_sgd import answered
 from tests.support.half_done import TRAINER, Watched, client, network

@@ -6,8 +6,8 @@ import pytest
 from clients.resident import ResidentModel, arrays_of
 from clients.trainers import SGD, Proximal
 from fl_app.engine.flwr_internals import claim_identity
+from strategies.replies import Expected, read_update
 from strategies.update import DELTA
-from strategies.wire import Expected, read_update
 from tests.clients.test_client import client, module, request
 
 BETA = 0.75

@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord
 from strategies.encoding import encode, packing_of, reshaped
 from strategies.pipeline import Pipeline
 from strategies.protocols import Stage
+from strategies.replies import Expected, read_update, write_update
 from strategies.update import DELTA, Layout, Section, Update
-from strategies.wire import Expected, read_update, write_update
 
 FLAT = Layout(("w",), ((400,),))
 

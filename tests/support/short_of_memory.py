@@ -19,7 +19,8 @@ from clients.store import ClientStore
 from clients.tasks import Digits, FederatedData
 from clients.trainers import SGD
 from fl_app.engine.flwr_internals import claim_identity
-from strategies.wire import METRICS, Expected, read_update
+from strategies.replies import Expected, read_update
+from strategies.wire import METRICS
 from tests.clients.test_client import request
 
 WIDTH, BATCH = 40_000, 512

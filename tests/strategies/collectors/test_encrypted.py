@@ -23,8 +23,9 @@ from strategies.collectors.encrypted import (
 )
 from strategies.collectors.turns import LAST, write_turn
 from strategies.protocols import Job, Refusal, Reply, Request
+from strategies.replies import write_update
 from strategies.update import DELTA, EPSILON, Layout, Section, Update
-from strategies.wire import ARRAYS, CONFIG, REPLY_BYTES, TRAINS, Refused, pack_model, write_update
+from strategies.wire import ARRAYS, CONFIG, REPLY_BYTES, TRAINS, Refused, pack_model
 
 LAYOUT = Layout(("layers.0.weight", "layers.0.bias"), ((3, 2), (3,)))
 PARTY = 9

@@ -7,8 +7,9 @@ from strategies.collectors import Plain
 from strategies.contract import Claim, Visibility
 from strategies.mod import kinds_of, layouts_of
 from strategies.protocols import Job, Reply
+from strategies.replies import write_update
 from strategies.update import CONTROL, DELTA
-from strategies.wire import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, Refused, pack_model, write_update
+from strategies.wire import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, Refused, pack_model
 from tests.support.grids import numbers
 from tests.support.updates import parameters, update
 

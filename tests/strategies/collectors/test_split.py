@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from strategies.collectors import Split
 from strategies.collectors.split_session import LAST, SESSION, SPLIT, TURN
 from strategies.protocols import Job, Refusal, Reply, Request
+from strategies.replies import write_update
 from strategies.update import DELTA, Layout, Section, Update
-from strategies.wire import ARRAYS, CONFIG, RECEIPT, TRAINS, Refused, pack, pack_model, write_update
+from strategies.wire import ARRAYS, CONFIG, RECEIPT, TRAINS, Refused, pack, pack_model
 
 LOWER = Layout(("low",), ((2,),))
 UPPER = Layout(("heads.a", "top"), ((2,), (3,)))

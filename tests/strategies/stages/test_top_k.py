@@ -8,10 +8,11 @@ from strategies.compression.selection import largest
 from strategies.compression.values import as_sent
 from strategies.contract import Claim, ContractError, Visibility
 from strategies.pipeline import Pipeline
+from strategies.replies import write_update
 from strategies.sizes import count_bytes
 from strategies.stages import Clip, Sparse, TopK
 from strategies.update import DELTA
-from strategies.wire import Refused, write_update
+from strategies.wire import Refused
 from tests.support.compression import arrived, encoded, normal, one, received
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from strategies.mod import kinds_of, layouts_of
+from strategies.replies import Expected, read_metrics, read_update, read_weights, write_update
 from strategies.update import BUFFERS, CONTROL, COUNTERS, DELTA, Layout, Section, Update
 from strategies.wire import (
     ARRAYS,
@@ -19,15 +20,10 @@ from strategies.wire import (
     NUM_EXAMPLES,
     RECEIPT,
     UPDATE,
-    Expected,
     Refused,
     pack,
     pack_model,
-    read_metrics,
-    read_update,
-    read_weights,
     unpack,
-    write_update,
 )
 from tests.support.grids import numbers
 from tests.support.updates import update
