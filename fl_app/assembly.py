@@ -52,9 +52,9 @@ from strategies.protocols import (
     ConfigValue,
     Promise,
     Sampler,
-    Scheduler,
     Stage,
 )
+from strategies.schedulers import Scheduler
 from strategies.seeds import integer
 from strategies.server_models.model import sections_of
 from strategies.strategy import PipelineStrategy

@@ -7,13 +7,12 @@ adapters are of unequal ranks, or the aggregate takes the model to a point.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from strategies.contract import Claim, ContractError, Visibility, name_of
 from strategies.protocols import Maker, Packing, Shaping
-
-if TYPE_CHECKING:
-    from strategies.pipeline import Pipeline
+from strategies.rounds import Rounds
+from strategies.schedulers import Scheduler
 
 
 class _Refusal(NamedTuple):
@@ -26,22 +25,22 @@ class _Refusal(NamedTuple):
     instead: str
 
 
-def check_parts(pipeline: Pipeline, claim: Claim) -> None:
+def check_parts(rounds: Rounds, scheduler: Scheduler, claim: Claim) -> None:
     """Refuses what parts of models, and halves of them, rule out.
 
     Raises:
         ContractError: a part works on whole updates, or promises what the server's part undoes.
     """
-    for refusal in (*_of_parts(pipeline, claim), *_of_halves(pipeline, claim)):
+    for refusal in (*_of_parts(rounds, scheduler, claim), *_of_halves(rounds, scheduler, claim)):
         if refusal.clash:
             second = refusal.second
             told = second if isinstance(second, str) else name_of(second)
             raise ContractError(refusal.first, told, refusal.why, refusal.instead)
 
 
-def _of_parts(pipeline: Pipeline, claim: Claim) -> Iterator[_Refusal]:
+def _of_parts(rounds: Rounds, scheduler: Scheduler, claim: Claim) -> Iterator[_Refusal]:
     """Where clients train different parts, or the aggregate is a point."""
-    downlink, scheduler = pipeline.downlink, pipeline.scheduler
+    downlink = rounds.downlink
     if downlink is not None:
         yield _Refusal(
             claim.replaced,
@@ -64,7 +63,7 @@ def _of_parts(pipeline: Pipeline, claim: Claim) -> Iterator[_Refusal]:
         "a step towards a client's model would take what it has no part of back to an older version",
         "set scheduler.mixing=null, or give all clients one rank and one head",
     )
-    whole = [stage for stage in pipeline.stages if isinstance(stage, Maker | Shaping | Packing)]
+    whole = [stage for stage in rounds.stages if isinstance(stage, Maker | Shaping | Packing)]
     for part in (*whole, *(() if downlink is None else (downlink,))):
         yield _Refusal(
             claim.parts or claim.served is not None,
@@ -75,24 +74,24 @@ def _of_parts(pipeline: Pipeline, claim: Claim) -> Iterator[_Refusal]:
         )
 
 
-def _of_halves(pipeline: Pipeline, claim: Claim) -> Iterator[_Refusal]:
+def _of_halves(rounds: Rounds, scheduler: Scheduler, claim: Claim) -> Iterator[_Refusal]:
     """Where the server trains a part of each update."""
     source, shared = claim.source("served"), claim.served == "shared"
     yield _Refusal(
-        shared and bool(getattr(pipeline.scheduler, "over_selection", None)),
+        shared and bool(getattr(scheduler, "over_selection", None)),
         source,
-        pipeline.scheduler,
+        scheduler,
         "those who are not taken would have trained the one upper part of those who are",
         "set collector.variant=v1, or scheduler.over_selection=0",
     )
     yield _Refusal(
-        shared and bool(getattr(pipeline.combiner, "by_head", None)),
+        shared and bool(getattr(rounds.combiner, "by_head", None)),
         source,
-        pipeline.combiner,
+        rounds.combiner,
         "with one upper part every update has all heads, and no group is told from another",
         "set collector.variant=v1, or combiner.by_head=false",
     )
-    promise = pipeline.privacy
+    promise = rounds.privacy
     if promise is None:
         return
     yield _Refusal(

@@ -40,9 +40,9 @@ from strategies.combiners import (
 )
 from strategies.pipeline import Pipeline
 from strategies.privacy import Central, Ftrl
-from strategies.protocols import Collector, Combiner, ConfigValue, Job, Scheduler
+from strategies.protocols import Collector, Combiner, ConfigValue, Job
 from strategies.samplers import Poisson, Spaced, Uniform
-from strategies.schedulers import Buffered, Polynomial, Staleness, Synchronous
+from strategies.schedulers import Buffered, Polynomial, Scheduler, Staleness, Synchronous
 from strategies.server_models import SGD, Adagrad, Adam, Scaffold, ServerOptimizer, Yogi
 from strategies.stages import Clip
 from strategies.strategy import PipelineStrategy

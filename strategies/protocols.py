@@ -5,7 +5,7 @@ Parts that have a contract offer `check`; parts that must last through a restart
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -21,10 +21,6 @@ from strategies.update import Layout, Update, Vector
 from strategies.wire import Refused
 
 if TYPE_CHECKING:
-    from strategies.exchange import Exchange
-    from strategies.hooks import RoundView
-    from strategies.pipeline import Pipeline
-    from strategies.server_models import ServerModel
     from strategies.timings import Timings
 
 ConfigValue = ConfigRecordValues
@@ -464,23 +460,6 @@ class Informed(Protocol):
 
     def informed(self, timings: Timings) -> None:
         """Is given the pipeline's own, which change as the run goes on, before any round."""
-        ...
-
-
-class Scheduler(Checked, Protocol):
-    """The loop over model versions."""
-
-    def run(
-        self,
-        pipeline: Pipeline,
-        model: ServerModel,
-        exchange: Exchange,
-        until: int,
-        *,
-        timeout: float = 3600.0,
-        seed: int = 0,
-    ) -> Iterator[RoundView]:
-        """Versions until the model has version `until`, each as soon as it exists."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from strategies.schedulers.buffered import Buffered
 from strategies.schedulers.compass import Compass
+from strategies.schedulers.scheduler import Scheduler
 from strategies.schedulers.staleness import Constant, Hinge, Polynomial, Staleness
 from strategies.schedulers.synchronous import Synchronous
 
@@ -11,6 +12,7 @@ __all__ = [
     "Constant",
     "Hinge",
     "Polynomial",
+    "Scheduler",
     "Staleness",
     "Synchronous",
 ]

@@ -17,15 +17,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
 from flwr.app import ArrayRecord
 
 from strategies.contract import Claim, ContractError, name_of
+from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.ranges import Ranged
+from strategies.rounds import Rounds
 from strategies.schedulers.compass import Compass
 from strategies.schedulers.flight import Flight, Resumed
 from strategies.schedulers.staleness import Polynomial, Staleness
@@ -34,10 +36,6 @@ from strategies.secagg.terms import ModelDigest
 from strategies.server_models import ServerModel
 from strategies.state import State, integer_in, mapping_in
 from strategies.wire import ARRAYS
-
-if TYPE_CHECKING:
-    from strategies.exchange import Exchange
-    from strategies.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +170,7 @@ class Buffered(Ranged):
 
     def run(
         self,
-        pipeline: Pipeline,
+        pipeline: Rounds,
         model: ServerModel,
         exchange: Exchange,
         until: int,

@@ -20,23 +20,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from strategies.contract import Claim, ContractError, Visibility, name_of
+from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.protocols import Event, Job, Picker, Refusal, Request, Session
 from strategies.ranges import Ranged
+from strategies.rounds import Rounds
 from strategies.schedulers.raced import ENOUGH, OVER_SELECTION, Raced, Shortened
 from strategies.schedulers.tally import Meter, Tally, admitted, following, measured, trains
 from strategies.schedulers.waiting import Waiting
 from strategies.server_models import ServerModel
 from strategies.update import Update
-
-if TYPE_CHECKING:
-    from strategies.exchange import Exchange
-    from strategies.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +118,7 @@ class Synchronous(Ranged):
 
     def run(
         self,
-        pipeline: Pipeline,
+        pipeline: Rounds,
         model: ServerModel,
         exchange: Exchange,
         until: int,
@@ -168,7 +166,7 @@ class _Round:
     """One round at work."""
 
     plan: Synchronous
-    pipeline: Pipeline
+    pipeline: Rounds
     model: ServerModel
     exchange: Exchange
     tally: Tally

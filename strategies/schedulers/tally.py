@@ -6,19 +6,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from strategies.admission import FAILURES, is_wrong
+from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.metrics import add_metrics, mean_metrics
 from strategies.protocols import Accumulator, Event, Refusal, Reply, Request, Session, Void
+from strategies.rounds import Rounds
 from strategies.server_models import ServerModel
 from strategies.update import Update
 from strategies.wire import TRAINS, Refused, config_of
-
-if TYPE_CHECKING:
-    from strategies.exchange import Exchange
-    from strategies.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ class Tally:
     heard: bool = False
 
     def combined(
-        self, accumulator: Accumulator, pipeline: Pipeline, refused: int = 0
+        self, accumulator: Accumulator, pipeline: Rounds, refused: int = 0
     ) -> Update | None:
         """What the combiner makes of its updates; what it says of them is kept unless a promise forbids it."""
         aggregate = accumulator.result(refused=refused)
@@ -64,7 +61,7 @@ class Tally:
             self.figures = getattr(accumulator, "figures", dict)()
         return aggregate
 
-    def fell_short(self, pipeline: Pipeline, good: int, asked: int) -> None:
+    def fell_short(self, pipeline: Rounds, good: int, asked: int) -> None:
         """Says why so many good updates, of so many asked for, came to no aggregate."""
         quorum = pipeline.admission.quorum
         short = (
@@ -86,7 +83,7 @@ class Tally:
         else:
             self.rejected += 1
 
-    def taken(self, update: Update, pipeline: Pipeline) -> None:
+    def taken(self, update: Update, pipeline: Rounds) -> None:
         """One decoded update is in; under a promise no figure of the updates themselves is seen."""
         self.heard = True
         if pipeline.privacy is None:
@@ -112,7 +109,7 @@ class Meter:
 
     def view(
         self,
-        pipeline: Pipeline,
+        pipeline: Rounds,
         model: ServerModel,
         exchange: Exchange,
         tally: Tally,
@@ -146,7 +143,7 @@ def trains(request: Request) -> bool:
     return request.kind == "train" and bool(config_of(request.content).get(TRAINS, True))
 
 
-def measured(pipeline: Pipeline, reply: Reply, since: float | None = None) -> None:
+def measured(pipeline: Rounds, reply: Reply, since: float | None = None) -> None:
     """Notes what a client took to train, where that is what it has answered.
 
     Args:
@@ -171,7 +168,7 @@ def following(session: Session, reply: Reply | None) -> list[Event]:
 
 
 def admitted(
-    pipeline: Pipeline,
+    pipeline: Rounds,
     event: Event,
     tally: Tally,
     passes: Callable[[Update], None] = lambda update: None,

@@ -14,8 +14,10 @@ import numpy as np
 
 from strategies.admission import STALE
 from strategies.contract import Visibility
+from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.protocols import Event, Job, Picker, Refusal, Request, Void
+from strategies.rounds import Rounds
 from strategies.schedulers.flight import Wave, sent_before
 from strategies.schedulers.tally import Meter, Tally, admitted, following, measured
 from strategies.server_models import ServerModel
@@ -23,8 +25,6 @@ from strategies.update import DELTA, Section, Update
 from strategies.wire import ARRAYS, LOCAL_STEPS, Refused, unpack_model
 
 if TYPE_CHECKING:
-    from strategies.exchange import Exchange
-    from strategies.pipeline import Pipeline
     from strategies.schedulers.buffered import Buffered
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Version:
     """One version of the model in the making."""
 
     plan: Buffered
-    pipeline: Pipeline
+    pipeline: Rounds
     model: ServerModel
     exchange: Exchange
     timeout: float
