@@ -15,20 +15,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from strategies.admission import is_wrong
 from strategies.contract import Claim, name_of
 from strategies.exchange import Exchange
 from strategies.hooks import Hook, RoundView, Stop
-from strategies.metrics import add_metrics, evaluated, mean_metrics, scalars
+from strategies.metrics import evaluated, scalars
+from strategies.one_round import OneRound
 from strategies.pipeline import Pipeline
 from strategies.privacy.budget import BudgetSpentError
 from strategies.profiles import told
-from strategies.protocols import ConfigValue, Event, Job, Refusal, Reply, Request, Session, Void
+from strategies.protocols import ConfigValue, Request
 from strategies.schedulers import Synchronous
 from strategies.server_models import ServerModel
 from strategies.state import State, mapping_in
-from strategies.update import MODEL_SECTIONS, Update
-from strategies.wire import ARRAYS, CONFIG, Refused, pack_model, unpack_model
+from strategies.update import MODEL_SECTIONS
+from strategies.wire import ARRAYS, CONFIG, pack_model, unpack_model
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +91,7 @@ class PipelineStrategy(Strategy):
         self.hooks = list(hooks)
         self._restored: State | None = None
         self._exchange: Exchange | None = None
-        self._job: Job | None = None
-        self._session: Session | None = None
-        self._asked: dict[int, Request] = {}
+        self._round: OneRound | None = None
 
     # ---- the whole run ----
 
@@ -279,21 +277,9 @@ class PipelineStrategy(Strategy):
 
         Raises:
             ValueError: the round is not the one that follows the model's version.
-            RuntimeError: the collector has several phases, which only `start` runs.
+            RuntimeError: the scheduler has no such rounds, or the collector several phases: only `start` runs them.
         """
-        if not isinstance(self.pipeline.scheduler, Synchronous):
-            raise RuntimeError(
-                f"{name_of(self.pipeline.scheduler)} has no rounds: it runs by `start` only"
-            )
-        if self.pipeline.scheduler.cuts:
-            raise RuntimeError(
-                "over_selection, deadline and enough cut a round short: they run by `start` only"
-            )
-        if (phases := self.pipeline.collector.phases) > 1:
-            raise RuntimeError(
-                f"{name_of(self.pipeline.collector)} has {phases} phases a round: a collector of several phases runs"
-                f" by `start` only"
-            )
+        self._check_by_hand()
         model = self.model if self.model is not None else self._begin(arrays)
         self._take_up(config)
         if server_round != model.version + 1:
@@ -301,66 +287,15 @@ class PipelineStrategy(Strategy):
                 f"round {model.version + 1} comes next, not {server_round}: use `start` to run rounds"
             )
         exchange = self._exchange = self._exchange or self._open(grid)
-        there = exchange.clients()
-        job = self._job = self.pipeline.job(model)
-        self.pipeline.prepare(there, job, 0)
-        cohort = self.pipeline.draw(there, seed=self._seed, round_number=server_round, attempt=0)
-        self._session = self.pipeline.collector.open(job, cohort)
-        requests = {exchange.node_of(request.client): request for request in self._session.start()}
-        self._asked = requests
-        return [
-            Message(r.content, node, r.kind, group_id=str(r.round)) for node, r in requests.items()
-        ]
+        self._round = OneRound(self.pipeline, model, exchange, self._seed)
+        return self._round.messages()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new model out of one round's replies; (None, None) when fewer than the quorum are good."""
-        model, session = self._ready(self.model), self._ready(self._session)
-        accumulator = self.pipeline.begin(self._ready(self._job), len(self._asked))
-        sums: dict[str, tuple[float, float]] = {}
-        good = refused = 0
-        taken: list[Update] = []
-        refusals: dict[int, str] = {}
-        for event in self._events(session, replies):
-            try:
-                if isinstance(event, Update):
-                    self.pipeline.admission.admit(event)
-                    update = self.pipeline.decode(event)
-                    accumulator.add(update)
-                    if self.pipeline.privacy is None:
-                        add_metrics(sums, event.metrics, event.weight)
-                    else:
-                        self.pipeline.privacy.told(update)
-                    if self.pipeline.watches:
-                        taken.append(update)
-                    good += len(event.members)
-                elif isinstance(event, Refusal):
-                    raise event.refused
-                elif isinstance(event, Void):
-                    log.warning("no sum: %s", event.reason)
-                else:
-                    raise RuntimeError("a collector of several phases runs by `start` only")
-            except Refused as refusal:
-                assert isinstance(event, Update | Refusal)
-                client = event.members[0] if isinstance(event, Update) else event.client
-                self.pipeline.admission.record(client, refusal)
-                refusals[client] = refusal.reason
-                refused += is_wrong(refusal)
-        aggregate = accumulator.result(refused)
-        told = self.pipeline.privacy is None
-        figures: Mapping[str, float] = getattr(accumulator, "figures", dict)() if told else {}
-        aggregate = self.pipeline.concluded(aggregate, good, self._ready(self._job))
-        if aggregate is None:
-            log.warning("round %d is void: %d good updates came", server_round, good)
-            model.skip()
-            self.pipeline.judge(model.version, [], refusals)
-            return None, None
-        model.apply(aggregate)
-        joined = dict.fromkeys(aggregate.members, model.version)
-        self.pipeline.applied(aggregate, joined, model.version)
-        self.pipeline.judge(model.version, taken, refusals)
-        return pack_model(model.arrays()), MetricRecord({**mean_metrics(sums), **figures})
+        model, metrics = self._ready(self.model), self._ready(self._round).conclude(replies)
+        return (None, None) if metrics is None else (pack_model(model.arrays()), metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -385,24 +320,21 @@ class PipelineStrategy(Strategy):
         means = evaluated(contents, self.pipeline.admission.max_examples)
         return MetricRecord(dict(means)) if means else None
 
-    def _events(self, session: Session, replies: Iterable[Message]) -> Iterable[Event]:
-        """What follows the replies and the deadline; a session that was done at once gives its sums there."""
-        for request, reply in self._replies(replies):
-            try:
-                yield from list(session.receive(reply))
-            except Refused as refused:
-                yield Refusal(request.client, refused)
-        yield from session.expire()
-
-    def _replies(self, messages: Iterable[Message]) -> Iterable[tuple[Request, Reply]]:
-        for message in messages:
-            request = self._asked.get(message.metadata.src_node_id)
-            if request is None:
-                log.warning("node %d answered and was not asked", message.metadata.src_node_id)
-            elif message.has_error():
-                yield request, Reply(request, None, str(message.error.reason))
-            else:
-                yield request, Reply(request, message.content)
+    def _check_by_hand(self) -> None:
+        """Refuses what only `start` runs."""
+        if not isinstance(self.pipeline.scheduler, Synchronous):
+            raise RuntimeError(
+                f"{name_of(self.pipeline.scheduler)} has no rounds: it runs by `start` only"
+            )
+        if self.pipeline.scheduler.cuts:
+            raise RuntimeError(
+                "over_selection, deadline and enough cut a round short: they run by `start` only"
+            )
+        if (phases := self.pipeline.collector.phases) > 1:
+            raise RuntimeError(
+                f"{name_of(self.pipeline.collector)} has {phases} phases a round: a collector of several phases runs"
+                f" by `start` only"
+            )
 
     @staticmethod
     def _ready(value: _T | None) -> _T:
