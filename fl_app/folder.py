@@ -19,6 +19,12 @@ from strategies.state import State
 
 log = logging.getLogger(__name__)
 
+_LEFT = (
+    "checkpoints",
+    "clients",
+    "sums",
+    "privacy",
+)  # folders of a run, gone with it in this order
 _PATIENCE = 1.0
 """Seconds that the lock is waited for: workers share that of a process that was killed, and die a moment later."""
 
@@ -195,19 +201,28 @@ class RunFolder:
         """
         try:
             checkpoints, gone = self.path / "checkpoints", self.path / "checkpoints.gone"
+            there = [name for name in (*_LEFT, NAME) if (self.path / name).exists()]
+            rounds = (read_summary(self.summary) or {}).get("rounds_completed", 0)
             if gone.exists():
                 shutil.rmtree(gone)
             if checkpoints.exists():
                 checkpoints.rename(gone)
                 sync_folder(self.path)
             self._set_spending_aside()
-            for name in ("checkpoints.gone", "clients", "sums", "privacy"):
+            for name in ("checkpoints.gone", *_LEFT[1:]):
                 if (self.path / name).exists():
                     shutil.rmtree(self.path / name)
             self.summary.unlink(missing_ok=True)
         except OSError as error:
             told = f"what is there can't be removed ({error.strerror}: {error.filename})"
             raise self._refused("resume", f"{told}; mend that, or name another run_name") from error
+        if there:
+            log.warning(
+                "resume=never: cleared an earlier run of %s (%s) from %s",
+                f"{rounds} round{'' if rounds == 1 else 's'}",
+                ", ".join(there),
+                self.path,
+            )
 
     def _set_spending_aside(self) -> None:
         """Keeps what an earlier run here has spent of privacy on record: beginning anew gives nothing back."""

@@ -11,7 +11,7 @@ from fl_app.cli.main import DONE, FAILED, REFUSED, Parser
 from fl_app.config.faults import nearest
 
 _ACTIONS = {
-    "up": "start what does not run: a SuperLink with TLS and node authentication, and SuperNodes",
+    "up": "start what does not run, and say what does: a SuperLink with TLS and node authentication, and SuperNodes",
     "run": "run the app on it, and wait for the end",
     "status": "what runs, and until when the certificate is valid",
     "down": "end what was started; keys, database and clients' memories stay",
@@ -147,7 +147,11 @@ def _down(arguments: Sequence[str]) -> int:
     from fl_app.flower.background import Background
     from fl_app.flower.bundle import BUNDLE
 
-    Background(_parser("down").read(arguments).state, BUNDLE).down(_say)
+    deployment = Background(_parser("down").read(arguments).state, BUNDLE)
+    if not deployment.programs:
+        print(f"nothing was started from {deployment.folder}")
+        return DONE
+    deployment.down(_say)
     return DONE
 
 

@@ -34,8 +34,7 @@ from filelock import FileLock, Timeout
 from fl_app.flower.certificates import Certificates, make_missing
 from fl_app.flower.connection import Connection
 from fl_app.flower.deployment import secured, superlink_program, supernode_program
-from fl_app.flower.processes import FlowerError, Port, environment, healthy
-from fl_app.flower.tether import GRACE, PATIENCE
+from fl_app.flower.processes import FlowerError, Port, end_family, environment, healthy
 from fl_app.services.files import remove_leftovers, write_atomically
 
 _READY = 60.0  # seconds for each program; one or two suffice on an idle machine
@@ -81,6 +80,9 @@ class Started:
         """
         return cls(name, pid, _boot(), _start(pid), time.time(), str(log))
 
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})"
+
     def process(self) -> psutil.Process | None:
         """The process, where it still runs.
 
@@ -106,7 +108,7 @@ class Started:
             return None
 
     def _hidden(self) -> str:
-        return f"{self.name} (process {self.pid}) can't be seen: ask as the user who started it"
+        return f"{self} can't be seen: ask as the user who started it"
 
     def tail(self) -> str:
         """The last lines of its log."""
@@ -159,7 +161,7 @@ class Background:
             host: address to listen on; of any but the loopback, other machines reach the Fleet interface.
             port: of the SuperLink; a SuperLink that runs stays where it is.
             node_config: what each SuperNode is told beside its partition.
-            say: receives a line for each program that was started.
+            say: receives a line for each program, when it has been started or because it runs already.
 
         Raises:
             FlowerError: one did not start, and what has started goes on; or another command is at work here.
@@ -176,29 +178,34 @@ class Background:
         names = [f"node-{number}" for number in range(nodes)]
         here = "127.0.0.1" if host in {"0.0.0.0", "localhost"} else host
         make_missing(self.files.folder, [here], names)
-        running = {one.name for one in self.programs if one.process() is not None}
-        if "superlink" in running:
+        running = {one.name: one for one in self.programs if one.process() is not None}
+        wanted = f"[{here}]:{port}" if ":" in here else f"{here}:{port}"
+        if (link := running.pop("superlink", None)) is not None:
             address = self.address
+            other = "" if address == wanted else f", not at {wanted}: for that, `down` comes first"
+            say(f"{link} runs already at {address}{other}")
         else:
-            address = f"[{here}]:{port}" if ":" in here else f"{here}:{port}"
+            address = wanted
             if healthy(address, None) or healthy(address, self.files.authority):
                 raise FlowerError(f"another SuperLink answers at {address}: choose another --port")
             self.connection.write(address, self.files.authority)
-            self._start_link(host, port, address)
-            say(f"superlink at {address}")
+            say(f"{self._start_link(host, port, address)} started at {address}")
         for name in names:
-            if name not in running:
-                self.connection.register(self.files.node_public(name), name)
-                number = name.removeprefix("node-")
-                own = f"partition-id={number} num-partitions={nodes} {node_config}".strip()
-                self._start_node(name, address, own)
-                say(name)
+            if (node := running.pop(name, None)) is not None:
+                say(f"{node} runs already")
+                continue
+            self.connection.register(self.files.node_public(name), name)
+            number = name.removeprefix("node-")
+            own = f"partition-id={number} num-partitions={nodes} {node_config}".strip()
+            say(f"{self._start_node(name, address, own)} started")
+        for node in running.values():
+            say(f"{node} runs already, beside the {nodes} asked for")
 
     def down(self, say: Callable[[str], None]) -> None:
         """End what was started and still runs, SuperNodes first.
 
         Args:
-            say: receives a line for each program that was ended.
+            say: receives a line for each program, when it has been ended or because it had ended before.
 
         Raises:
             FlowerError: a program could not be ended or seen, and stays on the list; or another command is
@@ -212,12 +219,14 @@ class Background:
                 try:
                     process = one.process()
                     if process is not None:
-                        _end(process)
-                        say(f"{one.name} (process {one.pid}) ended")
+                        end_family(process)
+                        say(f"{one} ended")
+                    else:
+                        say(f"{one} had ended before")
                 except FlowerError as error:
                     left[one] = str(error)
                 except (psutil.AccessDenied, psutil.TimeoutExpired):
-                    left[one] = f"{one.name} (process {one.pid}) could not be ended"
+                    left[one] = f"{one} could not be ended"
             if left:
                 self._note([one for one in self.programs if one in left])
                 raise FlowerError("; ".join(left.values()) + f". See {self.folder}/programs.json")
@@ -235,15 +244,16 @@ class Background:
                 f"another command starts or ends programs in {self.folder}: wait for it"
             ) from None
 
-    def _start_link(self, host: str, port: int, address: str) -> None:
+    def _start_link(self, host: str, port: int, address: str) -> Started:
         command = [*superlink_program(), *secured(self.files), "--isolation", "subprocess"]
         command += ["--host", host, "--port", str(port)]
         command += ["--database", str(self.connection.home / "superlink.db")]
         log = self.connection.home / "flower-superlink.log"
         started = self._start("superlink", command, log, environment(self.connection.home))
         self._wait(started, lambda: healthy(address, self.files.authority), _READY)
+        return started
 
-    def _start_node(self, name: str, address: str, node_config: str) -> None:
+    def _start_node(self, name: str, address: str, node_config: str) -> Started:
         home = self.folder / name
         home.mkdir(mode=0o700, exist_ok=True)
         env = {**environment(self.connection.home), "FLWR_HOME": str(home)}
@@ -260,7 +270,7 @@ class Background:
                 self._wait(
                     started, lambda: "SuperNode ID: " in log.read_text("utf-8", "replace"), _READY
                 )
-                return
+                return started
             except FlowerError:
                 # One that was killed is refused for as long as the SuperLink believes it online.
                 again = "Failed to activate SuperNode" in log.read_text("utf-8", "replace")
@@ -357,34 +367,3 @@ def _start(pid: int) -> str:
         raise psutil.AccessDenied(pid) from None
     # The second field, the program's name, may hold blanks and parentheses; the start is the 22nd.
     return text.rpartition(")")[2].split()[19]
-
-
-def _end(root: psutil.Process) -> None:
-    """End a process and its descendants: ask the root, wait, ask the rest, kill.
-
-    Raises:
-        psutil.AccessDenied: it is another user's.
-        psutil.TimeoutExpired: one of them is still there.
-    """
-    try:
-        family = [root, *root.children(recursive=True)]
-        root.terminate()
-    except psutil.NoSuchProcess:
-        return  # it has ended meanwhile, which is what was wanted
-    psutil.wait_procs([root], timeout=GRACE)
-    left = [process for process in family if _lives(process)]
-    for signal_ in ("terminate", "kill"):
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(process, signal_)()
-        psutil.wait_procs(left, timeout=PATIENCE)
-        left = [process for process in left if _lives(process)]
-    if left:
-        raise psutil.TimeoutExpired(PATIENCE, root.pid)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

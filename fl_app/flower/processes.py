@@ -140,6 +140,37 @@ def _freeze(root: psutil.Process) -> set[psutil.Process]:
     return frozen
 
 
+def end_family(root: psutil.Process) -> None:
+    """End a process and its descendants: ask the root, wait, ask the rest, kill.
+
+    Raises:
+        psutil.AccessDenied: it is another user's.
+        psutil.TimeoutExpired: one of them is still there.
+    """
+    try:
+        family = [root, *root.children(recursive=True)]
+        root.terminate()
+    except psutil.NoSuchProcess:
+        return  # it has ended meanwhile, which is what was wanted
+    psutil.wait_procs([root], timeout=tether.GRACE)
+    left = [process for process in family if _lives(process)]
+    for signal_ in ("terminate", "kill"):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(process, signal_)()
+        psutil.wait_procs(left, timeout=tether.PATIENCE)
+        left = [process for process in left if _lives(process)]
+    if left:
+        raise psutil.TimeoutExpired(tether.PATIENCE, root.pid)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Program:
     """A program on a tether: it and all that it starts end with this object or this process.
 

@@ -132,9 +132,25 @@ class TestDown:
         assert lives(sleeper)
         assert [one.name for one in Background(tmp_path, BUNDLE).programs] == ["node-0"]
 
-    def test_with_nothing_started_there_is_nothing_to_do(self, tmp_path: Path) -> None:
+    def test_with_nothing_started_there_is_nothing_to_do(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(["down", "--state", str(tmp_path / "none")]) == 0
         assert not (tmp_path / "none").exists()
+        assert capsys.readouterr().out == f"nothing was started from {tmp_path}/none\n"
+
+    def test_what_ended_by_itself_is_said_and_forgotten(
+        self, tmp_path: Path, sleeper: psutil.Process, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        note(tmp_path, started(sleeper), replace(started(sleeper), name="node-1", start="0"))
+        assert main(["down", "--state", str(tmp_path)]) == 0
+        pid = sleeper.pid
+        assert capsys.readouterr().out.splitlines() == [
+            f"node-1 (process {pid}) had ended before",
+            f"node-0 (process {pid}) ended",
+        ]
+        assert main(["down", "--state", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == f"nothing was started from {tmp_path}\n"
 
     @pytest.mark.parametrize(
         "text",
@@ -227,6 +243,26 @@ class TestUp:
         assert "another SuperLink answers" in capsys.readouterr().err
         assert Background(tmp_path, BUNDLE).programs == []
 
+    def test_what_runs_already_is_left_alone_and_said(
+        self, tmp_path: Path, sleeper: psutil.Process, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        names = ["superlink", "node-0", "node-1"]
+        noted = [replace(started(sleeper), name=name) for name in names]
+        note(tmp_path, *noted)
+        connection = Background(tmp_path, BUNDLE).connection
+        connection.home.mkdir()
+        connection.write("127.0.0.1:9092", None)
+        up = ["up", "--state", str(tmp_path), "--nodes", "1"]
+        assert main(up) == 0
+        link, node, further = (f"{one.name} (process {one.pid}) runs already" for one in noted)
+        lines = [f"{link} at 127.0.0.1:9092", node, f"{further}, beside the 1 asked for"]
+        assert capsys.readouterr().out.splitlines() == lines
+        assert main([*up, "--port", "9099"]) == 0
+        lines[0] += ", not at 127.0.0.1:9099: for that, `down` comes first"
+        assert capsys.readouterr().out.splitlines() == lines
+        assert Background(tmp_path, BUNDLE).programs == noted
+        assert lives(sleeper)
+
     @pytest.mark.parametrize("words", [["--nodes", "-1"], ["--port", "0"], ["--host", "a b"]])
     def test_what_makes_no_sense_is_refused(self, tmp_path: Path, words: list[str]) -> None:
         assert main(["up", "--state", str(tmp_path), *words]) == 2
@@ -280,7 +316,11 @@ def test_what_is_started_outlives_the_command_and_keeps_its_keys(tmp_path: Path)
         assert [one.name for one in first] == ["superlink", "node-0"]
         assert trellis("status").returncode == 0
         done = trellis(*up)
-        assert (done.returncode, done.stdout) == (0, "")  # nothing was left to start
+        assert done.returncode == 0
+        assert done.stdout.splitlines() == [  # nothing was left to start
+            f"superlink (process {first[0].pid}) runs already at 127.0.0.1:{number}",
+            f"node-0 (process {first[1].pid}) runs already",
+        ]
         assert deployment.programs == first
         key = deployment.files.node_key("node-0").read_bytes()
         node = deployment.connection.ask("supernode", "list")["nodes"]

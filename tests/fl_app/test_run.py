@@ -127,6 +127,16 @@ def test_resume_never_starts_anew(tmp_path):
     assert sum(line.startswith("round ") for line in lines) == 2
     for name, array in model_of(again).items():
         np.testing.assert_array_equal(array, model[name])
+    (said,) = [line for line in lines if "resume=never" in line]
+    folder = first.summary_path.parent
+    assert said.endswith(
+        f"cleared an earlier run of 2 rounds (checkpoints, clients, summary.json) from {folder}"
+    )
+
+
+def test_resume_never_says_nothing_where_nothing_was(tmp_path):
+    _, _, lines = run(tmp_path, "rounds=1", "resume=never")
+    assert not [line for line in lines if "resume=never" in line]
 
 
 def test_resume_must_refuses_to_begin(tmp_path):
