@@ -40,7 +40,7 @@ from fl_app.node import Node
 from fl_app.portions import ClientParts, check_factors, of_goal, planned_ranks
 from strategies.admission import Admission
 from strategies.attacks import Attack, Omniscient
-from strategies.collectors import Ckks, Encrypted, Split
+from strategies.collectors import Ckks, Encrypted, Masked, Plain, Split
 from strategies.contract import Claim
 from strategies.downlink import Downlink, HeldModels
 from strategies.encoding import reshaped
@@ -275,6 +275,17 @@ class Assembly:
         if isinstance(collector, Split | Encrypted):  # a turn's activations or ciphertexts
             return int(1e6 * getattr(collector, "most_bytes_mb", 1_000.0))
         return 64_000_000 + self.size * (_CKKS_BYTES if isinstance(collector, Ckks) else 16)
+
+    @property
+    def most_reply_arrays(self) -> int:
+        """Arrays of one reply beyond which nobody means well: a few vectors, or what one turn takes."""
+        collector = self.collector()
+        if isinstance(collector, Split | Encrypted):
+            return 64
+        vectors = isinstance(collector, Masked | Ckks | Plain)
+        if vectors and not getattr(collector, "vanilla", False):
+            return 16
+        return 16 + len(self._model_parts[0])
 
     @property
     def _summed(self) -> int:

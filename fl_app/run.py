@@ -94,7 +94,8 @@ def serve(config: Config, grid: Grid, console: Console) -> RunResult:
     num_clients = _count_nodes(watched) if config.num_clients == "auto" else config.num_clients
 
     def open_grid(assembly: Assembly, *_: object) -> AbstractContextManager[Grid]:
-        return nullcontext(InterruptibleGrid(BoundedGrid(grid, assembly.most_reply_bytes)))
+        bounded = BoundedGrid(grid, assembly.most_reply_bytes, assembly.most_reply_arrays)
+        return nullcontext(InterruptibleGrid(bounded))
 
     return _run(config, num_clients, console, open_grid, virtual=False)
 

@@ -2,7 +2,8 @@
 
 Flower's own grid pulls all replies that are there, each whole, before it gives the first. Here a message's objects are
 counted as they come, and one whose announced length is beyond what is left is not read at all. So a server holds one
-reply and one object more than it was asked to bear, whatever its peers send.
+reply and one object more than it was asked to bear, whatever its peers send. Each object costs a request to the
+SuperLink, however small it is: a reply of more than any that was asked for can have is given up before the first.
 
 Flower's own grid waits for a reply that is announced and not whole, for minutes where its sender has died in the middle
 and for hours where it dawdles, and all others with it, deadline or not. Here it is looked at again with the next pull.
@@ -24,6 +25,7 @@ from typing import Any
 
 import httpx
 from flwr.app import Message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as _PIECE
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
@@ -45,8 +47,8 @@ log = logging.getLogger(__name__)
 
 _FRAME = 1_024
 """Bytes round an object on the wire, at most."""
-_MOST_OBJECTS = 4_096
-"""Of one reply: each costs a request, however small it is. A model's array has two, and one more for every 5 MB."""
+_AROUND = 16
+"""Objects of a reply that are no arrays': the message, its records, and some to spare."""
 _UNREADABLE = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What Flower raises on the records of a hostile peer as it reads them."""
 
@@ -88,11 +90,15 @@ class BoundedGrid(GridAround):
     Args:
         grid: Flower's.
         most_bytes: of one reply. A larger one is answered by an error in its place.
+        most_arrays: of one reply; as above. Over HTTP alone: elsewhere each costs next to nothing.
     """
 
-    def __init__(self, grid: Grid, most_bytes: int) -> None:
+    def __init__(self, grid: Grid, most_bytes: int, most_arrays: int) -> None:
         super().__init__(grid)
         self._most = most_bytes
+        # An array and its last piece, and the pieces before.
+        self._most_objects = _AROUND + 2 * most_arrays + most_bytes // _PIECE
+        self._most_arrays = most_arrays
         self._watch = _Watch()
         self._announced: dict[str, _Announced] = {}
 
@@ -122,6 +128,7 @@ class BoundedGrid(GridAround):
 
         Replies that have too many objects are answered by an error at once.
         """
+        most = self._most_objects
         for begin in range(0, len(message_ids), _AT_ONCE):
             asked = message_ids[begin : begin + _AT_ONCE]
             found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
@@ -129,15 +136,13 @@ class BoundedGrid(GridAround):
             for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
                 metadata = message.metadata
                 answered = metadata.reply_to_message_id
-                objects = [
-                    node.object_id for node in islice(iterate_object_tree(tree), _MOST_OBJECTS + 1)
-                ]
-                if len(objects) > _MOST_OBJECTS:
+                objects = [node.object_id for node in islice(iterate_object_tree(tree), most + 1)]
+                if len(objects) > most:
                     refused.append(metadata)
                 else:
                     self._announced[answered] = _Announced(metadata, objects)
             for metadata in refused:  # after the others are noted: whoever reads may stop here
-                told = f"it has more than {_MOST_OBJECTS:,} objects"
+                told = f"it has more than {most:,} objects, and {self._most_arrays:,} arrays were asked for at most"
                 yield self._refused(client, metadata, told)
         held = sum(len(one.objects) for one in self._announced.values())
         for longest in list(self._announced):

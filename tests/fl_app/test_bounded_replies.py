@@ -11,8 +11,49 @@ from fl_app.engine import EngineGrid, make_pool
 from fl_app.engine.devices import DeviceModel
 from fl_app.flower.bounded import BoundedGrid
 from fl_app.flower.deployment import Deployment
+from tests.support.tiny_app import write_tiny_app
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+_COUNTING_SERVER = """
+import time
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from fl_app.flower.bounded import BoundedGrid
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    while len(nodes := list(grid.get_node_ids())) < 2:
+        time.sleep(0.1)
+    client, asked = grid._runtime_client, []
+    pull = client.PullObject
+    client.PullObject = lambda request: (asked.append(request.object_id), pull(request))[1]
+    bounded = BoundedGrid(grid, most_bytes=1_000_000, most_arrays=16)
+    waiting = set(bounded.push_messages([Message(RecordDict(), node, "query") for node in nodes]))
+    while waiting:
+        for reply in bounded.pull_messages(waiting):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            if reply.has_error():
+                print("TOLD", reply.error.reason, flush=True)
+            else:
+                count = len(reply.content["many"])
+                print("TOLD", count, "arrays by", len(asked), "requests", flush=True)
+        time.sleep(0.1)
+"""
+_CLIENT_OF_MANY = """
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+@app.query()
+def query(message, context):
+    count = 16 if context.node_config["partition-id"] else 1000
+    tiny = [Array("uint8", (8,), "numpy.ndarray", n.to_bytes(8, "big")) for n in range(count)]
+    many = ArrayRecord({str(place): array for place, array in enumerate(tiny)})
+    return Message(RecordDict({"many": many}), reply_to=message)
+"""
 
 
 def _grow(messages):
@@ -31,7 +72,7 @@ def test_what_is_in_memory_already_is_turned_away_and_the_other_replies_pass():
     pool.start()
     try:
         engine = EngineGrid(pool, num_clients=3, devices=DeviceModel(), seed=0, work=lambda _: 1.0)
-        grid = BoundedGrid(engine, most_bytes=1_000)
+        grid = BoundedGrid(engine, most_bytes=1_000, most_arrays=1)
         sizes = [10, 5_000, 900]
         ids = grid.push_messages(
             [
@@ -61,6 +102,38 @@ def test_what_is_in_memory_already_is_turned_away_and_the_other_replies_pass():
 )
 def test_what_a_reply_may_have_follows_from_the_model_and_the_collector(overrides, least, most):
     assert least <= Assembly(compose(overrides)).most_reply_bytes <= most
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        ([], 16),
+        (["model=cnn"], 16),  # however many arrays the model has
+        (["collector=masked"], 16),
+        (["collector=ckks"], 16),
+        (["model=linear", "collector.vanilla=true"], 16 + 2),  # weights come back array by array
+        (["experiment=encrypted"], 64),
+    ],
+    ids=["plain", "larger", "masked", "ckks", "vanilla", "turns"],
+)
+def test_how_many_arrays_a_reply_may_have_follows_from_the_collector(overrides, most):
+    assert Assembly(compose(overrides)).most_reply_arrays == most
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("flower")
+@pytest.mark.timeout(300)
+def test_of_a_superlinks_reply_with_too_many_arrays_no_object_is_asked_for(tmp_path):
+    project = write_tiny_app(tmp_path)
+    (project / "tiny" / "server_app.py").write_text(_COUNTING_SERVER)
+    (project / "tiny" / "client_app.py").write_text(_CLIENT_OF_MANY)
+    lines: list[str] = []
+    with Deployment(project, num_supernodes=2) as link:
+        link.run([], echo=lines.append)
+    told = [line.removeprefix("TOLD ") for line in lines if line.startswith("TOLD ")]
+    # 16 around the arrays, two for each, and no array of 5 MB.
+    refused = "it has more than 48 objects, and 16 arrays were asked for at most"
+    assert sorted(told) == ["16 arrays by 36 requests", f"the reply is too large: {refused}"]
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def grid(link: Link) -> BoundedGrid:
     inner = HttpGrid("127.0.0.1:1", insecure=True, token="token")
     inner.set_run(Run.create_empty(1))
     inner._client = link  # type: ignore[assignment]
-    return BoundedGrid(inner, most_bytes=10_000)
+    return BoundedGrid(inner, most_bytes=10_000, most_arrays=1_000)
 
 
 def asked(number: int) -> Message:
@@ -147,7 +147,7 @@ def test_a_reply_of_too_many_objects_is_refused_and_the_next_one_passes(grid, li
     link.answer(whole, "in time")
     link.objects |= link.whole
     found = pull(grid, many, whole)
-    assert "more than 4,096 objects" in found[1]
+    assert "more than 2,016 objects, and 1,000 arrays were asked for at most" in found[1]
     assert found[2] == "in time"
     assert not set(link.pulled) - set(link.whole)
 
