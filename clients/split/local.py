@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from clients.split.coding import Precision, decode, encode, pack_rows, relative_
 from clients.split.defence import GaussianNoise, NoPeek
 from clients.split.half_done import HalfDone, HalfDoneFolder
 from clients.split.model import Lower, SplitLora, fitting
+from clients.split.steps import SplitSteps
 from clients.split.turns import Batch, read_rows, write_batches, write_rows
 from clients.tasks import Task
 from clients.trainers.sgd import FitJob, TrainingDivergedError, seed_generators
@@ -34,9 +34,6 @@ from strategies.collectors.split_session import SESSION, TURN
 from strategies.parts import covered
 from strategies.update import Layout
 from strategies.wire import Refused
-
-if TYPE_CHECKING:
-    from clients.split.trainer import SplitTrainer
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -85,7 +82,7 @@ class Local:
 
     def __init__(
         self,
-        trainer: SplitTrainer,
+        trainer: SplitSteps,
         folder: HalfDoneFolder,
         job: FitJob,
         told: Told,

@@ -5,8 +5,8 @@ ClientBackprop). A deployed client is a process a message, so nothing waits for 
 comes with the request for the next turn, the forward pass of the turn before is computed again with the same
 parameters, and its gradient is what the whole model's would be.
 
-This file is what a request becomes; `local` is the arithmetic of it. What the server does with an activation is not
-known in either.
+This file is what a request becomes; `local` is the arithmetic of it, `steps` the optimiser and its settings. What the
+server does with an activation is known in none of them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clients.resident import ResidentModel, Shapes
 from clients.split.half_done import HalfDone, HalfDoneFolder
 from clients.split.local import Local, Told
+from clients.split.steps import SplitSteps
 from clients.tasks import Task
-from clients.trainers.adamw import AdamW
-from clients.trainers.sgd import SGD, Fit, FitJob, TrainingDivergedError
+from clients.trainers.sgd import Fit, FitJob, TrainingDivergedError
 from strategies.collectors.split_session import LAST, SPLIT
 from strategies.collectors.turns import write_turn
 from strategies.update import Layout
@@ -49,62 +47,21 @@ class Turns(Protocol):
 
 
 @dataclass(frozen=True)
-class SplitTrainer(AdamW):
+class SplitTrainer(SplitSteps):
     """Training of the clients' half.
 
     Attributes:
-        optimizer: `adamw`, or `sgd` with `momentum`; of both halves, each with its own moments.
-        noise: standard deviation of Gaussian noise on activations, in units of the median token's root mean square; 0
-            for none. It hinders who looks at activations, and promises no ε.
-        nopeek: weight of the distance correlation between tokens and activations in the clients' loss (Vepakomma et
-            al. 2020, "NoPeek"); 0 for none.
-        auxiliary_steps: q, mini-batches between two exchanges that clients train on alone, by a head of their own that
-            learns to give the server's gradients (`clients.split.auxiliary`); 0 waits for the server at every step.
-        auxiliary_lr: learning rate of that head's alignment.
-        alignments: its steps at each exchange.
-        folder: where half-done trainings lie; given by the application.
+        folder: where half-done trainings lie; given by the application. The other settings are those of `SplitSteps`.
     """
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    noise: Annotated[float, Ge(0)] = 0.0
-    nopeek: Annotated[float, Ge(0)] = 0.0
-    auxiliary_steps: Annotated[int, Ge(0)] = 0
-    auxiliary_lr: Annotated[float, Gt(0)] = 0.1
-    alignments: Annotated[int, Ge(1)] = 5
     folder: Path | None = field(default=None, repr=False, compare=False)
 
     own_records: ClassVar[frozenset[str]] = frozenset({SPLIT})
     paces: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        if self.optimizer == "adamw":
-            super().__post_init__()
-        if self.worker_momentum:
-            raise ValueError("worker_momentum: the clients' half knows no whole update")
-
     def keeping(self, folder: Path) -> Self:
         """The same trainer, whose half-done trainings lie in a folder."""
         return replace(self, folder=folder)
-
-    def with_lr(self, lr: float | None) -> Self:
-        """The same trainer with another learning rate; None for the same one."""
-        return self if lr is None else replace(self, lr=lr)
-
-    def moments(self, start: Tensor) -> Tensor | None:  # type: ignore[override]  # none, where it is SGD
-        """As the optimiser's."""
-        return super().moments(start) if self.optimizer == "adamw" else SGD.moments(self, start)
-
-    def step(
-        self,
-        parameters: Tensor,
-        gradient: Tensor,
-        start: Tensor,
-        correction: Tensor | None,
-        velocity: Tensor | None,
-    ) -> None:
-        """As the optimiser's."""
-        rule = AdamW.step if self.optimizer == "adamw" else SGD.step
-        rule(self, parameters, gradient, start, correction, velocity)
 
     def turn(self, job: FitJob, resident: Resident, task: Task) -> RecordDict:
         """Takes the answer to the last turn, and makes the next one.
