@@ -14,6 +14,10 @@ Loss = Literal["cross_entropy", "squared"]
 means alone.
 """
 
+Mode = Literal["ce", "strict"]
+LOSSES: Final[dict[Mode, Loss]] = {"ce": "cross_entropy", "strict": "squared"}
+"""By the collector's mode."""
+
 Activation = Literal["square", "cubic"]
 """z² or z³."""
 POWERS: Final[dict[Activation, int]] = {"square": 2, "cubic": 3}

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
@@ -27,6 +27,7 @@ from clients.encrypted.encryptor import WORTH, EncryptionError, Pending, encrypt
 from clients.encrypted.evaluation import Value
 from clients.encrypted.flooding import Release
 from clients.encrypted.half_done import Acknowledged, HalfDone
+from clients.encrypted.holder import KeyHolder
 from clients.encrypted.ledger import ReleaseLedger
 from clients.encrypted.network import ACTIVATIONS, PolynomialNet
 from clients.encrypted.noise import ErrorModel, Magnitudes
@@ -35,7 +36,7 @@ from clients.encrypted.owner import LOSS, WrapAroundError
 from clients.encrypted.plan import HEADROOM, plan_of
 from clients.encrypted.ranges import FEATURE_RMS, MOST_ERROR
 from clients.encrypted.schedule import batch_of_round, batches
-from clients.encrypted.spec import Loss, Spec
+from clients.encrypted.spec import LOSSES, Mode, Spec
 from clients.tasks import Examples
 from clients.trainers.sgd import FitJob, TrainingDivergedError
 from strategies.ckks.streams import CiphertextError
@@ -47,17 +48,10 @@ from strategies.collectors.encrypted import (
 )
 from strategies.wire import Refused, integer_in, unpack_model
 
-if TYPE_CHECKING:
-    from clients.encrypted.trainer import EncryptedTrainer
-
 log = logging.getLogger(__name__)
 
 SPEC: Final = "encrypted.spec"
 """The setting by which a compute party says what it trains: `Spec.digest`."""
-
-Mode = Literal["ce", "strict"]
-LOSSES: Final[dict[Mode, Loss]] = {"ce": "cross_entropy", "strict": "squared"}
-"""By the collector's mode."""
 
 _RUN: Final = "config-hash"
 """The setting that tells one run from another."""
@@ -117,7 +111,7 @@ class Told:
 class OwnerTurn:
     """One owner at one request."""
 
-    def __init__(self, trainer: EncryptedTrainer, job: FitJob, module: nn.Module) -> None:
+    def __init__(self, trainer: KeyHolder, job: FitJob, module: nn.Module) -> None:
         self._trainer, self._job = trainer, job
         self._told = Told.of(job.settings)
         spec = spec_of(module, trainer.batch_size, trainer.mode)
