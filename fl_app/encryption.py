@@ -22,6 +22,7 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.limits import MemoryLimit, MemoryLimitError
 from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan, plan_of
 from clients.encrypted.planner import Forecast, Settings, fitting, suited
 from clients.encrypted.sizes import turn_bytes
@@ -234,7 +235,7 @@ class Serving:
 
     def begin(self, sent: Mapping[str, NDArray[np.generic]]) -> Learner:
         """Steps with one version of the model."""
-        return self.party.learner(sent)
+        return PartyLearner(self.party, sent)
 
     @property
     def party(self) -> ComputeParty:

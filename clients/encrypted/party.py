@@ -32,7 +32,6 @@ from clients.encrypted.levers import Dial, Order
 from clients.encrypted.memory import CiphertextCache
 from clients.encrypted.notes import BATCH, KEYS, Arrays, Step
 from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Fresh
-from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan
 from clients.encrypted.ring import Desk
 from clients.encrypted.sizes import kinds, stored_bytes
@@ -246,12 +245,6 @@ class ComputeParty:
     def differences(self, step: Step, outputs: Value) -> Value:
         """Outputs less the step's stored labels."""
         return cast(Value, self._crew.one("differences", outputs, step.key(LABELS)))
-
-    def learner(self, weights: Arrays) -> PartyLearner:
-        """Steps with one version of the model."""
-        for array in weights.values():
-            public_only(array)
-        return PartyLearner(self, {name: weights[name] for name in self.plan.spec.shapes})
 
 
 def _joined(shares: Sequence[Value]) -> Value:

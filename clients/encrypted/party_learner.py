@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +35,11 @@ from clients.encrypted.notes import (
     step_of,
 )  # fmt: skip
 from clients.encrypted.owner import ERRORS, PACKED_ERRORS, Fresh
+from clients.encrypted.party import ComputeParty
 from clients.encrypted.worker import KeysMissingError
 from strategies.ckks import SecretKeyError
 from strategies.ckks.streams import CiphertextError
 from strategies.wire import Refused
-
-if TYPE_CHECKING:
-    from clients.encrypted.party import ComputeParty
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +51,17 @@ class PartyLearner:
 
     Args:
         party: that computes.
-        weights: the model's, by name.
+        weights: the model's, by name; what else is there is left alone.
+
+    Raises:
+        SecretKeyError: a secret key was handed over.
     """
 
     def __init__(self, party: ComputeParty, weights: Arrays) -> None:
-        self._party, self._weights = party, weights
+        for array in weights.values():
+            public_only(array)
+        self._party = party
+        self._weights = {name: weights[name] for name in party.plan.spec.shapes}
         self._steps: dict[int, Step] = {}
 
     def answer(self, client: int, arrays: Arrays) -> dict[str, NDArray[np.generic]]:

@@ -16,6 +16,7 @@ import psutil
 
 from clients.encrypted.footprint import tree_mb
 from clients.encrypted.limits import MemoryLimit, MemoryLimitError
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import plan_of
 from clients.encrypted.spec import Spec
 
@@ -62,7 +63,7 @@ def party(connection: Connection, features: int, limit: float | None, folder: st
     ) as served:
         while (turn := connection.recv()) is not None:
             weights, arrays = turn
-            connection.send(served.learner(weights).answer(0, arrays))
+            connection.send(PartyLearner(served, weights).answer(0, arrays))
             del turn, weights, arrays
         forecast = Forecast(plan, chosen)
         report = dict(served.governor.report())

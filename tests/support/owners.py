@@ -13,6 +13,7 @@ from flwr.app import Message, RecordDict
 from clients.client import NUM_CLIENTS, Client
 from clients.encrypted.network import PolynomialNet
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan, plan_of
 from clients.encrypted.sizes import turn_bytes
 from clients.encrypted.trainer import EncryptedTrainer
@@ -65,7 +66,7 @@ class Serving:
         return turn_bytes(self.party.plan)
 
     def begin(self, sent: Any) -> Any:
-        return self.party.learner(sent)
+        return PartyLearner(self.party, sent)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.notes import BATCH, KEYS, LOGITS, NOTE, WANT, note, read_means, read_note
 from clients.encrypted.owner import INPUTS, LABELS, LOSS, PACKED, Errors, Owner
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import Plan, plan_of
 from clients.encrypted.spec import Spec
 from tests.support.encrypted import autograd, batch, keys_of, network, parameters
@@ -116,7 +117,7 @@ def steps(party: ComputeParty, hand: Hand, number: int = 1) -> bool:
     """Whether so many steps agree with torch, from the model as it starts and down its gradients."""
     weights = weights_of(hand.plan.spec)
     for _ in range(number):
-        gradients = hand.step(party.learner(weights))
+        gradients = hand.step(PartyLearner(party, weights))
         if not hand.agrees(gradients, weights):
             return False
         weights = {name: array - 0.1 * gradients[name] for name, array in weights.items()}

@@ -16,6 +16,7 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.notes import BATCH, KEYS, MEANS, read_note
 from clients.encrypted.owner import ERRORS, LOSS
 from clients.encrypted.party import ComputeParty, FolderInUseError
+from clients.encrypted.party_learner import PartyLearner
 from strategies.wire import Refused
 from tests.support.party import LOGISTIC, SMALL, STRICT, Hand, steps, weights_of
 
@@ -30,7 +31,7 @@ def party(tmp_path_factory):
 
 def test_owners_with_keys_of_their_own_take_turns(party):
     weights = weights_of(SMALL.spec)
-    learner = party.learner(weights)
+    learner = PartyLearner(party, weights)
     hands = [Hand(SMALL, 0, 1), Hand(SMALL, 1, 2, OwnerKeys.generate(SMALL.ring))]
     answers = [hand.begin(learner) for hand in hands]
     for hand, answer in zip(hands, answers, strict=True):
@@ -48,9 +49,9 @@ def test_owners_of_one_key_need_it_sent_once(party):
 
 def test_a_step_that_waits_is_of_one_version_of_the_model(party):
     hand, weights = Hand(SMALL, 0, 5), weights_of(SMALL.spec)
-    turn = hand.errors(hand.begin(party.learner(weights)))
+    turn = hand.errors(hand.begin(PartyLearner(party, weights)))
     other = {name: 0.5 * array for name, array in weights.items()}
-    fresh = party.learner(other)
+    fresh = PartyLearner(party, other)
     late = hand.gradients(fresh.answer(0, hand.hello() | turn))
     party.let_go()
     assert np.array_equal(
@@ -63,11 +64,11 @@ def test_with_squared_loss_the_party_computes_the_errors(tmp_path):
     with ComputeParty(STRICT, tmp_path, workers=1) as party:
         hand = Hand(STRICT)
         assert steps(party, hand, 2)
-        answer = hand.begin(party.learner(weights_of(STRICT.spec)))
+        answer = hand.begin(PartyLearner(party, weights_of(STRICT.spec)))
         assert set(read_note(answer)[MEANS]) == {LOSS, *STRICT.spec.shapes}
         turn = hand.hello() | {f"{ERRORS}.first": np.zeros((3, 1, 8192), np.uint64)}
         with pytest.raises(Refused, match="errors are computed here") as refused:
-            party.learner(weights_of(STRICT.spec)).answer(0, turn)
+            PartyLearner(party, weights_of(STRICT.spec)).answer(0, turn)
         assert refused.value.reason == "phase"
 
 
@@ -79,7 +80,7 @@ def test_a_worker_that_is_killed_costs_one_turn(party):
 
     def turn():
         try:
-            hand.begin(party.learner(weights))
+            hand.begin(PartyLearner(party, weights))
         except Refused as refused:
             codes.append((refused.reason, str(refused)))
 
@@ -97,7 +98,7 @@ def test_a_worker_that_is_killed_costs_one_turn(party):
 
 def test_workers_that_are_gone_between_two_turns_compute_the_step_again(party):
     hand, weights = Hand(SMALL, 0, 1), weights_of(SMALL.spec)
-    learner = party.learner(weights)
+    learner = PartyLearner(party, weights)
     errors = hand.errors(hand.begin(learner))
     party.let_go()
     assert hand.agrees(hand.gradients(learner.answer(0, hand.hello() | errors)), weights)
@@ -117,7 +118,7 @@ def test_weights_that_have_grown_too_large_are_refused(party):
     weights = {name: 1e6 * array for name, array in weights_of(SMALL.spec).items()}
     hand = Hand(SMALL, 0, 1)
     with pytest.raises(Refused, match=r"lower server\.lr") as refused:
-        hand.begin(party.learner(weights))
+        hand.begin(PartyLearner(party, weights))
     assert refused.value.reason == "range"
     assert steps(party, hand)
 
@@ -169,9 +170,10 @@ SCRIPT = """
 import signal, sys, tempfile
 from pathlib import Path
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from tests.support.party import SMALL, Hand, weights_of
 party = ComputeParty(SMALL, Path(sys.argv[1]))
-hand, learner = Hand(SMALL), party.learner(weights_of(SMALL.spec))
+hand, learner = Hand(SMALL), PartyLearner(party, weights_of(SMALL.spec))
 hand.step(learner)
 print(*party.pids, flush=True)
 while True:

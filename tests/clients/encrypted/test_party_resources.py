@@ -18,6 +18,7 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.memory import BatchKey
 from clients.encrypted.notes import BATCH, KEYS, NOTE, WANT, note, read_note
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from strategies.wire import Refused
 from tests.support.party import LOGISTIC, SMALL, Hand, steps, weights_of
 
@@ -43,7 +44,7 @@ def limited(what, most):
 def test_where_the_disk_is_full_an_owner_is_refused_and_the_next_one_served(logistic, lacking):
     hand, other = Hand(LOGISTIC, 0, 1), Hand(LOGISTIC, 1, 2, OwnerKeys.generate(LOGISTIC.ring))
     assert steps(logistic, hand)
-    learner = logistic.learner(weights_of(LOGISTIC.spec))
+    learner = PartyLearner(logistic, weights_of(LOGISTIC.spec))
     turn = other.hello() | other.upload([lacking])
     with limited(resource.RLIMIT_FSIZE, 200_000), pytest.raises(Refused, match="too large") as told:
         learner.answer(1, turn)
@@ -68,7 +69,7 @@ def test_a_folder_that_can_not_be_read_is_no_end_of_the_run(logistic):
     folder.rename(folder.with_name("away"))
     folder.write_text("a file")
     with pytest.raises(Refused, match="Not a directory") as told:
-        hand.begin(logistic.learner(weights_of(LOGISTIC.spec)))
+        hand.begin(PartyLearner(logistic, weights_of(LOGISTIC.spec)))
     assert told.value.reason == "party"
     folder.unlink()
     folder.with_name("away").rename(folder)
@@ -79,7 +80,7 @@ def test_whatever_else_goes_wrong_in_a_turn_refuses_it(logistic, caplog):
     hand, weights = Hand(LOGISTIC, 0, 1), weights_of(LOGISTIC.spec)
     bent = weights | {"layers.0.weight": weights["layers.0.weight"][:, :-1]}
     with pytest.raises(Refused) as told:
-        hand.begin(logistic.learner(bent))
+        hand.begin(PartyLearner(logistic, bent))
     assert told.value.reason == "party"
     assert "Traceback" in caplog.text or told.value.__cause__ is not None
     assert steps(logistic, hand)
@@ -147,7 +148,7 @@ ARRAYS = hnp.arrays(
 @settings(max_examples=60, deadline=None)
 @given(told=NOTES, arrays=st.dictionaries(NAMES, ARRAYS, max_size=4))
 def test_no_turn_of_an_owner_ends_otherwise_than_in_an_answer_or_a_refusal(logistic, told, arrays):
-    learner = logistic.learner(weights_of(LOGISTIC.spec))
+    learner = PartyLearner(logistic, weights_of(LOGISTIC.spec))
     try:
         ending = set(read_note(learner.answer(0, {NOTE: note(told), **arrays})))
     except Refused as refused:

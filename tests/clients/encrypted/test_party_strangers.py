@@ -11,6 +11,7 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.notes import BATCH, KEYS, NOTE, WANT, Step, note, read_note
 from clients.encrypted.owner import ERRORS, INPUTS, LABELS, PACKED
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from strategies.ckks import SecretKeyError
 from strategies.wire import Refused
 from tests.support.encrypted import keys_of
@@ -52,7 +53,7 @@ def test_a_torn_mini_batch_is_asked_for_again(logistic):
 
 
 def test_what_turns_out_torn_on_the_way_back_is_asked_for_too(logistic):
-    hand, learner = Hand(LOGISTIC, 0, 7), logistic.learner(weights_of(LOGISTIC.spec))
+    hand, learner = Hand(LOGISTIC, 0, 7), PartyLearner(logistic, weights_of(LOGISTIC.spec))
     answer = hand.begin(learner)
     _flip(stored(logistic, hand, PACKED))
     assert read_note(learner.answer(0, hand.hello() | hand.errors(answer)))[WANT] == [BATCH]
@@ -127,7 +128,7 @@ def test_what_strangers_send_is_refused_with_a_reason_and_the_next_step_is_serve
     assert steps(logistic, hand)
     hand.wanted.clear()
     other = Hand(LOGISTIC, 1, 8, OwnerKeys.generate(LOGISTIC.ring))
-    learner = logistic.learner(weights)
+    learner = PartyLearner(logistic, weights)
     for arrays, code, reason in _hostile(hand, other):
         with pytest.raises(Refused, match=re.escape(reason)) as refused:
             learner.answer(0, arrays)
@@ -139,13 +140,13 @@ def test_what_strangers_send_is_refused_with_a_reason_and_the_next_step_is_serve
 @pytest.mark.parametrize("arrays", [{}, {f"{ERRORS}.first": np.zeros(1, np.uint64)}])
 def test_a_step_begins_with_a_note(logistic, arrays):
     with pytest.raises(Refused, match="begins with a note") as refused:
-        logistic.learner(weights_of(LOGISTIC.spec)).answer(0, arrays)
+        PartyLearner(logistic, weights_of(LOGISTIC.spec)).answer(0, arrays)
     assert refused.value.reason == "phase"
 
 
 def test_errors_that_are_none_can_be_sent_again(logistic):
     hand, weights = Hand(LOGISTIC, 0, 7), weights_of(LOGISTIC.spec)
-    learner = logistic.learner(weights)
+    learner = PartyLearner(logistic, weights)
     errors = hand.hello() | hand.errors(hand.begin(learner))
     for change in (_above, lambda array: array[1:], np.int64):
         with pytest.raises(Refused) as refused:
@@ -164,7 +165,7 @@ def test_a_secret_key_is_refused_where_it_could_be_handed_over(tmp_path, logisti
         with pytest.raises(SecretKeyError):
             ComputeParty(**{"plan": LOGISTIC, "folder": tmp_path} | handed)
     with pytest.raises(SecretKeyError):
-        logistic.learner(weights_of(LOGISTIC.spec) | {"layers.0.weight": secret()})
+        PartyLearner(logistic, weights_of(LOGISTIC.spec) | {"layers.0.weight": secret()})
 
 
 def test_torn_labels_are_asked_for_again(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 from clients.encrypted.notes import BATCH, KEYS, MOST_NOTE, Step
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.plan import plan_of
 from clients.encrypted.sizes import kinds, stored_bytes, turn_bytes
 from clients.encrypted.spec import Spec
@@ -31,7 +32,7 @@ def test_a_turn_of_errors_can_be_the_longest():
 def test_a_stored_mini_batch_is_as_large_as_said(tmp_path):
     with ComputeParty(STRICT, tmp_path, workers=1) as party:
         hand = Hand(STRICT)
-        hand.begin(party.learner(weights_of(STRICT.spec)))
+        hand.begin(PartyLearner(party, weights_of(STRICT.spec)))
         step = Step(hand.keys.fingerprint, f"{hand.seed:032x}", 0)
         files = [
             tmp_path / "ciphertexts" / step.key(kind).owner / "0.npy" for kind in kinds(STRICT)

@@ -10,6 +10,7 @@ from clients.encrypted.keys import OwnerKeys
 from clients.encrypted.memory import BatchKey, CiphertextCache
 from clients.encrypted.notes import BATCH, WANT, read_note
 from clients.encrypted.party import ComputeParty
+from clients.encrypted.party_learner import PartyLearner
 from clients.encrypted.sizes import stored_bytes
 from clients.encrypted.stock import Held, Stock
 from strategies.wire import Refused
@@ -30,7 +31,7 @@ def party_of(folder, **settings):
 def test_an_owner_has_one_set_of_mini_batches_at_a_time(tmp_path):
     hand = Hand(LOGISTIC, 0, 1)
     with party_of(tmp_path) as party:
-        learner = party.learner(weights_of(LOGISTIC.spec))
+        learner = PartyLearner(party, weights_of(LOGISTIC.spec))
         hand.begin(learner)
         before = taken(tmp_path)
         for _ in range(4):
@@ -42,13 +43,13 @@ def test_an_owner_has_one_set_of_mini_batches_at_a_time(tmp_path):
 def test_a_party_that_is_started_again_knows_whose_what_is(tmp_path):
     for seed in (1, 2):
         with party_of(tmp_path) as party:
-            Hand(LOGISTIC, 0, seed).begin(party.learner(weights_of(LOGISTIC.spec)))
+            Hand(LOGISTIC, 0, seed).begin(PartyLearner(party, weights_of(LOGISTIC.spec)))
     assert taken(tmp_path) < 1.1 * ONE
 
 
 def test_an_owner_with_another_key_leaves_no_keys_behind(tmp_path):
     with party_of(tmp_path) as party:
-        learner = party.learner(weights_of(LOGISTIC.spec))
+        learner = PartyLearner(party, weights_of(LOGISTIC.spec))
         for _ in range(2):
             Hand(LOGISTIC, 0, 1, OwnerKeys.generate(LOGISTIC.ring)).begin(learner)
     assert len(list((tmp_path / "keys").glob("*.safetensors"))) == 1
@@ -57,7 +58,7 @@ def test_an_owner_with_another_key_leaves_no_keys_behind(tmp_path):
 def test_an_owner_s_mini_batches_take_no_more_than_one_owner_may(tmp_path):
     hand = Hand(LOGISTIC, 0, 1)
     with party_of(tmp_path, owner_disk_mb=3.5 * ONE / MB) as party:
-        learner = party.learner(weights_of(LOGISTIC.spec))
+        learner = PartyLearner(party, weights_of(LOGISTIC.spec))
         hand.begin(learner)
         for batch in range(1, 6):
             learner.answer(0, hand.hello(batch=batch) | hand.upload([BATCH]))
@@ -70,7 +71,7 @@ def test_where_not_one_mini_batch_has_room_its_owner_is_refused_and_told_why(tmp
     hand = Hand(LOGISTIC, 0, 1)
     with party_of(tmp_path, owner_disk_mb=0.5 * ONE / MB) as party:
         with pytest.raises(Refused, match="raise disk_mb") as told:
-            hand.begin(party.learner(weights_of(LOGISTIC.spec)))
+            hand.begin(PartyLearner(party, weights_of(LOGISTIC.spec)))
         assert told.value.reason == "party"
         assert taken(tmp_path) == 0
 
