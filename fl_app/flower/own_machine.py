@@ -7,7 +7,8 @@ have all SuperNodes run code of theirs, and TLS only hides what they say. No fir
 all but Fleet and the health check is refused to other machines, before Flower sees it.
 
 It also waits longer for its database: after 5 s of a busy disk Flower's gives up and answers 500, and each SuperNode
-that gets such an answer is lost (`own_node.py`).
+that gets such an answer is lost (`own_node.py`). And it ends when it is told to: Flower's waits until the last answer
+is sent, without end where somebody follows a run's log or has sent half a request.
 
 ``python -m fl_app.flower.own_machine ARGUMENTS`` is ``flower-superlink ARGUMENTS`` with that door. It goes by the
 address that a connection comes from. A proxy on the same machine makes strangers look local, and so does the port
@@ -22,11 +23,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _BUSY = "60000"  # milliseconds that a statement waits for the database's lock
+_FAREWELL = 5  # seconds that answers under way have when it is told to stop; who gets none tries again
 _OPEN = "/v1/fleet/"
 _HEALTH = "/health"
 _REFUSAL = (
@@ -106,6 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: of ``flower-superlink``.
     """
+    import uvicorn
     from flwr.supercore import sql_mixin
     from flwr.supercore.constant import SQLITE_PRAGMAS
     from flwr.superlink import main as served
@@ -113,6 +117,7 @@ def main(arguments: Sequence[str]) -> None:
 
     served.create_app = behind_door(served.create_app)
     vars(sql_mixin)["SQLITE_PRAGMAS"] = patient(SQLITE_PRAGMAS)
+    uvicorn.run = partial(uvicorn.run, timeout_graceful_shutdown=_FAREWELL)
     # With this, uvicorn would believe a stranger's X-Forwarded-For.
     os.environ.pop("FORWARDED_ALLOW_IPS", None)
     sys.argv = ["flower-superlink", *arguments]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import threading
 import time
 import urllib.error
@@ -30,7 +31,7 @@ from fl_app.flower import Deployment, FlowerError
 from fl_app.flower import __main__ as command
 from fl_app.flower.bundle import BUNDLE
 from fl_app.flower.certificates import Certificates, make_authority, make_missing, make_node
-from fl_app.flower.deployment import supernode_program
+from fl_app.flower.deployment import superlink_program, supernode_program
 from fl_app.flower.own_machine import OwnMachine, behind_door, from_here, is_open, patient
 from fl_app.flower.processes import Port, Program, environment, healthy
 
@@ -140,6 +141,31 @@ def test_the_database_waits_longer_and_is_otherwise_flowers() -> None:
     assert int(mine.pop("busy_timeout")) > 10 * int(flowers.pop("busy_timeout"))
     assert mine == flowers
     assert vars(sql_mixin)["SQLITE_PRAGMAS"] is SQLITE_PRAGMAS  # where Flower looks them up
+
+
+@pytest.mark.slow
+def test_half_a_request_does_not_keep_a_superlink_from_ending(tmp_path: Path) -> None:
+    port = Port()
+    words = [*superlink_program(), "--insecure", "--host", "127.0.0.1", "--port", str(port.number)]
+    env = environment(tmp_path)
+    # Longer than it has for its answers, shorter than forever: what ends it must be its own doing.
+    with Program(words, env=env, cwd=tmp_path, log=tmp_path / "log", grace=60) as link:
+        link.wait_for(port, seconds=120)
+        with socket.create_connection(("127.0.0.1", port.number)) as stranger:
+            head = f"POST /v1/fleet/activate-node HTTP/1.1\r\nHost: here\r\nContent-Type: {PROTOBUF_MEDIA_TYPE}\r\n"
+            stranger.sendall(f"{head}Content-Length: 100\r\n\r\nhalf".encode())
+            time.sleep(
+                0.5
+            )  # it is read by then; else there is nothing to wait for, and less to see
+            psutil.Process(link.pid).terminate()
+            deadline = time.monotonic() + 40
+            while link.running:
+                assert time.monotonic() < deadline, link.log_tail()
+                time.sleep(0.05)
+    port.close()
+    said = link.log.read_text()
+    assert "Waiting for connections to close" in said
+    assert "Application shutdown complete" in said
 
 
 class Failing(BaseHTTPRequestHandler):
