@@ -1,6 +1,6 @@
 """One version of the model in a buffered run: who is asked, what comes, and what is made of it.
 
-The settings, and what lasts from version to version, are `strategies.schedulers.buffered`'s.
+The settings, and what lasts from version to version, are `strategies.schedulers.buffer`'s.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,14 +17,12 @@ from strategies.exchange import Exchange
 from strategies.hooks import RoundView
 from strategies.protocols import Event, Job, Picker, Refusal, Request, Void
 from strategies.rounds import Rounds
+from strategies.schedulers.buffer import Buffer
 from strategies.schedulers.flight import Wave, sent_before
 from strategies.schedulers.tally import Meter, Tally, admitted, following, measured
 from strategies.server_models import ServerModel
 from strategies.update import DELTA, Section, Update
 from strategies.wire import ARRAYS, LOCAL_STEPS, Refused, unpack_model
-
-if TYPE_CHECKING:
-    from strategies.schedulers.buffered import Buffered
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +31,7 @@ log = logging.getLogger(__name__)
 class Version:
     """One version of the model in the making."""
 
-    plan: Buffered
+    plan: Buffer
     pipeline: Rounds
     model: ServerModel
     exchange: Exchange
