@@ -19,7 +19,8 @@ from clients.lora.profile import Profile, measure
 from clients.tasks import Task
 from clients.trainers import SGD
 from fl_app.config.faults import ConfigError, Fault
-from fl_app.config.schema import Config, TargetNode
+from fl_app.config.nodes import TargetNode
+from fl_app.config.schema import Config
 from fl_app.config.targets import build
 from strategies.contract import Claim
 from strategies.protocols import Combiner, Plan

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file
 from fl_app.assembly import Assembly
 from fl_app.config.checking import Checker
 from fl_app.config.faults import ConfigError, Fault
-from fl_app.config.schema import Config, Evaluation, TargetNode
+from fl_app.config.nodes import TargetNode
+from fl_app.config.schema import Config, Evaluation
 from fl_app.services.checkpoint import Checkpoints
 from fl_app.services.summary import NAME, read_summary
 

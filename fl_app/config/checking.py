@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from fl_app.config import catalogue
 from fl_app.config.faults import ABSENT, Fault, unknown_key
+from fl_app.config.nodes import Part, TargetNode, TaskNode
 from fl_app.config.parameters import (
     InadmissibleError,
     Parameter,
@@ -19,7 +20,7 @@ from fl_app.config.parameters import (
     parameters_of,
     plain,
 )
-from fl_app.config.schema import Config, Part, TargetNode, TaskNode
+from fl_app.config.schema import Config
 from fl_app.config.targets import TargetError, locate
 
 Namer = Callable[[str, str], str]

@@ -1,35 +1,23 @@
-"""The configuration of a run: what there is to set, within which ranges, and which of it makes a run another run."""
+"""The configuration of a run: what there is to set, and within which ranges.
+
+The annotations are the checks, and the text of a refusal. What a part's node is stands in `nodes.py`, what of all this
+makes a run another run in `identity.py`. Must not know Hydra, nor a class that a node names.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen, doc
-from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints
+from pydantic import PrivateAttr, StringConstraints
 
-from fl_app.config.faults import shown
+from fl_app.config import identity
+from fl_app.config.nodes import Part, Settings, TargetNode, TaskNode, plain_of
 
 DEFAULT_NUM_CLIENTS = 10
 """Clients when `num_clients` is auto and no nodes are there to be counted."""
-
-BESIDE_IDENTITY = (
-    "rounds",
-    "output_dir",
-    "resume",
-    "run_name",
-    "experiment",
-    "runtime.workers",
-    "compute",
-    "checkpoint",
-    "memory.limit_mb",
-    "retry.backoff_seconds",
-    "admission.max_reply_mb",
-)
 
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Ge(1)]
@@ -41,79 +29,7 @@ FolderName = Annotated[
 ]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the configuration needs to know of a part that a `_target_` names.
-
-    Attributes:
-        base: dotted name of the class that the target must be a subclass of; None where any class will do.
-        needs: methods that the class must have.
-        offered: constructor parameters that the application fills in, and a user therefore can't set.
-        beside: dotted name of a class whose own settings stand among the part's; None where there is none.
-        beside_offered: what the application fills in of that class's parameters.
-    """
-
-    base: str | None = None
-    needs: tuple[str, ...] = ()
-    offered: frozenset[str] = frozenset()
-    beside: str | None = None
-    beside_offered: frozenset[str] = frozenset()
-
-
-class TargetNode(_Settings):
-    """A part of the run: a class and what its constructor is given.
-
-    Attributes:
-        target: dotted name of the class.
-        arguments: its settings in plain JSON types, defaults included; another node where a part holds a part.
-        name: the choice that was made in the part's group; the class's name where a class was named instead.
-        path: where the node stands in the configuration.
-    """
-
-    target: str
-    arguments: dict[str, Any]
-    name: str
-    path: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The node as it would stand in YAML: `_target_` and the settings beside it."""
-        return {"_target_": self.target} | {
-            key: _plain(value) for key, value in self.arguments.items()
-        }
-
-
-class TaskNode(TargetNode):
-    """The task, and how its training data are cut among the clients.
-
-    Attributes:
-        federation: the cut, a node of its own (`clients.tasks.FederatedData`).
-    """
-
-    federation: TargetNode
-
-    def to_dict(self) -> dict[str, Any]:
-        """As one mapping, as in YAML."""
-        cut = self.federation.to_dict()
-        return super().to_dict() | {key: value for key, value in cut.items() if key != "_target_"}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, TargetNode):
-        return value.to_dict()
-    if isinstance(value, BaseModel):
-        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-class Evaluation(_Settings):
+class Evaluation(Settings):
     """When the model is measured.
 
     Attributes:
@@ -127,7 +43,7 @@ class Evaluation(_Settings):
     batch_size: Count = 512
 
 
-class Admission(_Settings):
+class Admission(Settings):
     """Which updates are let in, and what becomes of a round with too few of them.
 
     Attributes:
@@ -148,7 +64,7 @@ class Admission(_Settings):
     max_reply_mb: Positive | Literal["auto"] = "auto"
 
 
-class Runtime(_Settings):
+class Runtime(Settings):
     """The machine that runs it, and the devices that it plays.
 
     Attributes:
@@ -166,7 +82,7 @@ class Runtime(_Settings):
     devices: Annotated[TargetNode, Part(needs=("duration",), offered=frozenset({"dropout"}))]
 
 
-class Saving(_Settings):
+class Saving(Settings):
     """How often a run is saved, and how much of it stays (docs/resume.md).
 
     Attributes:
@@ -179,7 +95,7 @@ class Saving(_Settings):
     keep: Count = 2
 
 
-class Compute(_Settings):
+class Compute(Settings):
     """Whoever computes on ciphertexts (`collector=encrypted`).
 
     Attributes:
@@ -199,7 +115,7 @@ class Compute(_Settings):
     owner_disk_mb: Positive = 20_000.0
 
 
-class Config(_Settings):
+class Config(Settings):
     """All that a run is told. Immutable; `fl_app.compose.compose` makes it.
 
     Attributes:
@@ -344,7 +260,7 @@ class Config(_Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved configuration in plain JSON types, keys in the order of the schema."""
-        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+        return {name: plain_of(getattr(self, name)) for name in type(self).model_fields}
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, keys in the order of the schema."""
@@ -355,12 +271,11 @@ class Config(_Settings):
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this run: dotted paths to plain values, without where and for how long it runs."""
-        return _identity(self.to_dict())
+        return identity.identity(self.to_dict())
 
     def identity_hash(self) -> str:
-        """SHA-256, in hex, over the canonical JSON of the identity: keys sorted, floats by their shortest repr."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        """SHA-256, in hex, over the canonical JSON of the identity."""
+        return identity.digest(self.identity())
 
     def difference(self, other: Config | Mapping[str, Any]) -> list[str]:
         """What another configuration has otherwise, of all that belongs to the identity.
@@ -371,19 +286,13 @@ class Config(_Settings):
         Returns:
             Lines `path: mine → theirs`, sorted by path; none when the two describe the same run.
         """
-        mine = self.identity()
-        theirs = other.identity() if isinstance(other, Config) else _identity(other)
-        paths = sorted(mine.keys() | theirs.keys())
-        return [
-            f"{path}: {_said(mine, path)} → {_said(theirs, path)}"
-            for path in paths
-            if path not in mine or path not in theirs or _differ(mine[path], theirs[path])
-        ]
+        theirs = other.identity() if isinstance(other, Config) else identity.identity(other)
+        return identity.difference(self.identity(), theirs)
 
     @property
     def rounds_are_planned(self) -> bool:
         """Whether noise was found for so many rounds, so that more of them are another run."""
-        return _rounds_are_planned(self.to_dict())
+        return identity.rounds_are_planned(self.to_dict())
 
     @property
     def folder_name(self) -> str:
@@ -408,37 +317,3 @@ class Config(_Settings):
         copy = self.model_copy(update={"output_dir": output_dir})
         copy._directory = directory
         return copy
-
-
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    beside = [
-        path for path in BESIDE_IDENTITY if path != "rounds" or not _rounds_are_planned(config)
-    ]
-    return {
-        path: value
-        for path, value in _flat(config, "").items()
-        if not any(path == skipped or path.startswith(f"{skipped}.") for skipped in beside)
-    }
-
-
-def _rounds_are_planned(config: Mapping[str, Any]) -> bool:
-    """Whether noise is found for so many rounds: another number of them is another run."""
-    privacy = config.get("privacy")
-    if not isinstance(privacy, Mapping):
-        return False
-    return privacy.get("target_epsilon") is not None and privacy.get("noise_multiplier") is None
-
-
-def _flat(value: Any, path: str) -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        inner = (_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items())
-        return {key: leaf for part in inner for key, leaf in part.items()}
-    return {path: value}
-
-
-def _differ(first: Any, second: Any) -> bool:
-    return json.dumps(first, sort_keys=True) != json.dumps(second, sort_keys=True)
-
-
-def _said(values: Mapping[str, Any], path: str) -> str:
-    return shown(values[path]) if path in values else "(not set)"

@@ -8,8 +8,8 @@ from typing import Any
 
 from clients.places import FolderOrHub, absolute
 from fl_app.config.faults import ConfigError, Fault, nearest
+from fl_app.config.nodes import TargetNode
 from fl_app.config.parameters import Parameter, convert, marked, parameters_of, plain
-from fl_app.config.schema import TargetNode
 
 
 class TargetError(ValueError):

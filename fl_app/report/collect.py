@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 
 from fl_app.config.faults import ConfigError, Fault
-from fl_app.config.schema import BESIDE_IDENTITY
+from fl_app.config.identity import BESIDE_IDENTITY
 from fl_app.report.text import one_line
 from fl_app.services.summary import NAME
 from fl_app.sweep.record import NAME as SWEEP

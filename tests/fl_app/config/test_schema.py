@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fl_app.config.schema import Config, Runtime, TargetNode, TaskNode
+from fl_app.config.nodes import TargetNode, TaskNode
+from fl_app.config.schema import Config, Runtime
 
 ROOT = Path(__file__).resolve().parents[3]
 

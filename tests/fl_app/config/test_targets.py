@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fl_app.config.faults import ConfigError
-from fl_app.config.schema import TargetNode
+from fl_app.config.nodes import TargetNode
 from fl_app.config.targets import TargetError, build, locate
 
 PARTS = """
