@@ -42,7 +42,7 @@ def client(folder: Path, overrides: list[str]) -> dict[str, float]:
 
     import fl_app.client_app  # noqa: F401 - what a ClientApp's process imports
     from clients.client import NUM_CLIENTS
-    from fl_app.assembly import Assembly
+    from fl_app.assembly import Assembly, make_client
     from fl_app.compose import compose
     from fl_app.engine.flwr_internals import claim_identity
     from strategies.wire import ARRAYS, CONFIG
@@ -51,10 +51,10 @@ def client(folder: Path, overrides: list[str]) -> dict[str, float]:
     claim_identity(1)
     assembly = Assembly(compose([*overrides, f"output_dir={folder}", "backend=flower"]))
     settings = {"partition-id": 0, "client-folder": str(folder)}
-    device = assembly.client("device", settings)
+    device = make_client(assembly, "device", settings)
     for kind in ("train", "evaluate"):
         told = {"client": 0, "server-round": 1, "version": 0, "included": 0, NUM_CLIENTS: 10}
-        content = {ARRAYS: assembly.initial_arrays(), CONFIG: ConfigRecord(told)}
+        content = {ARRAYS: assembly.network.arrays(), CONFIG: ConfigRecord(told)}
         (reply,) = device.answer([Message(RecordDict(content), 1, kind)])
         if not reply.has_content():
             raise RuntimeError(f"{kind}: {reply.error.reason}")

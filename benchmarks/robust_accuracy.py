@@ -31,9 +31,8 @@ from flwr.app import ArrayRecord, MetricRecord
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, engine_grid, make_evaluator, make_strategy
 from fl_app.compose import compose
-from fl_app.run import engine_grid
 
 RULES = (
     "krum", "multi_krum", "bulyan", "median", "trimmed_mean", "geometric_median", "centered_clipping", "norm_bounding",
@@ -96,16 +95,16 @@ def run(cell: tuple[str, str, str, int]) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         config = compose([*overrides(*cell), f"output_dir={folder}"])
         assembly = Assembly(config)
-        evaluate = assembly.evaluator()
+        evaluate = make_evaluator(assembly)
 
         def at_the_end(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             return evaluate(number, arrays) if number == config.rounds else None
 
-        strategy, voids = assembly.strategy(CLIENTS), []
+        strategy, voids = make_strategy(assembly, CLIENTS), []
         strategy.hooks.append(lambda view: voids.append(view.void))
         with engine_grid(assembly, CLIENTS, 0.0) as grid:
             result = strategy.start(
-                grid, assembly.initial_arrays(), config.rounds, evaluate_fn=at_the_end
+                grid, assembly.network.arrays(), config.rounds, evaluate_fn=at_the_end
             )
         final = dict(result.evaluate_metrics_serverapp[config.rounds])
     if all(voids):

@@ -27,9 +27,8 @@ from unittest.mock import patch
 import numpy as np
 from common import versions
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, composed, engine_grid
 from fl_app.compose import compose
-from fl_app.run import composed, engine_grid
 from strategies.hooks import RoundView
 from strategies.schedulers import synchronous
 from strategies.server_models import ServerModel
@@ -119,12 +118,12 @@ def measure(devices: int, asked: int) -> None:
             patch.object(strategy.pipeline, "begin", watched),
             engine_grid(assembly, devices, 0.0) as grid,
         ):
-            strategy.start(grid, assembly.initial_arrays(), ROUNDS, evaluate_fn=None)
+            strategy.start(grid, assembly.network.arrays(), ROUNDS, evaluate_fn=None)
     seconds = [view.seconds for view in views]
     print(
         json.dumps(
             {
-                "parameters": assembly.size,
+                "parameters": assembly.network.size,
                 "start": time.perf_counter() - began - sum(seconds),
                 "round": float(np.median(seconds[1:])),
                 "reply_p99": float(np.quantile(watch.replies, 0.99)),

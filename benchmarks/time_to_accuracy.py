@@ -25,9 +25,8 @@ from tempfile import TemporaryDirectory
 
 from common import versions
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, composed, engine_grid, make_evaluator
 from fl_app.compose import compose
-from fl_app.run import composed, engine_grid
 from strategies.hooks import RoundView, Stop
 
 TARGET, CLIENTS, MOST_UPDATES = 0.9, 100, 6_000
@@ -140,10 +139,10 @@ def reach(overrides: tuple[str, ...], seed: int, folder: str) -> Found:
     with engine_grid(assembly, CLIENTS, 0.0) as grid:
         strategy.start(
             grid,
-            assembly.initial_arrays(),
+            assembly.network.arrays(),
             num_rounds=config.rounds,
             timeout=config.round_timeout,
-            evaluate_fn=assembly.evaluator(),
+            evaluate_fn=make_evaluator(assembly),
         )
     return found
 

@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.client import Client
 from clients.device import coarse, measure
-from fl_app.assembly import Assembly, Place
+from fl_app.assembly import Assembly, Place, make_client
 from fl_app.compose import compose, parse_overrides
 from fl_app.config.faults import ConfigError
 from fl_app.flower.bundle import enter_bundle, launch_directory, simulated
@@ -35,7 +35,7 @@ def _assembly(overrides: str) -> Assembly:
 def _client(overrides: str, node: int) -> Client:
     """One client a process: its model stays resident from message to message."""
     place: Place = "simulation" if simulated() else "device"
-    return _assembly(overrides).client(place, _settings[node])
+    return make_client(_assembly(overrides), place, _settings[node])
 
 
 _settings: dict[int, dict[str, bool | int | float | str]] = {}

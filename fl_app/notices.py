@@ -42,7 +42,7 @@ def promises(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> dict[s
     if pipeline.privacy is not None:
         report = pipeline.privacy.report() or {}
         told |= {"promised": str(report["protects"])} if "protects" in report else {}
-        told["privacy"] = pipeline.privacy.describe(assembly.size)
+        told["privacy"] = pipeline.privacy.describe(assembly.network.size)
     if isinstance(pipeline.combiner, Robust):
         told["rule"] = pipeline.combiner.promise(pipeline.claim.inputs or num_clients)
     attack = assembly.config.attack
@@ -108,7 +108,7 @@ def risks(pipeline: Pipeline, assembly: Assembly, num_clients: int) -> Iterator[
                 f" scheduler.max_staleness or scheduler.buffer, or lower scheduler.concurrency"
             )
     if isinstance(pipeline.privacy, Guarantee):
-        ratio = pipeline.privacy.drowning(assembly.size)
+        ratio = pipeline.privacy.drowning(assembly.network.size)
         if ratio > DROWNED:
             yield (
                 f"noise is {ratio:.3g} times as long as what it hides: ask more clients, take a smaller model (for"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,19 @@ from typing import Any, Literal
 from flwr.serverapp import Grid
 from safetensors.numpy import save
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import (
+    Assembly,
+    composed,
+    engine_grid,
+    forecast,
+    make_evaluator,
+    most_reply_arrays,
+    most_reply_bytes,
+    refuse_attack,
+)
 from fl_app.cli.console import Console
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import DEFAULT_NUM_CLIENTS, Config
-from fl_app.config.targets import build
-from fl_app.engine import AdversaryPool, ClientPool, EngineGrid, make_pool
-from fl_app.engine.allocator import keep_freed_memory
 from fl_app.folder import RunFolder
 from fl_app.notices import promises, risks
 from fl_app.saved import Saved
@@ -33,10 +39,7 @@ from fl_app.services.guard import divergence_guard
 from fl_app.services.logs import log_to
 from fl_app.services.memory import PeakMemory
 from fl_app.services.summary import Row, Summary
-from strategies.contract import ContractError, Visibility
-from strategies.secagg import MaskedClient
 from strategies.state import mapping_in
-from strategies.strategy import PipelineStrategy
 
 log = logging.getLogger(__name__)
 
@@ -94,73 +97,10 @@ def serve(config: Config, grid: Grid, console: Console) -> RunResult:
     num_clients = _count_nodes(watched) if config.num_clients == "auto" else config.num_clients
 
     def open_grid(assembly: Assembly, *_: object) -> AbstractContextManager[Grid]:
-        bounded = BoundedGrid(grid, assembly.most_reply_bytes, assembly.most_reply_arrays)
-        return nullcontext(InterruptibleGrid(bounded))
+        most = most_reply_bytes(assembly), most_reply_arrays(assembly)
+        return nullcontext(InterruptibleGrid(BoundedGrid(grid, *most)))
 
     return _run(config, num_clients, console, open_grid, virtual=False)
-
-
-def composed(assembly: Assembly, num_clients: int) -> PipelineStrategy:
-    """The server half of a configuration, its contract checked.
-
-    Raises:
-        ConfigError: parts of the pipeline may not be composed, or clients lack what they must bring along.
-    """
-    try:
-        strategy = assembly.strategy(num_clients)
-        claim = strategy.claim
-        if claim.visibility < Visibility.EACH or strategy.pipeline.privacy is not None:
-            # The model's own sections, too: the run would find out only when it begins.
-            strategy.pipeline.check(assembly.model_sections())
-    except ContractError as error:
-        raise ConfigError([Fault(error.second, str(error))]) from error
-    if assembly.adversary is not None and claim.visibility < Visibility.EACH:
-        said = "knows the updates of the honest, which nobody sees under masks: use an attack that knows only its own"
-        raise ConfigError([Fault("attack", said, type(assembly.attack).__name__)])
-    if assembly.config.backend == "engine":
-        assembly.client_half("engine")
-    return strategy
-
-
-def check(config: Config) -> None:
-    """Refuses what a run would refuse before its first round.
-
-    Raises:
-        ConfigError: as the back end's own run.
-    """
-    clients = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
-    if config.backend == "flower":
-        check_for_flower(config, clients)
-    else:
-        composed(Assembly(config), clients)
-
-
-def check_for_flower(config: Config, num_clients: int) -> None:
-    """Refuses here what a ServerApp would refuse, before Flower is started for it.
-
-    Raises:
-        ConfigError: an attack is configured, or parts may not be composed.
-    """
-    refuse_attack(config)
-    composed(Assembly(config), num_clients)
-
-
-def refuse_attack(config: Config) -> None:
-    """Clients that lie are for the engine: no real device is told to.
-
-    Raises:
-        ConfigError: an attack is configured.
-    """
-    if config.attack is not None:
-        raise ConfigError(
-            [
-                Fault(
-                    "attack",
-                    "attacks run on the engine only: use backend=engine",
-                    config.attack.name,
-                )
-            ]
-        )
 
 
 def _run(
@@ -303,8 +243,8 @@ class _Run:
 
     def _train(self, grid: Grid) -> None:
         config = self.config
-        evaluate = self.assembly.evaluator() if config.evaluate.every else None
-        arrays = self.assembly.initial_arrays()
+        evaluate = make_evaluator(self.assembly) if config.evaluate.every else None
+        arrays = self.assembly.network.arrays()
         self.strategy.start(
             grid,
             arrays,
@@ -325,8 +265,8 @@ class _Run:
             "folder": self.folder.path,
         }
         self.console.begin(config.strategy, config.rounds, facts)
-        if (forecast := self.assembly.forecast(self.num_clients)) is not None:
-            self.console.note(forecast)
+        if (told := forecast(self.assembly, self.num_clients)) is not None:
+            self.console.note(told)
         for risk in risks(self.strategy.pipeline, self.assembly, self.num_clients):
             self.console.note(risk)
         for note in self.saved.notes():
@@ -349,50 +289,6 @@ class _Run:
         if self.summary.history:
             title = f"{self.config.strategy} on {self.config.task.name}, {self.num_clients} clients"
             draw_curves(self.summary.history, self.folder.path / "curves.png", title)
-
-
-@contextmanager
-def engine_grid(assembly: Assembly, num_clients: int, begin: float) -> Iterator[Grid]:
-    """The engine's grid with its pool of workers, ended with the context."""
-    config = assembly.config
-    data = assembly.data(num_clients)
-    epochs = getattr(assembly.trainer, "local_epochs", 1)
-    devices = build(config.runtime.devices, dropout=config.runtime.dropout)
-
-    keep_freed_memory()  # the workers, which are forked, do likewise
-    log.info("clients are trained %s", assembly.batching)  # decided here, once, and forked too
-
-    def factory() -> Any:
-        return assembly.client("engine").answer
-
-    pool: ClientPool = make_pool(factory, assembly.workers(num_clients))
-    if assembly.adversary is not None:
-        attackers = assembly.adversary.attack.attackers(num_clients, config.seed)
-        pool = AdversaryPool(pool, assembly.adversary, attackers)
-    with closing(pool), _secrets_forgotten(assembly):
-        pool.start()  # now, so that its faults and its time are not the first round's
-        yield EngineGrid(
-            pool,
-            num_clients=num_clients,
-            devices=devices,
-            seed=config.seed,
-            work=lambda client: float(data.sizes[client]) * epochs,
-            together=assembly.batching.size,
-            start=begin,
-            whole_rounds=assembly.adversary is not None,
-            batch_size=getattr(assembly.trainer, "batch_size", 1),
-        )
-
-
-@contextmanager
-def _secrets_forgotten(assembly: Assembly) -> Iterator[None]:
-    """Leaves no session's keys behind: nobody asks the engine's clients again, as a device's are by the next round."""
-    try:
-        yield
-    finally:
-        half = assembly.client_half("engine")
-        if isinstance(half, MaskedClient):
-            half.forget()
 
 
 def _count_nodes(grid: Grid, settle: float = 2.0, patience: float = 300.0) -> int:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from clients.resident import arrays_of, buffers_of
 from clients.tasks import Examples, FederatedData
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, make_strategy
 from fl_app.audit.coins import Guessed, guess, toss
 from fl_app.audit.target import Target
 from fl_app.audit.training import Progress, train
@@ -112,7 +112,7 @@ def audit_clients(
     assembly = WithCanaries(
         config, Canary(included=coins, norm=UNCLIPPED_NORM, key=key), target.num_clients
     )
-    claim = assembly.strategy(total).claim
+    claim = make_strategy(assembly, total).claim
     bound = claim.bounds.get(DELTA, _own_clip(config))
     # An adaptive bound moves: what is far beyond it is clipped to it, wherever it is.
     norm = UNCLIPPED_NORM if bound is None else bound * (_BEYOND if claim.adaptive else 1.0)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fl_app.assembly import Assembly
-from fl_app.run import composed, engine_grid
+from fl_app.assembly import Assembly, composed, engine_grid
 from strategies.hooks import Hook, RoundView
 from strategies.strategy import PipelineStrategy
 
@@ -59,7 +58,7 @@ def train(
         with engine_grid(assembly, num_clients, 0.0) as grid:
             strategy.start(
                 grid,
-                assembly.initial_arrays(),
+                assembly.network.arrays(),
                 num_rounds=config.rounds,
                 timeout=config.round_timeout,
             )

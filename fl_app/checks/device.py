@@ -15,7 +15,7 @@ import click
 from flwr.common.config import parse_config_args
 
 from clients.tasks import Examples
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, make_client_half
 from fl_app.checks import data
 from fl_app.checks.check import Finding, together
 from fl_app.config.faults import nearest
@@ -89,7 +89,7 @@ class Device:
                 mend = "make one: trellis keys encrypted, or mend encrypted-key"
                 return Finding("failed", f"there is no key {node.owner_key}", mend)
             _ = node.pause, node.memory, node.tells_profile  # raise where they are no such values
-            self._assembly.client_half("device", self._settings)
+            make_client_half(self._assembly, "device", self._settings)
             node.admit_trainer(self._assembly.trainer)
         except ValueError as error:
             hint = (

@@ -74,14 +74,14 @@ class Planned:
     @classmethod
     def of(cls, assembly: Assembly, pipeline: Pipeline) -> Planned:
         """From a pipeline whose strategy has been composed."""
-        arrays = unpack_model(assembly.initial_arrays())
+        arrays = unpack_model(assembly.network.arrays())
         model = ServerModel(
             arrays,
             pipeline.optimizer,
             travel=assembly.config.travel,
             buffers=buffers_of(assembly.module()),
         )
-        pipeline.check(frozenset(model.layouts) & assembly.model_sections())
+        pipeline.check(frozenset(model.layouts) & assembly.network.sections)
         return cls(pipeline, model, pipeline.job(model))
 
     @property
@@ -291,7 +291,7 @@ def model(assembly: Assembly, planned: Planned, num_clients: int) -> Finding:
     note = f" ({traffic.note})" if traffic.note else ""
     return Finding(
         "ok",
-        f"{type(module).__name__}, {everything:,} parameters, {assembly.size:,} travel; a round moves"
+        f"{type(module).__name__}, {everything:,} parameters, {assembly.network.size:,} travel; a round moves"
         f" {human_bytes(asked * traffic.down)} down and {human_bytes(asked * traffic.up)} up{note}",
     )
 
@@ -301,7 +301,7 @@ def client_state_bytes(assembly: Assembly, planned: Planned, num_clients: int) -
     remembers = any(
         getattr(part, "remembers", False) for part in (assembly.trainer, *planned.pipeline.stages)
     )
-    return 2 * 4 * assembly.size * num_clients if remembers else 0
+    return 2 * 4 * assembly.network.size * num_clients if remembers else 0
 
 
 def duration(

@@ -20,7 +20,7 @@ import psutil
 
 from clients.tasks import Examples
 from clients.trainers import DpSgd
-from fl_app.assembly import LEDGER, Assembly
+from fl_app.assembly import LEDGER, Assembly, composed, count_workers, forecast, refuse_attack
 from fl_app.checks import data, place, plan, training
 from fl_app.checks.check import Check, Finding, together
 from fl_app.checks.steps import Workload, no_overfitting
@@ -30,7 +30,6 @@ from fl_app.encryption import FITTED, is_encrypted
 from fl_app.engine import resolve_workers
 from fl_app.halves import CUT
 from fl_app.notices import risks
-from fl_app.run import composed, refuse_attack
 from strategies.combiners import Robust
 from strategies.strategy import PipelineStrategy
 
@@ -138,7 +137,7 @@ class _Preflight:
         return plan.nodes(self.strategy.pipeline, self.clients, self.config.runtime.dropout)
 
     def _privacy(self) -> Finding:
-        found = plan.privacy(self.strategy.pipeline, self.assembly.size, self.config.rounds)
+        found = plan.privacy(self.strategy.pipeline, self.assembly.network.size, self.config.rounds)
         trainer = self.assembly.trainer
         if not isinstance(trainer, DpSgd) or trainer.reproducible_noise:
             return found
@@ -156,11 +155,11 @@ class _Preflight:
         return place.earlier(self.config, self.clients, self.assembly.data_hash)
 
     def _ciphertexts(self) -> Finding:
-        forecast = self.assembly.forecast(self.clients)
-        if forecast is None:
+        told = forecast(self.assembly, self.clients)
+        if told is None:
             said = "a client computes, on a machine whose memory and time are not known here"
             return Finding("skipped", said)
-        return Finding("ok", forecast.rpartition("\n(")[0] or forecast)  # without a hint at a log
+        return Finding("ok", told.rpartition("\n(")[0] or told)  # without a hint at a log
 
     def _step(self) -> Finding:
         finding, self.steps = training.batch(
@@ -185,14 +184,14 @@ class _Preflight:
     @property
     def _workers(self) -> int:
         if self.config.backend == "engine":
-            return min(self.assembly.workers(self.clients), self._asked)
+            return min(count_workers(self.assembly, self.clients), self._asked)
         return min(resolve_workers("auto"), self._asked)
 
     def _memory(self) -> Finding:
         if self._encrypted:
             return Finding("skipped", "what ciphertexts take is said above")
         assert self.steps is not None  # or the step would have failed
-        size = self.assembly.size
+        size = self.assembly.network.size
         # A robust rule holds all updates of a round; a mean, the model and its moments.
         held = self._asked if isinstance(self.strategy.pipeline.combiner, Robust) else 4
         imports = psutil.Process().memory_info().rss if self.config.backend == "flower" else 0

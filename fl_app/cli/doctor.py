@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fl_app.cli.main import DONE, FAILED, REFUSED, Parser
-from fl_app.cli.run import add_choices, find_own_classes
+from fl_app.cli.own_choices import add_choices, find_own_classes
 
 _EXAMPLES = """examples:
   trellis doctor

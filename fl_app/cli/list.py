@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from fl_app.cli.main import Parser
-from fl_app.cli.run import add_choices
+from fl_app.cli.own_choices import add_choices
 from fl_app.config import catalogue
 from fl_app.config.faults import nearest
 

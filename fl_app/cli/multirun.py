@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fl_app.cli.console import PlainConsole
 from fl_app.cli.main import DONE, FAILED
-from fl_app.cli.run import on_flower
+from fl_app.cli.on_flower import on_flower
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.folder import RunFolder
 from fl_app.run import run_engine

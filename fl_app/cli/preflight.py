@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fl_app.cli.main import DONE, FAILED, Parser
-from fl_app.cli.run import add_choices, find_own_classes
+from fl_app.cli.own_choices import add_choices, find_own_classes
 
 _EXAMPLES = """examples:
   trellis preflight strategy=secure num_clients=50 rounds=200

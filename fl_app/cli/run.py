@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_app.cli.main import DONE, FAILED, Parser
-from fl_app.config.catalogue import OWN
+from fl_app.cli.main import DONE, Parser
+from fl_app.cli.on_flower import on_flower
+from fl_app.cli.own_choices import add_choices, find_own_classes
 
 if TYPE_CHECKING:
     from fl_app.config.schema import Config
@@ -105,25 +103,12 @@ def run(overrides: Sequence[str], *, dry_run: bool = False) -> int:
 
     config = compose(overrides)
     if dry_run:
-        from fl_app.run import check
+        from fl_app.assembly import check
 
         check(config)
         print(config.to_yaml(), end="")
         return DONE
     return on_flower(config, overrides) if config.backend == "flower" else _on_engine(config)
-
-
-def add_choices(folder: str | None) -> None:
-    """Adds a folder's choices to those of conf/, for this process and for those that it starts."""
-    if folder is not None:
-        os.environ[OWN] = str(Path(folder).resolve())
-
-
-def find_own_classes() -> None:
-    """Classes of the user's own may lie where the command is called; last, so that they shadow nothing."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
 
 
 def _on_engine(config: Config) -> int:
@@ -132,39 +117,3 @@ def _on_engine(config: Config) -> int:
 
     with open_console() as console:
         return run_engine(config, console).exit_code
-
-
-def on_flower(config: Config, overrides: Sequence[str]) -> int:
-    """Runs on Flower's simulation; what it prints is passed on line by line.
-
-    Args:
-        config: what `overrides` compose to.
-        overrides: in Hydra's syntax.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ConfigError: the configuration is refused.
-    """
-    from fl_app.compose import override
-    from fl_app.config.schema import DEFAULT_NUM_CLIENTS
-    from fl_app.flower import FlowerError, run_flower
-    from fl_app.run import check_for_flower
-
-    # The run's processes have working directories of their own.
-    output_dir = override("output_dir", str(config.output_dir.expanduser().resolve()))
-    nodes = DEFAULT_NUM_CLIENTS if config.num_clients == "auto" else config.num_clients
-    check_for_flower(config, nodes)
-    project = Path(__file__).resolve().parents[2]
-    try:
-        return run_flower(
-            [*overrides, output_dir], num_supernodes=nodes, project=project, echo=_echo
-        )
-    except FlowerError as error:
-        print(error, file=sys.stderr)
-        return FAILED
-
-
-def _echo(line: str) -> None:
-    print(line, flush=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from clients.threads import one_thread
+from fl_app.assembly import check
 from fl_app.compose import compose, expand
 from fl_app.config import catalogue
 from fl_app.config.faults import ConfigError, Fault
 from fl_app.config.schema import Config
 from fl_app.engine import resolve_workers
-from fl_app.run import check
 
 _NAMED = 5
 """Jobs that a fault names; of more it tells the number."""

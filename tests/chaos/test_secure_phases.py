@@ -14,11 +14,10 @@ import pytest
 from flwr.app import Message
 from safetensors.numpy import load_file
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, engine_grid, make_strategy
 from fl_app.compose import compose
 from fl_app.engine import EngineGrid
 from fl_app.flower.grid import GridAround
-from fl_app.run import engine_grid
 from tests.chaos.scene import SMALL, Scene, assert_whole
 
 pytestmark = [
@@ -52,10 +51,10 @@ def in_clear(lost: Iterable[int]) -> dict[str, np.ndarray[Any, Any]]:
     """The model after one round of plain averaging without these clients."""
     chosen = ["task=digits", *SMALL, f"num_clients={CLIENTS}", "rounds=1", "runtime.workers=1"]
     assembly = Assembly(compose(chosen))
-    strategy = assembly.strategy(CLIENTS)
+    strategy = make_strategy(assembly, CLIENTS)
     with engine_grid(assembly, CLIENTS, 0.0) as grid:
         assert isinstance(grid, EngineGrid)
-        strategy.start(Without(grid, lost), assembly.initial_arrays(), num_rounds=1)
+        strategy.start(Without(grid, lost), assembly.network.arrays(), num_rounds=1)
     assert strategy.model is not None
     return strategy.model.arrays()
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fl_app.assembly import Assembly, check, make_client
 from fl_app.cli.main import main
 from fl_app.compose import compose
 from fl_app.config import catalogue
 from fl_app.config.faults import ConfigError
-from fl_app.run import check
 from strategies.attacks.omniscient import z_max
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,17 +98,15 @@ def test_without_an_attack_there_is_nothing_to_succeed(tmp_path, capsys):
 
 
 def test_only_attackers_train_on_poisoned_examples():
-    from fl_app.assembly import Assembly
-
     assembly = Assembly(compose([*SMALL, "attack=label_flip", "attack.fraction=0.4"]))
-    client, data = assembly.client("engine"), assembly.data(8)
+    client, data = make_client(assembly, "engine"), assembly.data(8)
     attackers = assembly.attack.attackers(8, 0)
     assert len(attackers) == 3
     for number in range(8):
         honest, given = data.train(number), client._examples(data, number)
         expected = 9 - honest.targets if number in attackers else honest.targets
         assert given.targets.equal(expected)
-    unattacked = assembly.client("simulation")
+    unattacked = make_client(assembly, "simulation")
     for number in attackers:
         assert unattacked._examples(data, number) is data.train(number)
 

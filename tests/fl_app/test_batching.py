@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from clients.models import Linear, Mlp
 from clients.tasks import Digits
 from clients.trainers import SGD
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, count_workers
 from fl_app.batching import AUTO, plan_batching
 from fl_app.cli.console import PlainConsole
 from fl_app.cli.main import main
@@ -102,12 +102,12 @@ def test_the_command_line_takes_off_as_a_word(capsys):
 
 def test_auto_starts_no_more_workers_than_there_are_stacks_in_a_round(monkeypatch):
     monkeypatch.setattr(
-        "fl_app.assembly.resolve_workers", lambda asked: 4 if asked == "auto" else asked
+        "fl_app.assembly.engine.resolve_workers", lambda asked: 4 if asked == "auto" else asked
     )
 
     def workers(*overrides):
         config = compose(["task=digits", *overrides])
-        return Assembly(config).workers(config.num_clients)
+        return count_workers(Assembly(config), config.num_clients)
 
     assert workers("num_clients=64") == 1
     assert workers("num_clients=65") == 2

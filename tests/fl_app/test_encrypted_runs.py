@@ -19,7 +19,7 @@ from clients.encrypted.plan import plan_of
 from clients.encrypted.planner import Forecast
 from clients.encrypted.spec import Spec
 from clients.encrypted.trainer import EncryptedTrainer
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, make_strategy
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
 from fl_app.encryption import FITTED, is_encrypted, owning, planned, risks
@@ -284,18 +284,18 @@ def test_a_smaller_model_is_taken_where_memory_leaves_no_room_and_a_resumed_run_
     ]
     limit = [f"memory.limit_mb={sum(least) / 2 / 0.95:.0f}"]
     with pytest.raises(ConfigError, match=r"memory\.allow"):
-        Assembly(compose([*wide, *limit])).strategy(1)
+        make_strategy(Assembly(compose([*wide, *limit])), 1)
     allowed = compose([*wide, *limit, "memory.allow=[batch,'hidden units']"])
     allowed.run_dir.mkdir(parents=True)
     assembly = Assembly(allowed)
-    assembly.strategy(1)
+    make_strategy(assembly, 1)
     taken = assembly.serving.plan.spec
     assert (taken.sizes, taken.batch) != (plan.spec.sizes, plan.spec.batch)
     assert assembly.module().sizes == taken.sizes
     assert assembly.trainer.batch_size <= taken.batch
     (allowed.run_dir / FITTED).write_text('{"batch": 128, "hidden": [8]}')
     again = Assembly(allowed)
-    again.strategy(1)
+    make_strategy(again, 1)
     assert (again.module().sizes, again.trainer.batch_size) == ((16, 8, 10), 128)
 
 

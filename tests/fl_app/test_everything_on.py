@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, composed
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
-from fl_app.run import composed
 from strategies.contract import Visibility
 from strategies.secagg.fixed_point import LARGEST
 from strategies.stages.integer_noise import IntegerNoise

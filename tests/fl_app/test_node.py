@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients.client import NUM_CLIENTS
 from clients.power import FilePower, SystemPower
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, make_client, make_client_half
 from fl_app.cli.main import main
 from fl_app.client_app import evaluate, hello, train
 from fl_app.compose import compose
@@ -77,7 +77,7 @@ def own(files: Path, run: str) -> dict[str, Any]:
 
 def request(assembly: Assembly, kind: str, client: int, **config: Any) -> Message:
     told = {"client": client, "server-round": 1, "version": 0, "included": 0, NUM_CLIENTS: 5}
-    content = {ARRAYS: assembly.initial_arrays(), CONFIG: ConfigRecord({**told, **config})}
+    content = {ARRAYS: assembly.network.arrays(), CONFIG: ConfigRecord({**told, **config})}
     return Message(RecordDict(content), 1, kind)
 
 
@@ -85,21 +85,21 @@ def request(assembly: Assembly, kind: str, client: int, **config: Any) -> Messag
 def test_a_pinned_roster_takes_part_in_the_malicious_mode_only(assembled, files, run):
     both = pinned(files) | keyed(files)
     with pytest.raises(ConfigError, match=r"collector\.malicious=true") as caught:
-        assembled(*RUNS[run]).client("device", both)
+        make_client(assembled(*RUNS[run]), "device", both)
     assert "secagg-roster" in str(caught.value)
-    assembled(*MALICIOUS).client("device", both)
+    make_client(assembled(*MALICIOUS), "device", both)
 
 
 def test_a_device_with_a_shared_key_sends_nothing_in_clear(assembled, files):
     with pytest.raises(ConfigError, match=r"ckks-key keeps .* collector=masked or collector=ckks"):
-        assembled(*CLEAR).client("device", keyed(files))
+        make_client(assembled(*CLEAR), "device", keyed(files))
     for run in (MASKED, CKKS):
-        assembled(*run).client("device", keyed(files))
+        make_client(assembled(*run), "device", keyed(files))
 
 
 def test_a_device_that_asks_anything_of_a_session_sends_nothing_in_clear(assembled):
     with pytest.raises(ConfigError, match="secagg-least-cohort keeps this device"):
-        assembled(*CLEAR).client("device", {"partition-id": 3, "secagg-least-cohort": 9})
+        make_client(assembled(*CLEAR), "device", {"partition-id": 3, "secagg-least-cohort": 9})
 
 
 def test_a_collector_that_nobody_knows_hides_nothing(assembled, files):
@@ -107,18 +107,18 @@ def test_a_collector_that_nobody_knows_hides_nothing(assembled, files):
     target = "collector._target_=tests.fl_app.test_node.Pretender"
     for settings in (pinned(files), keyed(files)):
         with pytest.raises(ConfigError, match="keeps this device"):
-            assembled(*MALICIOUS, target).client("device", settings)
+            make_client(assembled(*MALICIOUS, target), "device", settings)
 
 
 def test_a_device_with_nothing_pinned_goes_with_any_run(assembled, files):
     for run, overrides in RUNS.items():
-        assembled(*overrides).client("device", own(files, run))
+        make_client(assembled(*overrides), "device", own(files, run))
 
 
 @pytest.mark.parametrize("name", ["secagg-rooster", "ckks-keys"])
 def test_a_slip_in_a_settings_name_does_not_leave_the_device_open(assembled, name):
     with pytest.raises(ConfigError, match=f"no setting {name}"):
-        assembled(*CLEAR).client("device", {"partition-id": 3, name: "x"})
+        make_client(assembled(*CLEAR), "device", {"partition-id": 3, name: "x"})
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_slip_in_a_settings_name_does_not_leave_the_device_open(assembled, nam
 )
 def test_what_is_pinned_keeps_metrics_from_travelling_in_clear(assembled, files, run, says):
     assembly = assembled(*RUNS[run])
-    device = assembly.client("device", own(files, run))
+    device = make_client(assembly, "device", own(files, run))
     (reply,) = device.answer([request(assembly, "evaluate", 3)])
     assert reply.has_content() is says
     assert says or "clear" in reply.error.reason
@@ -136,7 +136,7 @@ def test_what_is_pinned_keeps_metrics_from_travelling_in_clear(assembled, files,
 def test_a_device_is_one_client_whatever_it_is_called(assembled, files, run):
     """One device that is asked as several clients would be a quorum by itself."""
     assembly = assembled(*RUNS[run])
-    device = assembly.client("device", own(files, run))
+    device = make_client(assembly, "device", own(files, run))
     kinds = [("train", {}), ("train", {TRAINS: False}), ("evaluate", {})]
     for kind, config in kinds:
         others = [request(assembly, kind, client, **config) for client in (0, 4, 1003, -3)]
@@ -154,12 +154,12 @@ def test_a_device_that_does_not_know_who_it_is_takes_no_part(assembled, files, r
         if client is None:
             del given["partition-id"]
         with pytest.raises(ConfigError, match="partition-id"):
-            assembly.client("device", given)
+            make_client(assembly, "device", given)
 
 
 def test_a_device_answers_as_itself(assembled):
     assembly = assembled(*CLEAR)
-    device = assembly.client("device", {"partition-id": 3})
+    device = make_client(assembly, "device", {"partition-id": 3})
     (reply,) = device.answer([request(assembly, "train", 3)])
     assert reply.has_content()
 
@@ -168,7 +168,7 @@ def test_a_device_answers_as_itself(assembled):
 
 
 def half_of(assembly: Assembly, settings: dict[str, Any]) -> Any:
-    return assembly.client_half("device", settings)
+    return make_client_half(assembly, "device", settings)
 
 
 @pytest.mark.parametrize("run", ["masked", "malicious", "ckks"])
@@ -212,10 +212,10 @@ def test_a_folder_that_depends_on_where_the_device_was_started_is_refused(assemb
 )
 def test_a_run_does_not_choose_how_little_protects_a_device(assembled, files, override, setting):
     with pytest.raises(ConfigError, match=setting):
-        assembled(*CKKS, override).client("device", keyed(files))
+        make_client(assembled(*CKKS, override), "device", keyed(files))
     low = {"ckks-least-quorum": 2, "ckks-least-noise-bits": 0, "ckks-most-decryptions": 1000000}
     assert half_of(assembled(*CKKS, override), keyed(files) | low)._wears
-    assert not assembled(*CKKS, override).client_half("engine")._wears
+    assert not make_client_half(assembled(*CKKS, override), "engine")._wears
 
 
 # ---- what a device asks of encrypted training ----
@@ -225,7 +225,7 @@ ENCRYPTED = ["strategy=encrypted", "num_clients=4"]
 
 def encrypted(assembled, *overrides: str, **settings: Any) -> Any:
     given = {f"encrypted-{name.replace('_', '-')}": value for name, value in settings.items()}
-    return assembled(*ENCRYPTED, *overrides).client("device", {"partition-id": 3, **given})
+    return make_client(assembled(*ENCRYPTED, *overrides), "device", {"partition-id": 3, **given})
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_run_that_meets_a_devices_conditions_trains_there(assembled, override,
 def test_clients_on_the_servers_own_machine_may_tell_exact_values(assembled):
     exact = assembled(*ENCRYPTED, "client.flooding=null")
     for place in ("engine", "simulation"):
-        assert exact.client(place)._trainer.flooding is None
+        assert make_client(exact, place)._trainer.flooding is None
 
 
 # ---- what a refusal tells the server ----
@@ -277,7 +277,7 @@ def test_a_refusal_tells_the_server_nothing_of_the_device(assembled, files, tmp_
     settings = own(files, run) | {"client-folder": f"{tmp_path}/own"}
     if run == "ckks":
         settings["ckks-key"] = f"{tmp_path}/gone.key"
-    (reply,) = assembly.client("device", settings).answer([request(assembly, "train", 3)])
+    (reply,) = make_client(assembly, "device", settings).answer([request(assembly, "train", 3)])
     reason, _, phrase = reply.error.reason.partition(": ")
     assert reason.isidentifier()
     assert phrase == "this client takes no part, and its own log says why"
@@ -291,7 +291,7 @@ def test_a_disk_that_fails_does_not_say_where_it_is(assembled, tmp_path):
     session = ConfigRecord({"session": bytes(16), "step": "unmask"})
     asked = request(assembly, "train", 3, **{TRAINS: False})
     asked.content["secagg"] = session
-    (reply,) = assembly.client("device", settings).answer([asked])
+    (reply,) = make_client(assembly, "device", settings).answer([asked])
     assert "directory" in reply.error.reason
     assert str(tmp_path) not in reply.error.reason
 
@@ -328,13 +328,13 @@ def test_a_run_that_would_charge_a_devices_examples_more_than_its_operator_allow
     assembled, run, limits
 ):
     with pytest.raises((ConfigError, ValueError), match="node config"):
-        assembled(*run).client("device", {"partition-id": 0, **limits})
+        make_client(assembled(*run), "device", {"partition-id": 0, **limits})
 
 
 def test_a_run_within_a_devices_limits_trains_on_its_own_ledger(assembled, tmp_path):
     settings = {"partition-id": 0, "dp-epsilon": 3.0, "dp-delta": 1e-5}
-    client = assembled(*PRIVATE).client(
-        "device", {**settings, "client-folder": f"{tmp_path}/device"}
+    client = make_client(
+        assembled(*PRIVATE), "device", {**settings, "client-folder": f"{tmp_path}/device"}
     )
     assert client._trainer._ledgers == tmp_path / "device"
 
@@ -383,7 +383,7 @@ def test_a_simulation_never_tells_of_the_machine_that_plays_the_devices(monkeypa
 )
 def test_a_slip_in_a_devices_setting_is_named_on_the_device(assembled, settings, said):
     with pytest.raises(ConfigError, match=said):
-        assembled(*CLEAR).client("device", {"partition-id": 3, **settings})
+        make_client(assembled(*CLEAR), "device", {"partition-id": 3, **settings})
 
 
 def test_a_devices_settings_are_what_its_operator_wrote(tmp_path):
@@ -403,10 +403,10 @@ def test_a_device_waits_and_goes_on_as_its_operator_wrote(assembled, tmp_path):
     settings = {"partition-id": 3, "device-power-file": str(battery)}
     settings |= {"device-memory-mb": 500, "client-folder": f"{tmp_path}/own"}
     assembly = assembled(*CLEAR)
-    device = assembly.client("device", settings)
+    device = make_client(assembly, "device", settings)
     (reply,) = device.answer([request(assembly, "train", 3)])
     assert reply.error.reason == "paused: this client takes no part, and its own log says why"
     battery.write_text('{"percent": 10, "plugged": true}')
-    again = assembly.client("device", settings)  # as after a restart: it looks at once
+    again = make_client(assembly, "device", settings)  # as after a restart: it looks at once
     (reply,) = again.answer([request(assembly, "train", 3)])
     assert reply.has_content()

@@ -176,8 +176,7 @@ def test_a_budget_that_ends_the_run_early_is_told(tmp_path):
     affordable = int(found.said.split("after ")[-1].split(" of 50")[0])
     assert 0 < affordable < 50
     short = compose([*SMALL, *overrides, "privacy.target_epsilon=4", f"output_dir={tmp_path}"])
-    from fl_app.assembly import Assembly
-    from fl_app.run import composed
+    from fl_app.assembly import Assembly, composed
     from strategies.privacy.budget import BudgetSpentError
 
     promise = composed(Assembly(short), 20).pipeline.privacy

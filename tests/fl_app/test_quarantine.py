@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from fl_app.assembly import check
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
-from fl_app.run import check, run_engine
+from fl_app.run import run_engine
 
 CHOSEN = [
     "task=digits", "model=linear", "num_clients=10", "runtime.workers=1", "quarantine=strikes",

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from safetensors.numpy import load_file
 
 from clients.client import NUM_CLIENTS
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, make_client
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
 from fl_app.engine.flwr_internals import claim_identity
@@ -67,9 +67,9 @@ def test_a_device_keeps_what_is_of_a_run_in_its_operator_s_folder(tmp_path, monk
         config = compose(["task=digits", "client=scaffold", "server=scaffold", f"seed={seed}"])
         assembly = Assembly(config.within(Path.cwd()))
         node = {"partition-id": 1, "client-folder": str(tmp_path / "device")}
-        ours = assembly.client("device", node)
+        ours = make_client(assembly, "device", node)
         settings = {"client": 1, "server-round": 1, "version": 0, "included": 0, NUM_CLIENTS: 5}
-        content = {ARRAYS: assembly.initial_arrays(), CONFIG: ConfigRecord(settings)}
+        content = {ARRAYS: assembly.network.arrays(), CONFIG: ConfigRecord(settings)}
         (reply,) = ours.answer([Message(RecordDict(content), 1, "train")])
         assert not reply.has_error(), reply.error.reason
         kept = set((tmp_path / "device" / "runs").glob("*/client-1.safetensors"))

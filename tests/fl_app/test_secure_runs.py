@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from torch import nn
 
-import fl_app.run
 from fl_app.cli.main import main
+from fl_app.engine import EngineGrid
 from strategies.collectors import Masked
 from strategies.collectors.masked_session import MaskedSession
 from strategies.contents import Contents
 from strategies.secagg.vault import Vault
+from strategies.strategy import PipelineStrategy
 from tests.fl_app.test_run import assert_same_model, model_of, rows, run
 
 SECURE = ["strategy=secure", "num_clients=8"]
@@ -94,7 +95,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_and_opens_no_second_sum(
     owner, name = {
         "shares are given": (MaskedSession, "_open"),
         "the sum is kept": (Contents, "update"),
-        "the model is new": (fl_app.run.PipelineStrategy, "_central"),
+        "the model is new": (PipelineStrategy, "_central"),
     }[moment]
     calls, original = [], getattr(owner, name)
 
@@ -139,7 +140,7 @@ def test_no_secret_outlives_a_run_and_the_ledger_does(tmp_path):
 
 def test_nothing_that_is_one_clients_own_travels_in_clear(tmp_path, monkeypatch):
     seen = []
-    take = fl_app.engine.grid.EngineGrid.pull_messages
+    take = EngineGrid.pull_messages
 
     def pull(self, ids):
         for message in take(self, ids):
@@ -147,7 +148,7 @@ def test_nothing_that_is_one_clients_own_travels_in_clear(tmp_path, monkeypatch)
                 seen.append(message.content)
             yield message
 
-    monkeypatch.setattr(fl_app.engine.grid.EngineGrid, "pull_messages", pull)
+    monkeypatch.setattr(EngineGrid, "pull_messages", pull)
     run(tmp_path, *SECURE, "rounds=1")
     assert len(seen) == 8 * 4
     assert all(not content.metric_records for content in seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, make_strategy
 from fl_app.compose import compose
 from fl_app.config.faults import ConfigError
 from strategies.contract import ContractError
@@ -62,4 +62,4 @@ def test_halves_go_together(chosen, others):
 def test_figures_of_the_clients_own_examples_are_refused(chosen):
     assembly = Assembly(compose([*chosen, "evaluate.federated_every=1"]))
     with pytest.raises(ContractError, match="federated_every=0"):
-        assembly.strategy(3).pipeline.check()
+        make_strategy(assembly, 3).pipeline.check()

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.client import Client
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, make_client
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
 from fl_app.config.schema import Config
@@ -88,7 +88,7 @@ def recorded(request, tmp_path_factory):
 def new_clients(config: Config, folder: Path) -> Client:
     """Clients that have never been asked anything."""
     own = folder / os.urandom(6).hex()
-    return Assembly(config.model_copy(update={"output_dir": own})).client("simulation")
+    return make_client(Assembly(config.model_copy(update={"output_dir": own})), "simulation")
 
 
 @st.composite

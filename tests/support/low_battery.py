@@ -75,7 +75,7 @@ def main(folder: str, battery: str, marks: str) -> None:
 
     os.environ[MARKS] = marks
     claim_identity(1)
-    model = Assembly(compose([*parse_overrides(OVERRIDES), "backend=flower"])).initial_arrays()
+    model = Assembly(compose([*parse_overrides(OVERRIDES), "backend=flower"])).network.arrays()
     told = {"client": 0, "server-round": 1, "version": 0, "included": 0, NUM_CLIENTS: 4}
     request = Message(RecordDict({ARRAYS: model, CONFIG: ConfigRecord(told)}), 7, "train")
     node: dict[str, bool | float | int | str] = {

@@ -8,11 +8,11 @@ import pytest
 from flwr.app import ArrayRecord
 from safetensors.numpy import load_file
 
-from fl_app.assembly import Assembly
+from fl_app.assembly import Assembly, composed, make_client
 from fl_app.cli.console import PlainConsole
 from fl_app.compose import compose
 from fl_app.engine import Adversary, AdversaryPool, EngineGrid, InProcessPool
-from fl_app.run import composed, run_engine
+from fl_app.run import run_engine
 from strategies.attacks import LIE
 from strategies.stages.clip import l2_norm
 from strategies.update import CONTROL, DELTA
@@ -231,12 +231,12 @@ class Pushing(EngineGrid):
 def one_round(pool=Tampering):
     """A round of six clients on a pool of one's own: the pool and the grid."""
     assembly = Assembly(compose([*SMALL, *WATCHED]))
-    inner = pool(lambda: assembly.client("engine").answer)
+    inner = pool(lambda: make_client(assembly, "engine").answer)
     grid = Pushing(
         AdversaryPool(inner, assembly.adversary, attackers_of()),
         num_clients=6, devices=INSTANT, seed=0, work=lambda client: 1.0, whole_rounds=True,
     )  # fmt: skip
-    composed(assembly, 6).start(grid, assembly.initial_arrays(), num_rounds=1)
+    composed(assembly, 6).start(grid, assembly.network.arrays(), num_rounds=1)
     return inner, grid
 
 
