@@ -28,8 +28,10 @@ from functools import partial
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+FAREWELL = 5
+"""Seconds that answers under way have when it is told to stop; who gets none tries again."""
+
 _BUSY = "60000"  # milliseconds that a statement waits for the database's lock
-_FAREWELL = 5  # seconds that answers under way have when it is told to stop; who gets none tries again
 _OPEN = "/v1/fleet/"
 _HEALTH = "/health"
 _REFUSAL = (
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str]) -> None:
 
     served.create_app = behind_door(served.create_app)
     vars(sql_mixin)["SQLITE_PRAGMAS"] = patient(SQLITE_PRAGMAS)
-    uvicorn.run = partial(uvicorn.run, timeout_graceful_shutdown=_FAREWELL)
+    uvicorn.run = partial(uvicorn.run, timeout_graceful_shutdown=FAREWELL)
     # With this, uvicorn would believe a stranger's X-Forwarded-For.
     os.environ.pop("FORWARDED_ALLOW_IPS", None)
     sys.argv = ["flower-superlink", *arguments]

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fl_app.flower import own_machine
+
 UNITS = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
+GUIDE = UNITS.parents[1] / "docs" / "deployment.md"
 VENV = "/opt/trellis/.venv"
 LINK, NODE = "trellis-superlink.service", "trellis-supernode@.service"
 BOTH = pytest.mark.parametrize("unit", [LINK, NODE])
@@ -112,6 +115,65 @@ def test_every_variable_has_a_value(unit: str, example: str) -> None:
     else:  # what has no sensible value stops a start without the file
         (file,) = settings(unit)["EnvironmentFile"]
         assert not file.startswith("-")
+
+
+@BOTH
+def test_all_that_it_writes_is_in_its_state_folder(unit: str) -> None:
+    """Under ProtectSystem=strict and ProtectHome nothing else can be written."""
+    found = settings(unit)
+    (own,) = found["StateDirectory"]
+    environment = dict(entry.split("=", 1) for entry in found["Environment"])
+    places = [environment["HOME"], environment["FLWR_HOME"], *found["WorkingDirectory"]]
+    if unit == LINK:
+        places.append(words(unit)[words(unit).index("--database") + 1])
+    else:  # where clients' memories go, also where several nodes share a machine and a user
+        places.append(environment["XDG_STATE_HOME"])
+        assert own.endswith("/%i")
+    for place in places:
+        assert place == f"%S/{own}" or place.startswith(f"%S/{own}/")
+    assert "ReadWritePaths" not in found
+
+
+def test_a_superlink_has_ended_by_itself_before_systemd_kills_it() -> None:
+    (patience,) = settings(LINK)["TimeoutStopSec"]
+    assert int(patience) >= own_machine.FAREWELL + 10
+
+
+def installed() -> dict[str, tuple[str, str]]:
+    """What the guide's `install` commands put where: file to (mode, source)."""
+    found: dict[str, tuple[str, str]] = {}
+    made = {"/etc/systemd/system"}  # there with systemd; /etc/sysusers.d is not
+    blocks = GUIDE.read_text().split("```")[1::2]
+    for line in "\n".join(blocks).splitlines():
+        for command in line.partition("#")[0].split("&&"):
+            name, *rest = command.split() or [""]
+            if name != "install":
+                continue
+            mode = rest[rest.index("-m") + 1]
+            *sources, target = [word for word in rest if word[0] != "-" and word != mode]
+            if "-d" in rest:
+                made.add(target)
+                continue
+            for source in sources:
+                file = f"{target}{Path(source).name}" if target.endswith("/") else target
+                assert "-D" in rest or str(Path(file).parent) in made, f"no folder yet: {line}"
+                found[file] = (mode, source)
+    return found
+
+
+@BOTH
+def test_the_guide_puts_there_what_the_unit_reads(unit: str) -> None:
+    there = installed()
+    assert there[f"/etc/systemd/system/{unit}"] == ("644", f"deploy/systemd/{unit}")
+    for entry in settings(unit)["LoadCredential"]:
+        name, _, path = entry.partition(":")
+        mode, _ = there[path.replace("%i", "hospital-a")]
+        assert mode == ("600" if name.endswith(".key") else "644")
+    (file,) = settings(unit)["EnvironmentFile"]
+    assert file.lstrip("-").replace("%i", "hospital-a") in there
+    sources = [source for _, source in there.values() if source.startswith("deploy/")]
+    assert len(sources) >= 5
+    assert [source for source in sources if not (UNITS.parents[1] / source).is_file()] == []
 
 
 @BOTH
