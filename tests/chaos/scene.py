@@ -81,20 +81,28 @@ class Held:
         self._gate = folder / "hold"
         folder.mkdir()
 
-    def hold(self) -> None:
-        """Whoever trains from now on waits in its first batch."""
+    def hold(self, batch: int = 1) -> None:
+        """Whoever trains from now on waits in this batch of its process, counted from 1, or in a later one."""
         for mark in self.folder.glob("at-*"):
             mark.unlink()
-        self._gate.touch()
+        fresh = self.folder / "hold.new"
+        fresh.write_text(str(batch))
+        fresh.replace(self._gate)
 
     def go(self) -> None:
         """They go on."""
         self._gate.unlink()
 
-    def at_work(self, program: Program) -> bool:
-        """Whether a process that this program started waits in its training."""
+    def at_work(self, program: Program, batch: int = 1) -> bool:
+        """Whether a process that this program started waits in its training, and has come to this batch."""
         family = psutil.Process(program.pid).children(recursive=True)
-        return any((self.folder / f"at-{process.pid}").exists() for process in family)
+        marks = [self.folder / f"at-{process.pid}" for process in family]
+        return any(int(mark.read_text() or 0) >= batch for mark in marks if mark.exists())
+
+    def batches(self) -> list[int]:
+        """How many batches each process has begun, in the order in which they began the last one."""
+        counts = sorted(self.folder.glob("batches-*"), key=lambda file: file.stat().st_mtime_ns)
+        return [file.stat().st_size for file in counts]
 
 
 class Scene(Deployment):
