@@ -4,8 +4,9 @@
 
 A deployed client is a process a message. When the same request comes again (same run, round, model and seed), training
 goes on and comes to the same bits as one that nobody disturbed. What belongs to anything else, or is torn, is removed;
-so is what has become a reply. Written at most every so many seconds, atomically, with a checksum, and for this user
-only: what lies there was trained on the examples and has no noise. Nothing is unpickled.
+so is what has become a reply; what is never asked for again goes by its age (`clients.leftovers`). Written at most
+every so many seconds, atomically, with a checksum, and for this user only: what lies there was trained on the examples
+and has no noise. Nothing is unpickled.
 
 Trainers with a loop of their own keep nothing here. DP-SGD's in particular: the key of its coins and noise would have
 to lie on the disk, for others to read.
@@ -27,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clients.durable import replace_durably
+from clients.leftovers import take_up
 from clients.trainers.course import Point
 from clients.trainers.sgd import FitJob
 from strategies import plain_json
@@ -85,6 +87,7 @@ class HalfDoneFit:
 
     def load(self) -> Point | None:
         """What lies there of this very job; whatever else lies there is removed."""
+        take_up(self._path)
         try:
             with safe_open(self._path, framework="pt") as file:
                 told = file.metadata() or {}

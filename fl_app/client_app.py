@@ -10,6 +10,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.client import Client
 from clients.device import coarse, measure
+from clients.leftovers import remove_leftovers
 from fl_app.assembly import Assembly, Place, make_client
 from fl_app.compose import compose, parse_overrides
 from fl_app.config.faults import ConfigError
@@ -61,7 +62,11 @@ def _reply(message: Message, context: Context, answer: Callable[[Client], Messag
         log.error("this device takes no part in the run: %s", error)
         told = Refused("configuration", str(error)).told
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told), reply_to=message)
-    return answer(client)
+    reply = answer(client)
+    if not simulated():  # behind the answer: what this request goes on with has been taken up
+        node = Node(context.node_config)
+        remove_leftovers(node.folder, node.half_done_days)
+    return reply
 
 
 @app.train()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clients.encrypted import conditions as encrypted
 from clients.encrypted.trainer import EncryptedTrainer
+from clients.leftovers import DAYS
 from clients.power import LEAST_BATTERY, FilePower, PowerGuard, PowerSource, SystemPower
 from clients.trainers import SGD, DpSgd
 from strategies.ckks.conditions import LEAST_NOISE, LEAST_QUORUM, MOST_DECRYPTIONS
@@ -30,6 +31,7 @@ DP_EPSILON, DP_DELTA = "dp-epsilon", "dp-delta"
 OWNER_KEY = "encrypted-key"
 DEVICE_PROFILE, POWER_FILE = "device-profile", "device-power-file"
 LEAST_CHARGE, MEMORY = "device-least-battery", "device-memory-mb"
+HALF_DONE_DAYS = "device-half-done-days"
 _OURS = ("secagg-", "ckks-", "client-", "device-", "dp-", "encrypted-")
 _HIDING = ("secagg-", "ckks-")
 _SECAGG = {ROSTER, IDENTITY, LEAST_COHORT, DROPOUTS, COLLUDERS}
@@ -37,7 +39,7 @@ _CKKS = {KEY_SETTING, LEAST_QUORUM, LEAST_NOISE, MOST_DECRYPTIONS}
 _ENCRYPTED = {
     OWNER_KEY, encrypted.LEAST_NOISE, encrypted.LEAST_MULTIPLE, encrypted.MOST_DECRYPTIONS,
 }  # fmt: skip
-_DEVICE = {DEVICE_PROFILE, POWER_FILE, LEAST_CHARGE, MEMORY}
+_DEVICE = {DEVICE_PROFILE, POWER_FILE, LEAST_CHARGE, MEMORY, HALF_DONE_DAYS}
 KNOWN = frozenset(_SECAGG | _CKKS | _ENCRYPTED | _DEVICE | {FOLDER, DP_EPSILON, DP_DELTA})
 """All settings that are ours, but for the one that says which client it is."""
 
@@ -69,7 +71,7 @@ class Node:
                 f"the node config has no setting {unknown[0]}: {', '.join(sorted(KNOWN))} are there"
             )
         # Looked at now: whoever reads them later answers a server, who should not see what is in them.
-        _ = self.tells_profile, self.pause, self.memory
+        _ = self.tells_profile, self.pause, self.memory, self.half_done_days
 
     @property
     def client(self) -> int:
@@ -158,6 +160,19 @@ class Node:
                 f"the node config's {MEMORY} is {megabytes:g}: a number above 0 is needed, of MB"
             )
         return int(megabytes * 1_000_000)
+
+    @property
+    def half_done_days(self) -> float:
+        """Days for which work that was cut off is kept on the device.
+
+        Raises:
+            ValueError: the setting is no number above 0.
+        """
+        if not (days := _number(self.settings, HALF_DONE_DAYS, DAYS)) > 0:
+            raise ValueError(
+                f"the node config's {HALF_DONE_DAYS} is {days:g}: a number above 0 is needed, of days"
+            )
+        return days
 
     @property
     def pinned(self) -> str | None:

@@ -7,7 +7,8 @@
 A deployed client is a process a message, and an owner encrypts a mini-batch once: what a compute party has lost is sent
 again as it was. `data` names examples, key and plan together, so other examples or another key never meet these
 ciphertexts. Files are replaced as a whole; what can't be read counts as none. Folders are for this user only: the last
-layer's mean errors are in clear in a turn's file. Nothing here knows a key or decrypts, and nothing is unpickled.
+layer's mean errors are in clear in a turn's file. Turns and ciphertexts that nobody takes up again go by their age
+(`clients.leftovers`). Nothing here knows a key or decrypts, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from clients.leftovers import take_up
 from strategies import plain_json
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,9 @@ class OwnerFolder:
 
     def turn(self, session: str) -> HalfDone | None:
         """What the client is in the middle of; None where that is another session, or nothing that can be read."""
-        found = self._read(f"turn-{session}.json")
+        name = f"turn-{session}.json"
+        take_up(self.path / name)
+        found = self._read(name)
         try:
             if found is None or found["session"] != session:
                 return None
@@ -144,6 +148,7 @@ class OwnerFolder:
     def ciphertexts(self, data: str, batch: int) -> dict[str, NDArray[np.generic]] | None:
         """A mini-batch's fresh ciphertexts, as they travel; None where they have to be made."""
         path = self._batch(data, batch)
+        take_up(path.parent)
         try:
             with safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping

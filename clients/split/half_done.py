@@ -2,7 +2,8 @@
 
 A deployed client is a process a message: what it is in the middle of lies in one safetensors file for each logical
 client, replaced as a whole. It belongs to one session of the server's and to no other; it holds the client's own
-parameters and the moments of its optimiser, never an example or an activation.
+parameters and the moments of its optimiser, never an example or an activation. The next session's takes its place; one
+that nobody takes up again goes by its age (`clients.leftovers`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clients.leftovers import take_up
 from strategies import plain_json
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class HalfDoneFolder:
     def load(self, client: int, session: str) -> HalfDone | None:
         """What the client is in the middle of; None where that is another session, or nothing that can be read."""
         path = self._path(client)
+        take_up(path)
         try:
             with safe_open(path, framework="pt") as file:
                 told = plain_json.loads((file.metadata() or {}).get("half-done", "{}"))

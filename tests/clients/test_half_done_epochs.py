@@ -61,7 +61,7 @@ def assert_same(reply, plain, extra=()):
 
 def files(folder: Path) -> list[str]:
     root = folder / "half-done"
-    return sorted(path.name for path in root.iterdir()) if root.exists() else []
+    return sorted(path.name for path in root.glob("client-*"))
 
 
 class After:

@@ -1,5 +1,7 @@
 """A device whose server is a stranger: its node config decides who it is and what it sends, whatever the run says."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +368,24 @@ def test_a_simulation_never_tells_of_the_machine_that_plays_the_devices(monkeypa
     assert DEVICE not in introduced({"partition-id": 3, "device-profile": True})
 
 
+def test_a_device_that_has_answered_removes_what_was_left_half_done_for_too_long(tmp_path):
+    kept = tmp_path / "client-3.spent"
+    days = {
+        tmp_path / "runs" / name / "half-done" / "client-3.half-done": d
+        for name, d in [("a", 1), ("b", 3), ("c", 8)]
+    }
+    for path, old in [*days.items(), (kept, 1_000)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time.time() - old * 86_400,) * 2)
+    settings = {"partition-id": 3, "client-folder": str(tmp_path)}
+    introduced(settings)
+    assert [path.exists() for path in days] == [True, True, False]
+    introduced({**settings, "device-half-done-days": 2})
+    assert [path.exists() for path in days] == [True, False, False]
+    assert kept.exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -379,6 +399,8 @@ def test_a_simulation_never_tells_of_the_machine_that_plays_the_devices(monkeypa
         ({"device-least-battery": float("nan")}, "device-least-battery is nan"),
         ({"device-memory-mb": 0}, "device-memory-mb is 0"),
         ({"device-memory-mb": True}, "device-memory-mb is True"),
+        ({"device-half-done-days": 0}, "device-half-done-days is 0"),
+        ({"device-half-done-days": "7"}, "device-half-done-days is '7'"),
     ],
 )
 def test_a_slip_in_a_devices_setting_is_named_on_the_device(assembled, settings, said):
