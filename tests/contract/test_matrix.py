@@ -27,19 +27,20 @@ from tests.support.updates import parameters
 ROOT = Path(__file__).parents[2]
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("contract_table", ROOT / "docs/contract_table.py")
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look their module up, and the tables their parts
     spec.loader.exec_module(module)
     return module
 
 
-script = load_script()
-ALL = list(script.combinations())
-PRIVATE = list(script.private_combinations())
-COMPRESSED = list(script.compressed_combinations())
-ADAPTED = list(script.adapted_combinations())
+choices = load_script("contract_parts")
+script = load_script("contract_table")
+ALL = list(choices.combinations())
+PRIVATE = list(choices.private_combinations())
+COMPRESSED = list(choices.compressed_combinations())
+ADAPTED = list(choices.adapted_combinations())
 ADAPTED_IDS = [f"{c.adapters}|{c.way}|{c.beside}|{c.combiner}".replace("`", "") for c in ADAPTED]
 COMPRESSED_IDS = [f"{c.compression}|{c.use}|{c.collector}".replace("`", "") for c in COMPRESSED]
 PRIVATE_IDS = [f"{c.privacy}|{c.collector}|{c.rule}".replace("`", "") for c in PRIVATE]
@@ -53,9 +54,9 @@ def expected(combination) -> str | None:
     if vanilla and combination.stage:
         return "Clip"
     if "lora" in combination.combiner:  # the model of the table has no adapters
-        return type(script.COMBINERS[combination.combiner]).__name__
+        return type(choices.COMBINERS[combination.combiner]).__name__
     if refuses_sums(combination):
-        combiner = script.COMBINERS[combination.combiner]
+        combiner = choices.COMBINERS[combination.combiner]
         return getattr(combiner, "label", type(combiner).__name__)
     if combination.combiner == "`fltrust`" and sends_control:
         return "FLTrust"
@@ -64,7 +65,7 @@ def expected(combination) -> str | None:
     if combination.server == "`scaffold`":
         sound = sends_control and combination.combiner != "mean, by examples"
         return None if sound else "SCAFFOLD's server"
-    return f"server {script.SERVERS[combination.server].__name__}" if sends_control else None
+    return f"server {choices.SERVERS[combination.server].__name__}" if sends_control else None
 
 
 def refuses_sums(combination) -> bool:
@@ -173,12 +174,12 @@ def test_private_parts_compose_or_are_refused_by_the_one_that_cannot_work(combin
     }.get(combination.privacy, getattr(promise, "mechanism", None))
     if central(combination):
         changed = 0.1**2 + 0.5**2 if "adaptive" in combination.privacy else 1.0
-        assert answer.sensitivity == pytest.approx(changed**0.5 / script.COHORT)
+        assert answer.sensitivity == pytest.approx(changed**0.5 / choices.COHORT)
 
 
 COVERING = [
-    *(("`none`", collector, "`uniform_mean`") for collector in script.COLLECTORS),
-    *((privacy, "`collector=bare`", "`cohort_mean`") for privacy in script.PROMISES),
+    *(("`none`", collector, "`uniform_mean`") for collector in choices.COLLECTORS),
+    *((privacy, "`collector=bare`", "`cohort_mean`") for privacy in choices.PROMISES),
     *(
         (privacy, "`collector=masked`", "`cohort_mean`")
         for privacy in ("`central`", "`central` with `clip=adaptive`", "`ftrl`", "`local`")
@@ -203,7 +204,7 @@ COVERING = [
 @pytest.mark.parametrize("names", COVERING, ids=lambda names: "|".join(names).replace("`", ""))
 def test_what_composes_under_privacy_runs_and_moves_the_model_as_far_as_its_clip(names, tmp_path):
     """Noise is a tenth of the bound: the mean of nine equal updates shows through it by 8 standard deviations."""
-    combination = script.PrivateCombination(*names)
+    combination = choices.PrivateCombination(*names)
     pipeline = combination.pipeline()
     if refusing(combination) is not None:
         with pytest.raises(ContractError, match="cannot be composed with"):
@@ -213,7 +214,7 @@ def test_what_composes_under_privacy_runs_and_moves_the_model_as_far_as_its_clip
     half = pipeline.collector.client_half(ClientOwn(tmp_path, {}, simulated=True))
     node = trellis_node(lambda client, number, arrays: sections, stages=pipeline.stages, half=half)
     one = PipelineStrategy(pipeline, federated_every=0)
-    population = 2 * script.COHORT if "ftrl" in combination.privacy else script.COHORT
+    population = 2 * choices.COHORT if "ftrl" in combination.privacy else choices.COHORT
     grid = ScriptedGrid(dict.fromkeys(range(1, population + 1), node))
     one.start(grid, pack_model(parameters(0, 0)), num_rounds=1)
     assert pipeline.admission.refusals == {}
@@ -246,7 +247,7 @@ def test_compressed_parts_compose_or_are_refused_by_the_one_that_cannot_work(com
     if combination.compression == "`top_k`" and combination.use == "one by coordinate":
         assert answer.second == "the median"
         return
-    plain = script.CompressedCombination("`none`", combination.use, combination.collector).answer()
+    plain = choices.CompressedCombination("`none`", combination.use, combination.collector).answer()
     assert isinstance(answer, Claim) == isinstance(plain, Claim)
     if isinstance(plain, ContractError):
         assert answer.second == plain.second
@@ -268,7 +269,7 @@ def test_what_composes_compressed_runs_and_moves_the_model(combination, tmp_path
     half = pipeline.collector.client_half(ClientOwn(tmp_path, {}, simulated=True))
     node = trellis_node(lambda client, number, arrays: sections, stages=pipeline.stages, half=half)
     one = PipelineStrategy(pipeline, federated_every=0)
-    grid = ScriptedGrid(dict.fromkeys(range(1, script.COHORT + 1), node))
+    grid = ScriptedGrid(dict.fromkeys(range(1, choices.COHORT + 1), node))
     one.start(grid, pack_model(parameters(0, 0)), num_rounds=1)
     assert pipeline.admission.refusals == {}
     assert one.model.parameters[1] == pytest.approx(0.8, abs=0.4)
@@ -276,7 +277,7 @@ def test_what_composes_compressed_runs_and_moves_the_model(combination, tmp_path
 
 def refuses_adapters(combination) -> str | None:
     """As `expected`, of the parts that adapters have to do with."""
-    combiner, name = script.ADAPTED[combination.combiner], combination.combiner
+    combiner, name = choices.ADAPTED[combination.combiner], combination.combiner
     masked, unequal = combination.way == "masked", "unequal" in combination.adapters
     shared, buffered = "share_a" in combination.adapters, "buffered" in combination.beside
     central, cohort = "central" in combination.beside, "cohort" in name
@@ -320,14 +321,14 @@ def test_adapters_compose_or_are_refused_by_the_part_that_cannot_work(combinatio
     [
         (
             strategies.stages,
-            [part for parts in script.STAGES.values() for part in parts]
+            [part for parts in choices.STAGES.values() for part in parts]
             + [part for one in PRIVATE + COMPRESSED for part in one.pipeline().stages],
             (IntegerNoise,),
         ),
-        (strategies.combiners, list(script.COMBINERS.values()), (strategies.combiners.Robust,)),
+        (strategies.combiners, list(choices.COMBINERS.values()), (strategies.combiners.Robust,)),
         (
             strategies.collectors,
-            [clients.collector for clients in script.CLIENTS.values()],
+            [clients.collector for clients in choices.CLIENTS.values()],
             # Split training needs a model that is cut: test_split_contract.py, and the table of docs/split_training.md.
             # Encrypted training composes as vectors alone do, but for what test_encrypted_contract.py holds it to.
             (
@@ -338,18 +339,18 @@ def test_adapters_compose_or_are_refused_by_the_part_that_cannot_work(combinatio
         ),
         (
             strategies.server_models,
-            [make() for make in script.SERVERS.values()],
+            [make() for make in choices.SERVERS.values()],
             (ServerModel, strategies.server_models.ServerOptimizer),
         ),
         (
             strategies.samplers,
-            [parts.sampler() for parts in script.PROMISES.values()],
+            [parts.sampler() for parts in choices.PROMISES.values()],
             # It composes as a fixed cohort does, but with no promise that rests on who is asked: test_fair.py.
             (strategies.samplers.Fair,),
         ),
         (
             strategies.privacy,
-            [one for parts in script.PROMISES.values() if (one := parts.promise()) is not None],
+            [one for parts in choices.PROMISES.values() if (one := parts.promise()) is not None],
             (strategies.privacy.Guarantee,),
         ),
     ],
@@ -364,37 +365,39 @@ def test_no_part_is_left_out_of_the_tables(package, table, besides):
 def test_a_row_of_the_table_stands_for_every_combination():
     table = script.table()
     rows = [line for line in table.splitlines() if line.startswith("| `")]
-    assert sum(row.count("✓") + row.count("– (") for row in rows) >= len(script.CLIENTS) * 2
-    for server in script.SERVERS:
+    assert sum(row.count("✓") + row.count("– (") for row in rows) >= len(choices.CLIENTS) * 2
+    for server in choices.SERVERS:
         assert any(server in row.split("|")[1] for row in rows)
     widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
-    assert widths == {1 + 2 + len(script.CLIENTS) * len(script.STAGES)}
+    assert widths == {1 + 2 + len(choices.CLIENTS) * len(choices.STAGES)}
 
 
 def test_a_row_of_the_table_of_privacy_stands_for_every_combination():
     lines = [line for line in script.private_table().splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {1 + 2 + len(script.COLLECTORS)}
-    for privacy in script.PROMISES:
+    assert {line.count("|") for line in lines} == {1 + 2 + len(choices.COLLECTORS)}
+    for privacy in choices.PROMISES:
         mine = [line for line in lines if privacy in line.split("|")[1].strip().split(", ")]
-        for rule in script.RULES:
+        for rule in choices.RULES:
             assert sum(rule in line.split("|")[2].strip().split("; ") for line in mine) == 1
 
 
 def test_a_row_of_the_table_of_compression_stands_for_every_combination():
     lines = [line for line in script.compression_table().splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {1 + 2 + len(script.COLLECTORS)}
-    for compression in script.COMPRESSIONS:
+    assert {line.count("|") for line in lines} == {1 + 2 + len(choices.COLLECTORS)}
+    for compression in choices.COMPRESSIONS:
         mine = [line for line in lines if compression in line.split("|")[1].strip().split(", ")]
-        for use in script.COMPRESSED:
+        for use in choices.COMPRESSED:
             assert sum(use in line.split("|")[2].strip().split("; ") for line in mine) == 1
 
 
 def test_a_row_of_the_table_of_adapters_stands_for_every_combination():
     lines = [line for line in script.adapted_table().splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {1 + 2 + len(script.ADAPTERS) * len(script.WAYS)}
-    for beside in script.BESIDE:
+    assert {line.count("|") for line in lines} == {
+        1 + 2 + len(choices.ADAPTERS) * len(choices.WAYS)
+    }
+    for beside in choices.BESIDE:
         mine = [line for line in lines if beside in line.split("|")[1].strip().split(", ")]
-        for combiner in script.ADAPTED:
+        for combiner in choices.ADAPTED:
             assert sum(combiner in line.split("|")[2].strip().split("; ") for line in mine) == 1
 
 
