@@ -31,7 +31,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from fl_app.config import catalogue
-from fl_app.config.checking import Checker, part_of
+from fl_app.config.checking import Checker, part_of, together
 from fl_app.config.faults import ConfigError, Fault, by_cause, nearest, unknown_choice
 from fl_app.config.parameters import fields_of, parameters_of
 from fl_app.config.schema import Config
@@ -127,7 +127,7 @@ def compose(overrides: Sequence[str] = (), *, conf: Path = catalogue.CONF) -> Co
     raw = _resolved(tree, "", request)
     checker = Checker(lambda path, target: _name(path, target, choices, conf), request.skipped)
     clean = checker.check(raw)
-    faults = [*request.faults, *checker.faults, *_together(clean)]
+    faults = [*request.faults, *checker.faults, *together(clean)]
     if faults:
         raise ConfigError(by_cause(faults, request.keys))
     return Config.model_validate(clean)
@@ -416,12 +416,3 @@ def _name(path: str, target: str, choices: Mapping[str, str | None], conf: Path)
         if target in (OmegaConf.select(file, key) for key in ("_target_", f"{path}._target_")):
             return choice
     return target.rpartition(".")[2].lower()
-
-
-def _together(clean: Mapping[str, Any]) -> list[Fault]:
-    """Faults of values that are right alone and wrong together."""
-    clients = clean.get("num_clients", "auto")
-    quorum = (clean.get("admission") or {}).get("quorum", 1)
-    if isinstance(clients, int) and quorum > clients:
-        return [Fault("admission.quorum", f"must be at most num_clients, {clients}", quorum)]
-    return []

@@ -216,6 +216,15 @@ class Checker:
         return {name: item for name, item in (defaults | clean).items() if item is not ABSENT}
 
 
+def together(clean: Mapping[str, Any]) -> list[Fault]:
+    """Faults of values that are right alone and wrong together."""
+    clients = clean.get("num_clients", "auto")
+    quorum = (clean.get("admission") or {}).get("quorum", 1)
+    if isinstance(clients, int) and quorum > clients:
+        return [Fault("admission.quorum", f"must be at most num_clients, {clients}", quorum)]
+    return []
+
+
 def part_of(annotation: Any) -> Part | None:
     """What a field's annotation says of the part that it holds; None for plain values."""
     if get_origin(annotation) is not Annotated:
