@@ -1,9 +1,12 @@
 """How long clients take: what each one's training requests took on the exchange's clock, and whether they came back.
 
 A moving mean and mean deviation of each client, as TCP keeps them of a connection (Jacobson 1988, "Congestion Avoidance
-and Control", appendix A), but that the first replies count alike. The server's clock runs from the sending of a request
-until its reply is there, so a client can be slow, or quick, and say nothing untrue of it. Deadlines and fair samplers
-read this. It knows no scheduler, no sampler and no message; what a failure leads to is its readers' to decide.
+and Control", appendix A), but that the first replies count alike. Of whoever has failed it is not known whether it is
+gone or has become slower: it is given twice as long with each failure, until it answers or is taken for lost (Karn &
+Partridge 1987, "Improving Round-Trip Time Estimates in Reliable Transport Protocols"). The server's clock runs from the
+sending of a request until its reply is there, so a client can be slow, or quick, and say nothing untrue of it.
+Deadlines and fair samplers read this. It knows no scheduler, no sampler and no message; what a failure leads to is its
+readers' to decide.
 
 Five numbers a client, in arrays: a checkpoint of 100,000 clients is a copy of them.
 """
@@ -21,8 +24,14 @@ from strategies.state import State
 
 _LEAST_GAIN = 0.25
 """What the newest reply counts of a client's mean, once there are four of them."""
+_AFTER_FAILURE = 0.5
+"""What it counts where the client has failed since it last answered."""
 _LOST = 3
 """Failures in a row from which on a client is not expected to answer."""
+_DEVIATIONS = 4
+"""Mean deviations beyond its mean within which a client answers, as TCP counts on it."""
+_LEAST_MARGIN = 0.25
+"""Of a client's mean, that it may always take beyond it."""
 _FIRST_ROWS = 64
 
 _Number = TypeVar("_Number", np.int64, np.float64)
@@ -65,22 +74,10 @@ class Timings:
         row = self._row(client)
         mean, spread = self._times[row]
         replies = self._counts[row, 0] + 1
-        gain = max(1 / replies, _LEAST_GAIN)
+        gain = max(1 / replies, _AFTER_FAILURE if self._counts[row, 1] else _LEAST_GAIN)
         off = abs(seconds - mean) if replies > 1 else 0.0
         self._times[row] = mean + gain * (seconds - mean), spread + gain * (off - spread)
         self._counts[row, :2] = replies, 0
-
-    def late(self, client: int, seconds: float) -> None:
-        """A client that has answered before has not done so within this time: it is taken to need twice as long.
-
-        As TCP doubles a time-out that has expired (Karn & Partridge 1987, "Improving Round-Trip Time Estimates in
-        Reliable Transport Protocols"). Else a deadline that follows from these times would never grow again when
-        clients slow down. The next reply counts half.
-        """
-        row = self._row(client)
-        if self._counts[row, 0]:
-            self._times[row, 0] = max(self._times[row, 0], 2 * seconds)
-            self._counts[row, 0] = 1
 
     def failed(self, client: int) -> None:
         """A client has answered with an error, or not in time."""
@@ -120,11 +117,12 @@ class Timings:
         return self._counts[: len(self._rows), 2].copy()
 
     def quantile(self, q: float, clients: Sequence[int]) -> float | None:
-        """The time within which a share q of these clients answers on average; None where that is not known.
+        """The time within which a share q of these clients is expected to answer; None where that is not known.
 
-        Whoever was never heard of counts as slower than all others: the few who have been measured must not speak for
-        the many who have not. Whoever has failed and never answered, or three times since it did, is not counted:
-        nothing tells that it will.
+        A client is expected within its mean, twice as late for each failure since it last answered. Whoever was never
+        heard of counts as slower than all others: the few who have been measured must not speak for the many who have
+        not. Whoever has failed and never answered, or three times since it did, is not counted: nothing tells that it
+        will.
 
         Args:
             q: in (0, 1].
@@ -135,11 +133,30 @@ class Timings:
         """
         if not 0 < q <= 1:
             raise ValueError(f"q = {q!r}: a share in (0, 1] is meant")
-        rows, means = self._rows_of(clients), self.means(clients)
-        failing = np.where(rows >= 0, self._counts[rows, 1], 0) > 0
-        times = np.sort(np.nan_to_num(means[~(np.isnan(means) & failing)], nan=inf))
+        means, failures = self.means(clients), self._failures_of(clients)
+        gone = np.where(np.isnan(means), failures > 0, failures >= _LOST)
+        expected = means * 2.0 ** np.minimum(failures, _LOST)
+        times = np.sort(np.nan_to_num(expected[~gone], nan=inf))
         found = float(times[ceil(round(q * len(times), 9)) - 1]) if len(times) else inf
         return found if isfinite(found) else None
+
+    def limits(self, clients: Sequence[int]) -> NDArray[np.float64]:
+        """How long each of these clients is worth waiting for, in seconds, (n,); infinite where none ever answered.
+
+        Its mean and four mean deviations, as TCP counts on (RFC 6298), but no fewer than twice its mean over the number
+        of replies, since a first one says nothing of deviations, and a quarter of it at any time. Twice as long for
+        each failure since it last answered, so that one that has become slower is heard of again. After the third it
+        counts as gone and has no longer than at first, but for its fourth, eighth, sixteenth, … trial, which has no
+        limit of its own.
+        """
+        means, failures = self.means(clients), self._failures_of(clients)
+        rows = self._rows_of(clients)
+        replies, spreads = self._counts[rows, 0], self._times[rows, 1]
+        least = means * np.maximum(2 / np.maximum(replies, 1), _LEAST_MARGIN)
+        times = np.where(failures < _LOST, 2.0 ** np.minimum(failures, _LOST), 1.0)
+        times[(failures > _LOST) & (failures & (failures - 1) == 0)] = inf
+        longest: NDArray[np.float64] = (means + np.maximum(_DEVIATIONS * spreads, least)) * times
+        return np.nan_to_num(longest, nan=inf, posinf=inf)
 
     # ---- through a restart ----
 
@@ -170,6 +187,11 @@ class Timings:
         room = max(_FIRST_ROWS, len(clients))
         self._times, self._counts = np.zeros((room, 2)), np.zeros((room, 3), np.int64)
         self._times[: len(times)], self._counts[: len(counts)] = times, counts
+
+    def _failures_of(self, clients: Sequence[int]) -> NDArray[np.int64]:
+        """`failures` of each of these clients, (n,)."""
+        rows = self._rows_of(clients)
+        return np.where(rows >= 0, self._counts[rows, 1], 0)
 
     def _rows_of(self, clients: Sequence[int]) -> NDArray[np.int64]:
         """Their places in the arrays, (n,); -1 where nothing is known of one."""

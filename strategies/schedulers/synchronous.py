@@ -16,7 +16,7 @@ Only the server's model and its parts are touched here; evaluation and hooks bel
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
@@ -31,15 +31,12 @@ from strategies.protocols import Event, Job, Picker, Refusal, Request, Session
 from strategies.ranges import Ranged
 from strategies.rounds import Rounds
 from strategies.schedulers.raced import ENOUGH, OVER_SELECTION, Raced, Shortened
-from strategies.schedulers.tally import Meter, Tally, admitted, following, measured, trains
+from strategies.schedulers.tally import Meter, Tally, admitted, following, measured
 from strategies.schedulers.waiting import Waiting
 from strategies.server_models import ServerModel
 from strategies.update import Update
 
 log = logging.getLogger(__name__)
-
-_CHANCE = 2
-"""Times the share that an automatic deadline leaves out: of so many late clients some have only dropped out."""
 
 _AUTO = "scheduler.deadline=auto"
 
@@ -53,7 +50,8 @@ class Synchronous(Ranged):
             0 waits for all. The fast are in more rounds than the slow, and the model leans towards their data.
         deadline: seconds of the exchange's clock that each phase of a round may take: plain rounds have one, and all
             turns of split training are one. It then goes on with what is there. None for the run's own limit; `auto`
-            for what the clients asked took in earlier rounds, as `patience` and `quantile` say.
+            for what the clients asked took in earlier rounds, as `patience` and `quantile` say, and no longer than each
+            that has not answered may take by its own.
         patience: of an automatic deadline: times as long as that share of the clients takes.
         quantile: of the clients asked, the share that is to be back within 1/`patience` of it. As long as more of them
             than the rest have never been heard of, the run's own limit holds, and in a round's second attempt.
@@ -216,7 +214,8 @@ class _Round:
         before, good = tally.wrong, 0
         tally.updates, tally.void = [], ""
         asked = sorted([*cohort, *beyond])
-        self.patience = self._patience(asked, again=job.config["attempt"] != 0)
+        again = job.config["attempt"] != 0
+        self.patience, self.limits = self._patience(asked, again=again), self._limits(again=again)
         session = self.pipeline.collector.open(job, asked)
         for update in islice(self._collect(session, len(asked)), len(cohort) if beyond else None):
             accumulator.add(update)
@@ -235,6 +234,12 @@ class _Round:
         known = self.pipeline.timings.quantile(plan.quantile, asked)
         return min(self.timeout, plan.patience * known) if known else self.timeout
 
+    def _limits(self, *, again: bool) -> Callable[[Sequence[int]], Iterable[float]] | None:
+        """How long each client alone is worth waiting for; None where all are waited for alike."""
+        if self.plan.deadline != "auto" or again:
+            return None
+        return self.pipeline.timings.limits
+
     def _share(self, asked: int) -> float:
         """Of a session's clients, those who must have answered before the others are not waited for."""
         pipeline, enough = self.pipeline, self.plan.enough
@@ -249,7 +254,7 @@ class _Round:
     def _collect(self, session: Session, asked: int) -> Iterator[Update]:
         """Runs a session to its end: admitted and decoded updates as they come, refusals counted."""
         exchange, tally = self.exchange, self.tally
-        waiting = Waiting(session, self._share(asked), self.plan.grace)
+        waiting = Waiting(session, self._share(asked), self.plan.grace, self.limits)
         began = exchange.now()
         self._ask(requests := waiting.start(began))
         tally.sampled += len(clients := {request.client for request in requests})
@@ -258,15 +263,14 @@ class _Round:
         # Where clients take turns of their own, no phase of all ends, and one that is slow must not hold the others.
         phased = getattr(session, "phased", True)
         while not session.done:
-            reply = exchange.receive(min(deadline, waiting.due))
+            reply = exchange.receive(min(deadline, waiting.due, waiting.hopeless))
             if reply is not None:
                 measured(self.pipeline, reply, None if phased else exchange.now() - began)
                 events = following(session, reply)
             elif served := waiting.over(exchange.now()):
                 events = self._without(waiting, served)
             else:
-                exchange.abandon(left := waiting.given_up())
-                self._missed(left, asked, self.patience if phased else exchange.now() - began)
+                exchange.abandon(waiting.given_up())
                 events = following(session, None)
                 deadline = exchange.now() + self.patience
             requests = [event for event in events if isinstance(event, Request)]
@@ -282,13 +286,6 @@ class _Round:
             if reply is not None:
                 good = reply.content is not None and tally.failed + tally.rejected == bad
                 waiting.answered(reply, exchange.now(), good=good)
-
-    def _missed(self, left: Sequence[Request], asked: int, waited: float) -> None:
-        """Notes who has missed a deadline, where these are more than drop out by chance: clients have slowed down."""
-        late = [request.client for request in left if trains(request)]
-        if len(late) > _CHANCE * (1 - self.plan.quantile) * asked:
-            for client in late:
-                self.pipeline.timings.late(client, waited)
 
     def _ask(self, requests: Sequence[Request]) -> None:
         self.exchange.send(requests, ttl=self.patience)

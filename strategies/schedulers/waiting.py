@@ -5,6 +5,9 @@ section 2.2, call a minimal target count. A session is not told: to it the rest 
 share of all whom the session asked first, in each of its phases: a sum so loses no more clients over all phases
 together than that share leaves, which is what its parameters were made for.
 
+Nor is a phase waited for longer when each of those that are left has had the time that it alone may take, if that is
+known of all of them: a quick client that has died is not waited for as a slow one is.
+
 Where a cohort is several sessions, each is waited for alone: a group that lacks one more client than it bears gives no
 sum, however many have answered in the others. Where clients take turns of their own (a session that is not `phased`),
 who has sent the last one has answered.
@@ -12,8 +15,9 @@ who has sent the last one has answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from math import ceil, inf
 
 from strategies.protocols import Reply, Request, Session
@@ -30,6 +34,8 @@ class _Part:
     answered: int = 0
     due: float = inf
     waiting: dict[int, Request] = field(default_factory=dict)
+    slowest: list[tuple[float, int]] = field(default_factory=list)
+    """A heap of all who were asked: minus the seconds that each may take, and who."""
 
     @property
     def phased(self) -> bool:
@@ -43,11 +49,20 @@ class Waiting:
         session: of the round's cohort; one of several groups gives its `sessions`.
         share: of the clients of each session, in (0, 1]; 1 waits for all.
         grace: how much longer is waited then, as a share of what the phase has taken so far.
+        limits: gives the seconds that each of some clients may take, infinite where nothing is known of one; None
+            for no such limits.
     """
 
-    def __init__(self, session: Session, share: float, grace: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        share: float,
+        grace: float,
+        limits: Callable[[Sequence[int]], Iterable[float]] | None = None,
+    ) -> None:
         self._parts = [_Part(one) for one in getattr(session, "sessions", (session,))]
         self._session, self._share, self._grace = session, share, grace
+        self._limits = limits
 
     def start(self, now: float) -> list[Request]:
         """The first requests of all sessions."""
@@ -65,6 +80,8 @@ class Waiting:
                 self._begin(part, own, now)
             else:
                 part.waiting |= {request.client: request for request in own}
+                for entry in self._entries(own):
+                    heappush(part.slowest, entry)
 
     def answered(self, reply: Reply, now: float, *, good: bool) -> None:
         """A reply has come, nothing being wrong with it where it is `good`; one to an earlier phase does not count."""
@@ -82,6 +99,14 @@ class Waiting:
     def due(self) -> float:
         """When the first session has been waited for as long as is worth it; infinite where none has."""
         return min((part.due for part in self._parts if not part.session.done), default=inf)
+
+    @property
+    def hopeless(self) -> float:
+        """When all who are waited for have had their own time; infinite where it is not known of one."""
+        parts = [part for part in self._parts if part.waiting and not part.session.done]
+        if self._limits is None or not parts:
+            return inf
+        return max(part.began + _longest(part) for part in parts)
 
     def over(self, now: float) -> list[Session]:
         """The sessions that are not waited for any more."""
@@ -108,7 +133,23 @@ class Waiting:
             found.setdefault(self._part_of(request.client), []).append(request)
         return found.items()
 
-    @staticmethod
-    def _begin(part: _Part, requests: Sequence[Request], now: float) -> None:
+    def _begin(self, part: _Part, requests: Sequence[Request], now: float) -> None:
         part.waiting = {request.client: request for request in requests}
         part.began, part.answered, part.due = now, 0, inf
+        part.slowest = self._entries(requests)
+        heapify(part.slowest)
+
+    def _entries(self, requests: Sequence[Request]) -> list[tuple[float, int]]:
+        if self._limits is None:
+            return []
+        clients = [request.client for request in requests]
+        return [
+            (-limit, client) for limit, client in zip(self._limits(clients), clients, strict=True)
+        ]
+
+
+def _longest(part: _Part) -> float:
+    """The longest time that any of those who are waited for may take."""
+    while part.slowest[0][1] not in part.waiting:
+        heappop(part.slowest)
+    return -part.slowest[0][0]

@@ -73,7 +73,7 @@ def test_counts_are_those_of_each_client_alone(events):
 
 @given(
     st.dictionaries(st.integers(0, 30), seconds, max_size=20),
-    st.sets(st.integers(0, 30)),
+    st.dictionaries(st.integers(0, 30), st.integers(1, 40)),
     st.lists(st.integers(0, 30), unique=True, min_size=1),
     st.floats(0.01, 1),
 )
@@ -81,19 +81,59 @@ def test_a_quantile_is_the_time_by_which_such_a_share_is_there(known, failed, cl
     timings = Timings()
     for client, one in known.items():
         timings.observed(client, one)
-    for client in failed:
-        timings.failed(client)
-    counted = [client for client in clients if client in known or client not in failed]
+    for client, count in failed.items():
+        for _ in range(count):
+            timings.failed(client)
+    expected = {client: one * 2 ** failed.get(client, 0) for client, one in known.items()}
+    lost = {client for client, count in failed.items() if count >= 3 or client not in known}
+    counted = [client for client in clients if client not in lost]
     found = timings.quantile(q, clients)
-    there = sum(client in known and known[client] <= (found or 0) for client in counted)
+    there = sum(expected.get(client, np.inf) <= (found or 0) for client in counted)
     if found is not None:
-        assert found in {known[client] for client in counted if client in known}
+        assert found in {expected[client] for client in counted if client in known}
         assert there >= q * len(counted) - 1e-6
-        earlier = sum(client in known and known[client] < found for client in counted)
+        earlier = sum(expected.get(client, np.inf) < found for client in counted)
         assert earlier < q * len(counted)
     else:
         measured = sum(client in known for client in counted)
         assert not counted or measured < q * len(counted)
+
+
+@given(st.lists(seconds, min_size=1, max_size=12), st.integers(0, 9))
+def test_a_limit_is_four_deviations_or_a_margin_and_doubles_until_a_client_is_lost(times, failures):
+    timings = Timings()
+    for one in times:
+        timings.observed(5, one)
+    for _ in range(failures):
+        timings.failed(5)
+    mean, spread = reference(times)
+    once = mean + max(4 * spread, mean * max(2 / len(times), 0.25))
+    # With four failures behind it, eight, …: no limit.
+    factor = {0: 1, 1: 2, 2: 4, 4: np.inf, 8: np.inf}.get(failures, 1)
+    doubled = once * factor if once else np.inf if factor == np.inf else 0.0
+    assert timings.limits([5, 6]) == pytest.approx([doubled, np.inf], rel=1e-9, abs=1e-9)
+
+
+def test_of_replies_whose_times_scatter_few_are_later_than_the_limit():
+    """Normal times, σ a third of the mean: under 2% of the replies after the fourth, of 200 clients with 40 each."""
+    rng, late = np.random.default_rng(3), 0
+    timings = Timings()
+    for number in range(40):
+        for client, one in enumerate(np.abs(rng.normal(3.0, 1.0, 200))):
+            late += number >= 4 and one > timings.limits([client])[0]
+            timings.observed(client, float(one))
+    assert late / (200 * 36) < 0.02
+
+
+def test_after_a_failure_a_reply_counts_half():
+    timings = Timings()
+    for _ in range(10):
+        timings.observed(1, 1.0)
+    timings.failed(1)
+    timings.observed(1, 3.0)
+    assert timings.seconds(1) == pytest.approx(2.0)
+    timings.observed(1, 3.0)
+    assert timings.seconds(1) == pytest.approx(2.25)
 
 
 def test_a_few_who_were_measured_do_not_speak_for_the_rest():
