@@ -202,7 +202,7 @@ class RunFolder:
         try:
             checkpoints, gone = self.path / "checkpoints", self.path / "checkpoints.gone"
             there = [name for name in (*_LEFT, NAME) if (self.path / name).exists()]
-            rounds = (read_summary(self.summary) or {}).get("rounds_completed", 0)
+            done = (read_summary(self.summary) or {}).get("rounds_completed")
             if gone.exists():
                 shutil.rmtree(gone)
             if checkpoints.exists():
@@ -218,8 +218,8 @@ class RunFolder:
             raise self._refused("resume", f"{told}; mend that, or name another run_name") from error
         if there:
             log.warning(
-                "resume=never: cleared an earlier run of %s (%s) from %s",
-                f"{rounds} round{'' if rounds == 1 else 's'}",
+                "resume=never: cleared an earlier run%s (%s) from %s",
+                "" if done is None else f" of {done} round{'' if done == 1 else 's'}",
                 ", ".join(there),
                 self.path,
             )
