@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import psutil
@@ -117,7 +117,7 @@ class Scene(Deployment):
         out: the run's output_dir; None for one in the folder.
         database: whether the SuperLink keeps its state in a file.
         certificates: as a deployment's.
-        own: what else a SuperNode is told, by its partition.
+        folders: of clients that keep what is theirs elsewhere than in the folder, by their partition.
         node_environment: environment variables of a SuperNode, by its partition.
     """
 
@@ -129,7 +129,7 @@ class Scene(Deployment):
         out: Path | None = None,
         database: bool = False,
         certificates: Path | None = None,
-        own: Callable[[int], str] = lambda partition: "",
+        folders: Mapping[int, Path] = MappingProxyType({}),
         node_environment: Callable[[int], Mapping[str, str]] = lambda partition: {},
     ) -> None:
         self.folder = folder
@@ -147,7 +147,7 @@ class Scene(Deployment):
         super().__init__(
             BUNDLE,
             num_supernodes=nodes,
-            node_config=lambda one: f'client-folder="{folder}/own-{one}" {own(one)}',
+            node_config=lambda one: f'client-folder="{folders.get(one, folder / f"own-{one}")}"',
             certificates=certificates,
             database=folder / "link.db" if database else None,
             route=self._through_a_proxy,

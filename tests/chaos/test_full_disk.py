@@ -111,11 +111,9 @@ def test_a_deployed_run_on_a_full_disk_is_resumed_when_there_is_room(
 @pytest.mark.xdist_group("flower")
 @pytest.mark.timeout(900)
 def test_a_client_whose_own_disk_is_full_is_done_without(tmp_path: Path, disk: Path) -> None:
-    def own(partition: int) -> str:  # the later of two settings of one name counts
-        return f'client-folder="{disk}"' if partition == 3 else ""
-
     fill(disk)
-    with Scene(tmp_path, 4, "rounds=2", "strategy=secure", "collector.limit=4", own=own) as scene:
+    secure = ["rounds=2", "strategy=secure", "collector.limit=4"]
+    with Scene(tmp_path, 4, *secure, folders={3: disk}) as scene:
         run = scene.start()
         assert run.ended() == 0
         assert_whole(scene.summary, 2)
