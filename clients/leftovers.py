@@ -29,9 +29,8 @@ DAYS = 7.0
 _DAY = 86_400.0
 LOCK = ".leftovers.lock"
 """In each folder, held while something in it is taken up or removed."""
-_LONGEST = (
-    10.0  # seconds that a lock is waited for; it is held for as long as a folder takes to be listed
-)
+_LONGEST = 10.0
+"""Seconds that a lock is waited for; it is held for as long as a folder takes to be listed."""
 _PLACES = (
     ("runs/*/half-done", "client-*.half-done*"),
     (".", "client-*.turn.*"),
