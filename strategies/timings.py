@@ -28,6 +28,8 @@ _AFTER_FAILURE = 0.5
 """What it counts where the client has failed since it last answered."""
 _LOST = 3
 """Failures in a row from which on a client is not expected to answer."""
+_TRIALS = (4, 8, 16)
+"""Failures in a row with which a lost client is given that often its own time, in case it has only become slower."""
 _DEVIATIONS = 4
 """Mean deviations beyond its mean within which a client answers, as TCP counts on it."""
 _LEAST_MARGIN = 0.25
@@ -146,17 +148,26 @@ class Timings:
         Its mean and four mean deviations, as TCP counts on (RFC 6298), but no fewer than twice its mean over the number
         of replies, since a first one says nothing of deviations, and a quarter of it at any time. Twice as long for
         each failure since it last answered, so that one that has become slower is heard of again. After the third it
-        counts as gone and has no longer than at first, but for its fourth, eighth, sixteenth, … trial, which has no
-        limit of its own.
+        counts as gone and has no longer than at first, but when it has failed 4, 8 and 16 times: that often as long.
         """
         means, failures = self.means(clients), self._failures_of(clients)
         rows = self._rows_of(clients)
         replies, spreads = self._counts[rows, 0], self._times[rows, 1]
         least = means * np.maximum(2 / np.maximum(replies, 1), _LEAST_MARGIN)
         times = np.where(failures < _LOST, 2.0 ** np.minimum(failures, _LOST), 1.0)
-        times[(failures > _LOST) & (failures & (failures - 1) == 0)] = inf
+        times = np.where(np.isin(failures, _TRIALS), failures, times)
         longest: NDArray[np.float64] = (means + np.maximum(_DEVIATIONS * spreads, least)) * times
-        return np.nan_to_num(longest, nan=inf, posinf=inf)
+        return np.nan_to_num(longest, nan=inf)
+
+    def trial(self, clients: Sequence[int]) -> float:
+        """The longest that one of these clients is waited for to see whether it has only become slower; 0 for none.
+
+        A share of clients that answers sooner must not cut that short: a group that has become slower than any
+        multiple of the others would never be heard of again.
+        """
+        limits, failures = self.limits(clients), self._failures_of(clients)
+        tried = limits[np.isin(failures, _TRIALS) & np.isfinite(limits)]
+        return float(tried.max(initial=0.0))
 
     # ---- through a restart ----
 

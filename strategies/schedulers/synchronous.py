@@ -231,8 +231,13 @@ class _Round:
             return plan.deadline or self.timeout
         if again:  # with fewer seconds it has fallen short
             return self.timeout
-        known = self.pipeline.timings.quantile(plan.quantile, asked)
-        return min(self.timeout, plan.patience * known) if known else self.timeout
+        timings = self.pipeline.timings
+        known = timings.quantile(plan.quantile, asked)
+        return (
+            min(self.timeout, max(plan.patience * known, timings.trial(asked)))
+            if known
+            else self.timeout
+        )
 
     def _limits(self, *, again: bool) -> Callable[[Sequence[int]], Iterable[float]] | None:
         """How long each client alone is worth waiting for; None where all are waited for alike."""

@@ -5,8 +5,9 @@ section 2.2, call a minimal target count. A session is not told: to it the rest 
 share of all whom the session asked first, in each of its phases: a sum so loses no more clients over all phases
 together than that share leaves, which is what its parameters were made for.
 
-Nor is a phase waited for longer when each of those that are left has had the time that it alone may take, if that is
-known of all of them: a quick client that has died is not waited for as a slow one is.
+Nor is a phase of training waited for longer when each of those that are left has had the time that it alone may take,
+if that is known of all of them: a quick client that has died is not waited for as a slow one is. Of phases that train
+nothing no times are known.
 
 Where a cohort is several sessions, each is waited for alone: a group that lacks one more client than it bears gives no
 sum, however many have answered in the others. Where clients take turns of their own (a session that is not `phased`),
@@ -49,8 +50,8 @@ class Waiting:
         session: of the round's cohort; one of several groups gives its `sessions`.
         share: of the clients of each session, in (0, 1]; 1 waits for all.
         grace: how much longer is waited then, as a share of what the phase has taken so far.
-        limits: gives the seconds that each of some clients may take, infinite where nothing is known of one; None
-            for no such limits.
+        limits: gives the seconds that a training request to each of some clients may take, infinite where nothing is
+            known of one; None for no such limits.
     """
 
     def __init__(
@@ -143,9 +144,10 @@ class Waiting:
         if self._limits is None:
             return []
         clients = [request.client for request in requests]
-        return [
-            (-limit, client) for limit, client in zip(self._limits(clients), clients, strict=True)
-        ]
+        limits = self._limits(clients)
+        trains = [config_of(request.content).get(TRAINS, True) for request in requests]
+        known = [limit if one else inf for limit, one in zip(limits, trains, strict=True)]
+        return [(-limit, client) for limit, client in zip(known, clients, strict=True)]
 
 
 def _longest(part: _Part) -> float:
