@@ -16,8 +16,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -64,12 +66,14 @@ def remove_leftovers(folder: Path, days: float = DAYS, now: float | None = None)
     """
     before = (time.time() if now is None else now) - days * _DAY
     removed: list[Path] = []
-    try:
-        places = list(_found(folder))
-    except OSError as error:  # another process tidies up as well, or a folder is closed to this one
-        log.warning("%s is not looked through for what is left over: %s", folder, error)
-        places = []
-    for place, found in places:
+    for place, names in _places(folder):
+        try:
+            found = sorted(path for path in place.iterdir() if names(path))
+        except FileNotFoundError:  # another process tidies up as well, or there is nothing yet
+            continue
+        except OSError as error:
+            log.warning("%s is not looked through for what is left over: %s", place, error)
+            continue
         if not any(_old(path, before) for path in found):
             continue  # no lock is made where there is nothing to do
         with suppress(OSError, Timeout), _locked(place, 0.0):
@@ -81,13 +85,17 @@ def remove_leftovers(folder: Path, days: float = DAYS, now: float | None = None)
     return removed
 
 
-def _found(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder in which something half done may lie, and what does."""
+def _places(folder: Path) -> Iterator[tuple[Path, Callable[[Path], bool]]]:
+    """Each folder in which something half done may lie, and what tells that it is."""
     for places, names in _PLACES:
         for place in sorted(folder.glob(places)) if places != "." else [folder]:
-            yield place, sorted(path for path in place.glob(names) if path.is_file())
+            yield place, partial(_is_named, names)
     for place in sorted(folder.glob(_DATA)):
-        yield place, sorted(path for path in place.iterdir() if _is_data(path))
+        yield place, _is_data
+
+
+def _is_named(names: str, path: Path) -> bool:
+    return fnmatchcase(path.name, names) and path.is_file()
 
 
 def _is_data(path: Path) -> bool:

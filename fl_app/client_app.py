@@ -64,9 +64,16 @@ def _reply(message: Message, context: Context, answer: Callable[[Client], Messag
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told), reply_to=message)
     reply = answer(client)
     if not simulated():  # behind the answer: what this request goes on with has been taken up
-        node = Node(context.node_config)
-        remove_leftovers(node.folder, node.half_done_days)
+        _tidy(Node(context.node_config))
     return reply
+
+
+def _tidy(node: Node) -> None:
+    """Removes what is half done and old; no reply is lost because that fails."""
+    try:
+        remove_leftovers(node.folder, node.half_done_days)
+    except OSError as error:
+        log.warning("%s is not looked through for what is left over: %s", node.folder, error)
 
 
 @app.train()

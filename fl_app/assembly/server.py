@@ -146,7 +146,11 @@ def most_reply_bytes(assembly: Assembly) -> int:
 def most_reply_arrays(assembly: Assembly) -> int:
     """Arrays of one reply beyond which nobody means well: a few vectors, or what one turn takes."""
     collector = assembly.collector()
-    if isinstance(collector, Split | Encrypted):
+    if isinstance(
+        collector, Split
+    ):  # of each mini-batch a coded activation in two, lengths, targets
+        return 16 + 4 * collector.batches_per_exchange
+    if isinstance(collector, Encrypted):
         return 64
     vectors = isinstance(collector, Masked | Ckks | Plain)
     if vectors and not getattr(collector, "vanilla", False):

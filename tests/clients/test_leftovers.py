@@ -158,3 +158,17 @@ def test_what_is_looked_at_to_be_removed_is_not_taken_up_meanwhile(tmp_path):
             path.unlink()
         taken.result(30)
     assert not path.exists()  # and is not made anew by the look at it
+
+
+def test_a_folder_that_can_not_be_looked_through_keeps_no_other_from_it(tmp_path, caplog):
+    old = age(half_done(tmp_path), 8)
+    (tmp_path / "runs" / "closed").mkdir()
+    closed = tmp_path / "runs" / "closed" / "half-done"
+    closed.write_text("no folder")
+    assert remove_leftovers(tmp_path) == [old]
+    assert str(closed) in caplog.text
+
+
+def test_where_there_is_nothing_nothing_is_said(tmp_path, caplog):
+    assert remove_leftovers(tmp_path / "none") == []
+    assert not caplog.text

@@ -113,8 +113,9 @@ def test_what_a_reply_may_have_follows_from_the_model_and_the_collector(override
         (["collector=ckks"], 16),
         (["model=linear", "collector.vanilla=true"], 16 + 2),  # weights come back array by array
         (["experiment=encrypted"], 64),
+        (["strategy=split_lora", "collector.batches_per_exchange=32"], 16 + 4 * 32),
     ],
-    ids=["plain", "larger", "masked", "ckks", "vanilla", "turns"],
+    ids=["plain", "larger", "masked", "ckks", "vanilla", "ciphertexts", "activations"],
 )
 def test_how_many_arrays_a_reply_may_have_follows_from_the_collector(overrides, most):
     assert most_reply_arrays(Assembly(compose(overrides))) == most
