@@ -147,11 +147,7 @@ def _down(arguments: Sequence[str]) -> int:
     from fl_app.flower.background import Background
     from fl_app.flower.bundle import BUNDLE
 
-    deployment = Background(_parser("down").read(arguments).state, BUNDLE)
-    if not deployment.programs:
-        print(f"nothing was started from {deployment.folder}")
-        return DONE
-    deployment.down(_say)
+    Background(_parser("down").read(arguments).state, BUNDLE).down(_say)
     return DONE
 
 

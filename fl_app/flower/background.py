@@ -205,15 +205,20 @@ class Background:
         """End what was started and still runs, SuperNodes first.
 
         Args:
-            say: receives a line for each program, when it has been ended or because it had ended before.
+            say: receives a line for each program, when it has been ended or because it had ended before, or one that
+                nothing was started.
 
         Raises:
             FlowerError: a program could not be ended or seen, and stays on the list; or another command is
                 at work here.
         """
+        nothing = f"nothing was started from {self.folder}"
         if not self.folder.is_dir():
+            say(nothing)
             return
         with self._alone():
+            if not self.programs:
+                say(nothing)
             left: dict[Started, str] = {}
             for one in reversed(self.programs):
                 try:

@@ -139,6 +139,15 @@ class TestDown:
         assert not (tmp_path / "none").exists()
         assert capsys.readouterr().out == f"nothing was started from {tmp_path}/none\n"
 
+    def test_it_does_not_say_so_while_another_command_has_just_begun(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with FileLock(tmp_path / ".lock"):  # as `up` holds it before it has started anything
+            assert main(["down", "--state", str(tmp_path)]) == 1
+        said = capsys.readouterr()
+        assert "nothing was started" not in said.out
+        assert f"programs in {tmp_path}: wait for it" in said.err
+
     def test_what_ended_by_itself_is_said_and_forgotten(
         self, tmp_path: Path, sleeper: psutil.Process, capsys: pytest.CaptureFixture[str]
     ) -> None:
