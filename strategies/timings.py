@@ -143,7 +143,7 @@ class Timings:
         return found if isfinite(found) else None
 
     def limits(self, clients: Sequence[int]) -> NDArray[np.float64]:
-        """How long each of these clients is worth waiting for, in seconds, (n,); infinite where none ever answered.
+        """Seconds that each of these clients is worth waiting for, (n,); infinite where nothing is known of one.
 
         Its mean and four mean deviations, as TCP counts on (RFC 6298), but no fewer than twice its mean over the number
         of replies, since a first one says nothing of deviations, and a quarter of it at any time. Twice as long for
@@ -156,8 +156,9 @@ class Timings:
         least = means * np.maximum(2 / np.maximum(replies, 1), _LEAST_MARGIN)
         times = np.where(failures < _LOST, 2.0 ** np.minimum(failures, _LOST), 1.0)
         times = np.where(np.isin(failures, _TRIALS), failures, times)
-        longest: NDArray[np.float64] = (means + np.maximum(_DEVIATIONS * spreads, least)) * times
-        return np.nan_to_num(longest, nan=inf)
+        longest = (means + np.maximum(_DEVIATIONS * spreads, least)) * times
+        # Whoever answers in no time, as a clock that stands still has it, is known as little as one that never did.
+        return np.where(longest > 0, longest, inf)
 
     def trial(self, clients: Sequence[int]) -> float:
         """The longest that one of these clients is waited for to see whether it has only become slower; 0 for none.

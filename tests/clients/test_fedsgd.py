@@ -21,6 +21,7 @@ from strategies.pipeline import Pipeline
 from strategies.server_models import ServerModel
 from strategies.update import BUFFERS, DELTA, Update
 from strategies.wire import Refused
+from tests.support.examples import many
 from tests.support.quadratic import heterogeneous, train
 
 TASK = Digits()
@@ -140,7 +141,7 @@ def test_the_squared_loss_needs_class_labels(targets):
         squared_loss(torch.zeros(3, 2), targets)
 
 
-@settings(max_examples=100)
+@settings(max_examples=many(100))
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=300),
     st.integers(1, 100),

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from fl_app.services.checkpoint import CheckpointError, Checkpoints, dump, read
 from fl_app.services.files import remove_leftovers, write_atomically
 from strategies.hooks import RoundView
+from tests.support.examples import many
 
 STATE = {
     "strategy": {"model": {"version": 3, "vectors": {"delta": np.linspace(0, 1, 7)}}},
@@ -71,7 +72,7 @@ def test_what_was_written_is_read_bit_for_bit(place):
     assert same(read(place), STATE)
 
 
-@settings(max_examples=300)
+@settings(max_examples=many(300))
 @given(length=st.integers(0, len(DATA) - 1))
 def test_a_file_that_is_cut_off_anywhere_is_torn(place, length):
     place.write_bytes(DATA[:length])
@@ -79,7 +80,7 @@ def test_a_file_that_is_cut_off_anywhere_is_torn(place, length):
         read(place)
 
 
-@settings(max_examples=500)
+@settings(max_examples=many(500))
 @given(bit=st.integers(0, 8 * len(DATA) - 1))
 def test_one_bit_that_has_changed_is_seen_or_changes_nothing(place, bit):
     data = bytearray(DATA)
@@ -92,7 +93,7 @@ def test_one_bit_that_has_changed_is_seen_or_changes_nothing(place, bit):
     assert same(found, STATE)
 
 
-@settings(max_examples=100)
+@settings(max_examples=many(100))
 @given(st.binary(max_size=200))
 def test_foreign_bytes_are_no_checkpoint(place, data):
     place.write_bytes(data)

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from strategies.sizes import count_bytes
 from strategies.wire import Refused, pack, pack_model, unpack, unpack_model
+from tests.support.examples import many
 
 DTYPES = [
     *(np.dtype(f"f{size}") for size in (2, 4, 8)),
@@ -199,14 +200,14 @@ def check_against_numpy(data: bytes) -> None:
     assert array.tobytes() == loaded.tobytes()
 
 
-@settings(max_examples=300)
+@settings(max_examples=many(300))
 @given(st.binary(max_size=400))
 @example(b"\x93NUMPY\x01\x00")
 def test_random_bytes_are_refused_or_read_as_numpy_reads_them(data):
     check_against_numpy(data)
 
 
-@settings(max_examples=500)
+@settings(max_examples=many(500))
 @given(
     st.text(st.sampled_from("{}()[]'\",: \\0123456789-<>|fiubOdescrhapotnFlsTu_L\n"), max_size=90)
 )
@@ -239,7 +240,7 @@ descriptions = st.sampled_from(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=many(500))
 @given(
     descriptions,
     st.booleans() | st.none(),
@@ -250,7 +251,7 @@ def test_whatever_a_header_promises_nothing_but_a_refusal_happens(descr, fortran
     check_against_numpy(npy(header(descr, fortran, shape), body))
 
 
-@settings(max_examples=500)
+@settings(max_examples=many(500))
 @given(plain_arrays, st.data())
 def test_a_changed_valid_array_is_refused_or_read_as_numpy_reads_it(array, data):
     packed = bytearray(pack(array).data)

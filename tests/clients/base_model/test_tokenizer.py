@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from clients.base_model.tokenizer import END, LEAST_VOCABULARY, PADDING, train_tokenizer
 from clients.tasks.text import load_tokenizer
+from tests.support.examples import many
 
 TEXTS = ["Clients train the model.", "The server adds what the clients send.", "the model " * 9]
 
@@ -15,7 +16,7 @@ def tokenizer():
     return train_tokenizer(TEXTS, 300)
 
 
-@settings(max_examples=100)
+@settings(max_examples=many(100))
 @given(text=st.text())
 def test_any_text_has_tokens_and_comes_back(tokenizer, text):
     ids = tokenizer(text.replace("<|", ""))["input_ids"]

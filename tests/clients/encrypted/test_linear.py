@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.encrypted.linear import WeightRangeError, matmul, quantised
+from tests.support.examples import many
 
 PRIMES = [1152921504606748673, 4503599627124737, 18014398509404161, 1099511590913]
 
@@ -18,7 +19,7 @@ PRIMES = [1152921504606748673, 4503599627124737, 18014398509404161, 109951159091
     bits=st.integers(1, 36),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=many(150), deadline=None)
 def test_products_equal_those_of_whole_numbers(
     prime: int, outputs: int, inputs: int, columns: int, bits: int, seed: int
 ) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from clients.encrypted import model_file
 from clients.encrypted.model_file import FeatureTerms, ModelFileError, TrainedModel, load
 from clients.encrypted.network import PolynomialNet
+from tests.support.examples import many
 
 
 def network(**settings) -> PolynomialNet:
@@ -206,7 +207,7 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @given(data=st.data())
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=many(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_with_some_bytes_changed_is_a_model_or_refused(path: Path, data) -> None:
     whole = TrainedModel.of(network(), 16.0, "run-s0 (1a2b)").to_bytes()
     broken = bytearray(whole)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.split.half_done import HalfDone, HalfDoneFolder
+from tests.support.examples import many
 
 SHAPES = {"adapters.a.A.weight": (2, 3), "head.bias": (4,)}
 
@@ -79,7 +80,7 @@ def test_a_folder_that_is_not_there_is_no_fault_and_stays_away(tmp_path, caplog)
     assert not caplog.records
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=many(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_torn_or_changed_file_is_none_or_has_the_numbers_of_its_tensors(folder, tmp_path, data):
     folder.save(0, state())

@@ -15,6 +15,7 @@ from clients.split import SplitTrainer
 from clients.split.server import UpperServer
 from clients.split.turns import Batch, read_rows, write_batches, write_rows
 from strategies.wire import Refused
+from tests.support.examples import many
 from tests.support.split import LONGEST, Sentences, SplitRun, save_tiny
 
 TRAINER = SplitTrainer(batch_size=7, lr=0.01)
@@ -296,7 +297,7 @@ class TestHostileTurns:
         heads = {name for name in layout.names if name.startswith("heads.")}
         assert heads == {"heads.a.weight", "heads.a.bias"}
 
-    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=many(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_whatever_comes_is_trained_on_or_refused(self, half, data):
         turn = half.turn(1, 2)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fl_app.engine import DeviceModel, EngineGrid, InProcessPool, Occasion
 from fl_app.engine.flwr_internals import ErrorCode
+from tests.support.examples import many
 
 NUM_CLIENTS = 6
 ANSWERED = -1
@@ -93,7 +94,7 @@ def code_of(reply: Message) -> int:
     return reply.error.code if reply.has_error() else ANSWERED
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=many(150), deadline=None)
 @given(programs, device_models)
 def test_every_request_is_answered_once_in_the_order_of_time_and_client(
     program: list[tuple[str, object]], devices: DeviceModel

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 from strategies.combiners import order
 from strategies.combiners.rows import Stack
 from tests.support import robust_rules as plain
+from tests.support.examples import many
 
 values = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 matrices = st.integers(1, 60).flatmap(
@@ -44,7 +45,7 @@ def test_pruning_leaves_out_comparators_and_never_more_than_may_be(n):
     assert n - 1 <= len(trimmed) <= full  # the extremes alone need n − 1 comparisons
 
 
-@settings(max_examples=150)
+@settings(max_examples=many(150))
 @given(matrices)
 def test_the_median_is_numpys(updates):
     # Two denormal numbers have a midpoint that rounds either way.
@@ -53,7 +54,7 @@ def test_the_median_is_numpys(updates):
     assert np.allclose(order.median(Stack.of(updates)), expected, rtol=1e-6, atol=2 * smallest)
 
 
-@settings(max_examples=150)
+@settings(max_examples=many(150))
 @given(matrices, st.data())
 def test_the_trimmed_mean_is_that_of_the_sorted_columns(updates, data):
     trim = data.draw(st.integers(0, (len(updates) - 1) // 2))
@@ -62,7 +63,7 @@ def test_the_trimmed_mean_is_that_of_the_sorted_columns(updates, data):
     assert np.allclose(found, plain.trimmed_mean(updates, trim), rtol=0, atol=1e-6 * scale)
 
 
-@settings(max_examples=150)
+@settings(max_examples=many(150))
 @given(matrices, st.data())
 def test_the_mean_around_the_median_takes_the_nearest_values(updates, data):
     keep = data.draw(st.integers(1, len(updates)))

@@ -19,6 +19,7 @@ from strategies.combiners.bulyan import selected
 from strategies.combiners.distances import squared_distances
 from strategies.combiners.rows import Stack
 from tests.support import robust_rules as plain
+from tests.support.examples import many
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -40,14 +41,14 @@ def close(found: np.ndarray, wanted: np.ndarray, scale: float = 4.0) -> bool:
     return np.allclose(found, wanted, rtol=0, atol=1e-6 * scale)
 
 
-@settings(max_examples=120)
+@settings(max_examples=many(120))
 @given(cases(lambda f: 2 * f + 3))
 def test_krum_is_the_papers(case):
     updates, f = case
     assert np.array_equal(functional.krum(updates, f=f), plain.krum(updates, f))
 
 
-@settings(max_examples=120)
+@settings(max_examples=many(120))
 @given(cases(lambda f: 2 * f + 3), st.data())
 def test_multi_krum_is_the_papers_and_averages_n_minus_f(case, data):
     updates, f = case
@@ -57,7 +58,7 @@ def test_multi_krum_is_the_papers_and_averages_n_minus_f(case, data):
     assert close(found, plain.multi_krum(updates, f, keep))
 
 
-@settings(max_examples=120)
+@settings(max_examples=many(120))
 @given(cases(lambda f: 4 * f + 3))
 def test_bulyan_is_the_papers_and_chooses_one_after_the_other(case):
     updates, f = case
@@ -76,7 +77,7 @@ def test_bulyans_choice_one_after_the_other_is_not_the_best_at_once():
     assert differ > 10
 
 
-@settings(max_examples=100)
+@settings(max_examples=many(100))
 @given(cases(lambda f: 2 * f + 1))
 def test_the_coordinatewise_rules_are_the_papers(case):
     updates, f = case
@@ -134,7 +135,7 @@ def test_the_geometric_median_is_where_no_step_shortens_the_way(seed):
         assert way(found) <= way(found + 1e-2 * direction) + 1e-9
 
 
-@settings(max_examples=100)
+@settings(max_examples=many(100))
 @given(cases(lambda f: 2 * f + 1), st.integers(1, 4), st.floats(0.05, 20), SEEDS)
 def test_centred_clipping_is_the_papers(case, iterations, tau, seed):
     updates, _ = case

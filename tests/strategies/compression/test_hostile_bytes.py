@@ -23,6 +23,7 @@ from strategies.compression.signs import pack_signs, signs_of, unpack_signs
 from strategies.compression.sparse import pack_sparse, unpack_sparse
 from strategies.update import Layout
 from strategies.wire import Refused
+from tests.support.examples import many
 
 LAYOUT = Layout(("w", "b"), ((20, 20), (7,)))
 SIZE = LAYOUT.size
@@ -73,7 +74,7 @@ def survives(case: str, data: bytes) -> None:
 
 
 @each
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=many(80), deadline=None)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4)
 )

@@ -105,16 +105,29 @@ def test_a_deadline_follows_clients_that_slow_down_without_a_second_attempt(slow
     assert max(lasted(views)) < 20
 
 
-def test_a_group_that_is_many_times_slower_is_heard_of_again_whatever_the_others_take():
-    """Half of them twelve times as slow: all multiples of what the quick half takes are too short for them."""
-    slower = from_round(4, after(12.0, adds(1, 1)), after(1.0, adds(1, 1)))
+@pytest.mark.parametrize(("since", "times"), [(4, 12), (12, 6)])
+def test_a_group_that_is_many_times_slower_is_heard_of_again_whatever_the_others_take(since, times):
+    """Half of them: no multiple of what the quick half takes is long enough for them."""
+    slower = from_round(since, after(1.0 * times, adds(1, 1)), after(1.0, adds(1, 1)))
     nodes = {k: slower if k < 5 else after(1.0, adds(1, 1)) for k in range(10)}
     skips = Pipeline(admission=Admission(on_shortfall="skip"))
-    views, _, _ = run(nodes, skips, rounds=16, timeout=600.0)
+    views, _, _ = run(nodes, skips, rounds=since + 12, timeout=600.0)
     failed = [view.failed for view in views]
-    assert failed[:4] == [0, 0, 0, 5]
+    assert failed[:since] == [0] * (since - 1) + [5]
     assert failed[-3:] == [0, 0, 0]
     assert max(lasted(views)) < 20
+
+
+def test_phases_that_train_nothing_are_not_cut_at_the_time_of_training(tmp_path):
+    """Training takes 1 s and each other phase 1.5 s: nobody has failed."""
+    collector, nodes = Masked(dropouts=0.3), {}
+    for client in range(5):
+        half = collector.client_half(ClientOwn(tmp_path / str(client), {}, simulated=True))
+        delay = lambda message: 1.0 if message.content[CONFIG].get(TRAINS, True) else 1.5  # noqa: E731
+        nodes[client + 1] = after(delay, adds(0.1, 0.1, half=half))
+    pipeline = Pipeline(collector=collector, combiner=Mean(weighting="uniform"))
+    views, _, _ = run(nodes, pipeline, rounds=8, timeout=600.0)
+    assert [view.failed for view in views] == [0] * 8
 
 
 def test_one_that_was_never_there_is_waited_for_once():

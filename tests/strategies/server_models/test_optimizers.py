@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from strategies.contract import Claim
 from strategies.server_models import SGD, Adagrad, Adam, ServerOptimizer, Yogi
+from tests.support.examples import many
 from tests.support.updates import update
 
 OPTIMIZERS = {
@@ -92,7 +93,7 @@ def test_plain_sgd_at_rate_one_adds_the_mean_as_fedavg_does(deltas):
     np.testing.assert_array_equal(run(SGD(), deltas), expected)
 
 
-@settings(max_examples=150)
+@settings(max_examples=many(150))
 @given(
     st.sampled_from([("adagrad", Adagrad), ("adam", Adam), ("yogi", Yogi)]),
     rounds_of_deltas,
@@ -136,7 +137,7 @@ def kingma_and_ba(
     return x
 
 
-@settings(max_examples=150)
+@settings(max_examples=many(150))
 @given(
     rounds_of_deltas,
     st.floats(1e-3, 1),
