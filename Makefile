@@ -72,8 +72,8 @@ supernode: $(INSTALLED) ## Start SuperNode NODE=0 of SUPERLINK=host:port in the 
 test: lint ## Check style, types and imports, then run all but the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
-test-all: lint ## The same with the slow tests (Ray, real deployments, long statistics) and coverage
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --cov --cov-fail-under=95
+test-all: lint ## The same with the slow tests (Ray, real deployments, long statistics), more examples and coverage
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --hypothesis-profile=long --cov --cov-fail-under=95
 
 chaos: $(INSTALLED) ## Kill processes, cut networks, fill disks, set clocks wrong; root for all of it
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos tests/chaos --durations=0
