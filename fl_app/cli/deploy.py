@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fl_app.cli.main import DONE, FAILED, REFUSED, Parser
-from fl_app.config.faults import nearest
+from fl_app.cli.own_choices import find_own_classes
+from fl_app.config.faults import ConfigError, nearest
 
 _ACTIONS = {
     "up": "start what does not run, and say what does: a SuperLink with TLS and node authentication, and SuperNodes",
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         return actions[action](rest)
+    except ConfigError:
+        raise  # said as of every other command
     except FlowerError as error:
         print(f"trellis deploy {action}: {error}", file=sys.stderr)
         return FAILED
@@ -105,18 +108,19 @@ def _up(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from fl_app.flower.background import Background
-    from fl_app.flower.bundle import BUNDLE
-
     parser = _parser("run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of `trellis run`")
     options = parser.read(arguments)
+    find_own_classes()
+    from fl_app.assembly import check
+    from fl_app.compose import compose
+    from fl_app.flower.background import Background
+    from fl_app.flower.bundle import BUNDLE
+
     deployment = Background(options.state, BUNDLE)
-    link = next((one for one in deployment.programs if one.name == "superlink"), None)
-    if link is None or link.process() is None:
-        print("no SuperLink runs here: trellis deploy up", file=sys.stderr)
-        return FAILED
-    return deployment.connection.run(options.overrides, echo=_say)
+    if deployment.programs:  # a refusal has a reader here, and comes before anything is sent
+        check(compose([*options.overrides, "backend=flower"]))
+    return deployment.run(options.overrides, echo=_say)
 
 
 def _status(arguments: Sequence[str]) -> int:

@@ -4,7 +4,7 @@
     <folder>/superlink/     the SuperLink's FLWR_HOME, database and log, and Flower's command line's configuration
     <folder>/node-0/ …      those of each SuperNode
     <folder>/programs.json  which processes were started: id, boot, start within that boot, log
-    <folder>/.lock          held by whoever starts or ends programs
+    <folder>/.lock          held by whoever starts or ends programs; .run.lock by whoever waits for a run
 
 A process is taken for one of ours only if its id, boot and start are those that were noted, since the system gives ids
 away again. None of the three moves when the clock is set, as a device without a battery for its clock does after each
@@ -236,6 +236,29 @@ class Background:
                 self._note([one for one in self.programs if one in left])
                 raise FlowerError("; ".join(left.values()) + f". See {self.folder}/programs.json")
             (self.folder / "programs.json").unlink(missing_ok=True)
+
+    def run(self, overrides: Sequence[str], *, echo: Callable[[str], None]) -> int:
+        """Run the app on what was started, and wait for the end.
+
+        Args:
+            overrides: as `Connection.run` takes them.
+            echo: receives every line that the app prints.
+
+        Returns:
+            The run's exit code.
+
+        Raises:
+            FlowerError: no SuperLink runs here, or another run from this folder goes on: they would share a log,
+                and Ctrl-C would stop both.
+        """
+        link = next((one for one in self.programs if one.name == "superlink"), None)
+        if link is None or link.process() is None:
+            raise FlowerError("no SuperLink runs here: trellis deploy up")
+        try:
+            with FileLock(self.folder / ".run.lock", timeout=_TURN, mode=0o600):
+                return self.connection.run(overrides, echo=echo)
+        except Timeout:
+            raise FlowerError(f"another run from {self.folder} goes on: wait for it") from None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ import pytest
 from filelock import FileLock
 
 from fl_app.cli.deploy import main
+from fl_app.cli.main import main as trellis_main
 from fl_app.flower.background import Background, Started, held
 from fl_app.flower.bundle import BUNDLE
 from fl_app.flower.processes import Port
@@ -284,6 +285,24 @@ def test_a_run_without_a_superlink_says_how_to_start_one(
     assert main(["run", "--state", str(tmp_path), "task=digits"]) == 1
     assert "trellis deploy up" in capsys.readouterr().err
     assert main(["status", "--state", str(tmp_path)]) == 1
+
+
+def test_a_run_with_a_wrong_configuration_is_refused_here_before_anything_is_sent(
+    tmp_path: Path, sleeper: psutil.Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note(tmp_path, replace(started(sleeper), name="superlink"))
+    assert trellis_main(["deploy", "run", "--state", str(tmp_path), "task=digit"]) == 2
+    assert "did you mean digits?" in capsys.readouterr().err
+
+
+def test_a_second_run_waits_for_the_first_to_be_over(
+    tmp_path: Path, sleeper: psutil.Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note(tmp_path, replace(started(sleeper), name="superlink"))
+    with FileLock(tmp_path / ".run.lock"):
+        assert main(["run", "--state", str(tmp_path), "task=digits", "num_clients=2"]) == 1
+    said = capsys.readouterr().err
+    assert f"another run from {tmp_path} goes on: wait for it" in said
 
 
 def test_help_has_examples_and_a_slip_is_met_with_a_guess(
