@@ -1,5 +1,7 @@
 """The named strategies in a plain Flower app: no Hydra, no Trellis client, weights in and weights out."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,12 @@ NODES = 4
 ROUNDS = 8
 
 
+read_digits = cache(load_digits)  # the file is parsed anew each time
+
+
 def digits(part: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One of NODES parts, sorted by label so that clients differ; the last hundred images are nobody's."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = read_digits(return_X_y=True)
     order = np.argsort(labels[:-100], kind="stable").reshape(-1)
     mine = np.array_split(order, NODES)[part]
     return torch.tensor(images[mine] / 16, dtype=torch.float32), torch.tensor(labels[mine])
@@ -91,7 +96,7 @@ def on_engine(app: ClientApp) -> EngineGrid:
 
 
 def accuracy(arrays: ArrayRecord) -> float:
-    images, labels = load_digits(return_X_y=True)
+    images, labels = read_digits(return_X_y=True)
     model = make_model()
     model.load_state_dict(arrays.to_torch_state_dict())
     with torch.no_grad():

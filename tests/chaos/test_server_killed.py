@@ -19,7 +19,7 @@ PRIVATE = [
 def test_a_server_app_that_is_killed_is_resumed_and_its_broken_round_is_charged(
     tmp_path: Path,
 ) -> None:
-    with Scene(tmp_path, 2, "rounds=2", *PRIVATE) as scene:
+    with Scene(tmp_path, 1, "rounds=2", *PRIVATE) as scene:
         run = scene.start()
         run.wait_for("^round 1/")
         scene.held.hold()

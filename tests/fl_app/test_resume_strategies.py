@@ -36,7 +36,12 @@ MORE = {
 }
 ENCRYPTING = {"ckks_mean": 5e-6, "encrypted": 2e-3}
 """Ciphertexts have an error of their own, of the system's entropy: how far apart two models of one run may be."""
-SLOW = {"encrypted", "secure_grouped", "split_lora"}
+ROBUST = {
+    "robust", "krum", "multi_krum", "bulyan", "median", "trimmed_mean", "geometric_median", "centered_clipping",
+    "norm_bounding", "fltrust",
+}  # fmt: skip
+SLOW = {"encrypted", "secure_grouped", "split_lora"} | ROBUST
+"""Those that take long, and those that test_robust_runs.py takes up in the middle, among liars."""
 
 
 def chosen(strategy: str, folder) -> list[str]:

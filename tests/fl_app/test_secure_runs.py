@@ -85,13 +85,19 @@ def opened_sums(result) -> list[tuple[str, ...]]:
     return [entry[1:] for entry in words if entry[:1] == ("opened",)]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Three rounds in one go."""
+    return run(tmp_path_factory.mktemp("whole"), *SECURE, "rounds=3")[:2]
+
+
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("moment", ["shares are given", "the sum is kept", "the model is new"])
 def test_a_run_that_is_killed_at_any_moment_goes_on_and_opens_no_second_sum(
-    tmp_path, monkeypatch, number, moment
+    undisturbed, tmp_path, monkeypatch, number, moment
 ):
     """Clients that gave shares join no second sum on the model: the server must know what it had."""
-    whole, summary, _ = run(tmp_path / "whole", *SECURE, "rounds=3")
+    whole, summary = undisturbed
     owner, name = {
         "shares are given": (MaskedSession, "_open"),
         "the sum is kept": (Contents, "update"),
@@ -157,7 +163,7 @@ def test_nothing_that_is_one_clients_own_travels_in_clear(tmp_path, monkeypatch)
 
 
 def test_grouped_sums_bear_a_liar(tmp_path):
-    chosen = ["strategy=secure_grouped", "num_clients=20", "task.partition=iid", "rounds=5"]
+    chosen = ["strategy=secure_grouped", "num_clients=20", "task.partition=iid", "rounds=3"]
     _, honest, _ = run(tmp_path, *chosen)
     _, summary, lines = run(tmp_path, *chosen, "attack=scaling", "attack.fraction=0.05")
     assert any("1 of 20 clients" in line for line in lines)

@@ -42,6 +42,7 @@ from strategies.timings import Timings
 from strategies.update import DELTA, Layout, Section, Update
 from strategies.wire import Refused
 from tests.fuzz.mutations import NASTY, changed, mutations
+from tests.support.examples import many
 
 LAYOUT = Layout.of({"w": np.zeros((2, 3), np.float32)})
 SESSION = b"s" * 16
@@ -237,7 +238,7 @@ def test_a_file_of_something_else_is_refused_or_passed_over(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=many(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=mutations)
 def test_a_changed_file_is_refused_or_read(kind, steps, tmp_path):
     path = kind.write(_fresh(tmp_path))

@@ -10,6 +10,7 @@ from fl_app.compose import compose, parse_overrides
 from fl_app.config.faults import ConfigError
 from fl_app.node import Node
 from tests.fuzz.mutations import NASTY
+from tests.support.examples import many
 
 KEYS = st.sampled_from(
     [
@@ -31,7 +32,7 @@ VALUES = (
 )  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=many(60))
 @example(["task._target_=subprocess.Popen"])
 @example(["model={_target_:builtins.eval}"])
 @given(st.lists(st.builds("{}={}".format, KEYS, VALUES) | st.text(max_size=20), max_size=3))

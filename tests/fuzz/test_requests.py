@@ -26,6 +26,7 @@ from fl_app.config.schema import Config
 from fl_app.engine.flwr_internals import claim_identity
 from fl_app.run import run_engine
 from tests.fuzz.mutations import changed, mutations
+from tests.support.examples import many
 
 RUNS = {
     "plain": [],
@@ -141,7 +142,7 @@ def _bytes_changed(draw, content, name):
 
 
 @settings(
-    max_examples=12,
+    max_examples=many(20),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())

@@ -76,12 +76,12 @@ def by_hand(rounds: int) -> ServerModel:
     return model
 
 
-# Four times 2,500, of which one in `make test`.
+# Four times 2,500, and 500 in `make test`.
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+    ("seed", "rounds"),
+    [(9, 500), *(pytest.param(seed, 2500, marks=pytest.mark.slow) for seed in (0, 1, 2, 3))],
 )
-def test_ten_thousand_rounds_of_hostile_replies_leave_no_trace(seed):
-    rounds = 2500
+def test_ten_thousand_rounds_of_hostile_replies_leave_no_trace(seed, rounds):
     pipeline = Pipeline(admission=Admission(quorum=HONEST))
     model = run(with_hostile(seed), pipeline, rounds)
     assert model.version == rounds
@@ -141,12 +141,12 @@ def test_lies_within_the_limits_leave_a_finite_model_and_finite_metrics(stages):
     nodes = {client: trellis_node(change, stages=stages) for client in range(HONEST)}
     nodes |= {2: lies_within_limits(np.random.default_rng(0)), 3: with_hostile(3).nodes[2]}
     one = PipelineStrategy(Pipeline(stages=stages), federated_every=50)
-    result = one.start(ScriptedGrid(nodes, record=False), pack_model(INITIAL), num_rounds=500)
+    result = one.start(ScriptedGrid(nodes, record=False), pack_model(INITIAL), num_rounds=150)
     assert np.isfinite(one.model.parameters).all()
-    assert one.model.view()["n"] >= 500
+    assert one.model.view()["n"] >= 150
     if stages:
         # Each client moves the model by no more than C = 1 a round.
-        assert np.linalg.norm(one.model.parameters - INITIAL["w"]) <= 500 + 1
+        assert np.linalg.norm(one.model.parameters - INITIAL["w"]) <= 150 + 1
     for history in (result.train_metrics_clientapp, result.evaluate_metrics_clientapp):
         for record in history.values():
             assert all(np.isfinite(value) for value in record.values())
@@ -179,8 +179,8 @@ def test_hostile_weights_of_vanilla_clients_leave_no_trace():
         return [reply]
 
     def vanilla(nodes: dict) -> ServerModel:
-        return run(ScriptedGrid(nodes, record=False), Pipeline(collector=Plain(vanilla=True)), 300)
+        return run(ScriptedGrid(nodes, record=False), Pipeline(collector=Plain(vanilla=True)), 100)
 
     alone, among = vanilla({0: honest, 1: honest}), vanilla({0: honest, 1: honest, 2: hostile})
     assert among.parameters.tobytes() == alone.parameters.tobytes()
-    assert among.view()["n"] == alone.view()["n"] == 300
+    assert among.view()["n"] == alone.view()["n"] == 100

@@ -138,7 +138,8 @@ def test_with_no_honest_update_to_be_seen_attackers_send_their_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("attack", "counts"), [("alie", (2, 3)), ("mimic", (3,)), ("min_max", (2,))]
+    ("attack", "counts"),
+    [("alie", (2,)), ("mimic", (3,)), pytest.param("min_max", (2, 3), marks=pytest.mark.slow)],
 )
 def test_the_number_of_workers_changes_nothing(tmp_path, attack, counts):
     chosen = [f"attack={attack}", "attack.fraction=0.4", "num_clients=10", "rounds=2"]

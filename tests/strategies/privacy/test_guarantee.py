@@ -101,7 +101,8 @@ def test_the_noise_is_known_when_the_pipeline_is_and_not_before():
 
 
 @pytest.mark.parametrize(
-    ("accountant", "epsilon"), [("pld", 0.5), ("pld", 8.0), ("rdp", 2.0), ("prv", 2.0)]
+    ("accountant", "epsilon"),
+    [("pld", 0.5), ("pld", 8.0), ("rdp", 2.0), pytest.param("prv", 2.0, marks=pytest.mark.slow)],
 )
 def test_noise_that_is_found_uses_the_budget_up_and_less_would_pass_it(accountant, epsilon):
     privacy = Central(target_epsilon=epsilon, population=100, rounds=10, accountant=accountant)
