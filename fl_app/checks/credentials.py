@@ -64,7 +64,7 @@ def _authority(certificate: x509.Certificate, now: datetime) -> Finding:
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
         now,
-        "trellis certs authority --renew on the server, and copy ca.pem here",
+        "trellis certs authority DIR --renew on the server, and copy ca.pem here",
     )
 
 
