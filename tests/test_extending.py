@@ -51,20 +51,14 @@ def test_a_part_takes_fewer_than_forty_lines(name):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[2][:40])
-@pytest.mark.parametrize(
-    "rounds", [3, pytest.param(10, marks=pytest.mark.slow)], ids=["short", "whole"]
-)
-def test_every_command_runs_and_its_model_learns(outside, monkeypatch, capsys, command, rounds):
+def test_every_command_runs_and_its_model_learns(outside, monkeypatch, capsys, command):
     """In this process: that a process of its own finds a user's classes is tested in test_cli.py."""
-    assert "rounds=10" in command
     monkeypatch.chdir(outside)
     monkeypatch.syspath_prepend(str(outside))
     with patch.dict(os.environ):  # --config-dir tells the processes that a run starts of its folder
-        assert main([*shlex.split(command)[1:], "runtime.workers=1", f"rounds={rounds}"]) == 0
+        assert main([*shlex.split(command)[1:], "runtime.workers=1"]) == 0
     summary = json.loads(Path(capsys.readouterr().out.splitlines()[-1]).read_text())
-    first, last = summary["history"][0], summary["history"][-1]
-    assert last["loss"] < first["loss"]
-    assert last["accuracy"] > (0.8 if rounds == 10 else 0.3)
+    assert summary["final"]["accuracy"] > 0.8
     assert summary["totals"]["upload_bytes"] > 0
     assert not summary["rejections"]
 
