@@ -140,7 +140,7 @@ from strategies.privacy.ledger import Ledger
 
 path, draw = Path(sys.argv[1]), random.Random(1)
 one = GaussianRelease(1.0, 0.01, "poisson")
-for kill in range(int(sys.argv[2])):
+for kill in range(30):
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -166,10 +166,9 @@ print(len(charged))
 """
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.slow)])
-def test_no_acknowledged_charge_is_lost_to_a_kill(tmp_path: Path, kills: int) -> None:
+def test_no_acknowledged_charge_is_lost_to_a_kill(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "ledger.jsonl"), str(kills)],
+        [sys.executable, "-c", KILLED, str(tmp_path / "ledger.jsonl")],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
@@ -177,4 +176,4 @@ def test_no_acknowledged_charge_is_lost_to_a_kill(tmp_path: Path, kills: int) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= kills
+    assert int(done.stdout) >= 30
