@@ -229,11 +229,12 @@ def test_a_plan_of_another_network_is_refused(small) -> None:
 
 
 def test_another_key_decrypts_to_nothing_like_the_logits(small) -> None:
+    """What comes out is spread over some 10⁵: of 16 numbers half are within 10³ less than once in 10⁹ times."""
     network, found = small
     inputs = np.ones((1, 5))
     answer = EncryptedInference(network, found)(*InferenceKey(found.terms).encrypt(inputs))
-    garbage = InferenceKey(found.terms).decrypt(answer, 1)
-    assert np.abs(garbage - network(inputs)).min() > 1e3
+    garbage = np.array([InferenceKey(found.terms).decrypt(answer, 1) for _ in range(8)])
+    assert np.median(np.abs(garbage - network(inputs))) > 1e3
 
 
 def test_the_same_inputs_are_never_encrypted_alike(small) -> None:
