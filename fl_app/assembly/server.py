@@ -144,14 +144,11 @@ def most_reply_bytes(assembly: Assembly) -> int:
 
 
 def most_reply_arrays(assembly: Assembly) -> int:
-    """Arrays of one reply beyond which nobody means well: a few vectors, or what one turn takes."""
+    """Arrays of one reply beyond which nobody means well: what a collector says of its turns, or a few vectors."""
     collector = assembly.collector()
-    if isinstance(
-        collector, Split
-    ):  # of each mini-batch a coded activation in two, lengths, targets
-        return 16 + 4 * collector.batches_per_exchange
-    if isinstance(collector, Encrypted):
-        return 64
+    told = getattr(collector, "most_arrays", None)
+    if told is not None:
+        return int(told)
     vectors = isinstance(collector, Masked | Ckks | Plain)
     if vectors and not getattr(collector, "vanilla", False):
         return 16

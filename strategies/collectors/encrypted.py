@@ -101,6 +101,8 @@ class Encrypted(Ranged):
 
     label: ClassVar[str] = "collector=encrypted"
     phases: ClassVar[int] = 2
+    most_arrays: ClassVar[int] = 64
+    """Of one turn: keys, a mini-batch's ciphertexts, errors; nine in all at most."""
 
     def check(self, claim: Claim) -> Claim:
         """The server sees each owner's update; where a client computes, one client of a cohort of all is no owner.

@@ -104,6 +104,11 @@ class Split(Ranged):
             token=secrets.token_hex(8),
         )
 
+    @property
+    def most_arrays(self) -> int:
+        """Of one turn: of each mini-batch an activation with what coded it, lengths and targets."""
+        return 16 + 4 * self.batches_per_exchange
+
     def describe(self, clients: int) -> str:
         """Who holds what, and how they speak."""
         upper = (

@@ -177,7 +177,11 @@ class ClientOwn:
 
 
 class Collector(Checked, Protocol):
-    """How updates come out of a cohort."""
+    """How updates come out of a cohort.
+
+    One whose replies have more arrays than an update's few vectors says so by an attribute `most_arrays`: on real
+    devices a reply of more is refused before any of it is fetched.
+    """
 
     @property
     def phases(self) -> int:

@@ -233,11 +233,9 @@ class _Round:
             return self.timeout
         timings = self.pipeline.timings
         known = timings.quantile(plan.quantile, asked)
-        return (
-            min(self.timeout, max(plan.patience * known, timings.trial(asked)))
-            if known
-            else self.timeout
-        )
+        if not known:
+            return self.timeout
+        return min(self.timeout, max(plan.patience * known, timings.trial(asked)))
 
     def _limits(self, *, again: bool) -> Callable[[Sequence[int]], Iterable[float]] | None:
         """How long each client alone is worth waiting for; None where all are waited for alike."""

@@ -81,7 +81,7 @@ class Waiting:
                 self._begin(part, own, now)
             else:
                 part.waiting |= {request.client: request for request in own}
-                for entry in self._entries(own):
+                for entry in self._entries(part, own):
                     heappush(part.slowest, entry)
 
     def answered(self, reply: Reply, now: float, *, good: bool) -> None:
@@ -91,7 +91,7 @@ class Waiting:
         if part.waiting.get(client) is not reply.request:
             return
         del part.waiting[client]
-        last = part.phased or config_of(reply.request.content).get(TRAINS, True)
+        last = part.phased or _trains(reply.request)
         part.answered += bool(good and last)
         if part.answered >= part.needed and part.due == inf:
             part.due = now + self._grace * (now - part.began)
@@ -137,17 +137,24 @@ class Waiting:
     def _begin(self, part: _Part, requests: Sequence[Request], now: float) -> None:
         part.waiting = {request.client: request for request in requests}
         part.began, part.answered, part.due = now, 0, inf
-        part.slowest = self._entries(requests)
+        part.slowest = self._entries(part, requests)
         heapify(part.slowest)
 
-    def _entries(self, requests: Sequence[Request]) -> list[tuple[float, int]]:
+    def _entries(self, part: _Part, requests: Sequence[Request]) -> list[tuple[float, int]]:
         if self._limits is None:
             return []
         clients = [request.client for request in requests]
         limits = self._limits(clients)
-        trains = [config_of(request.content).get(TRAINS, True) for request in requests]
-        known = [limit if one else inf for limit, one in zip(limits, trains, strict=True)]
-        return [(-limit, client) for limit, client in zip(known, clients, strict=True)]
+        # Of turns that clients take by themselves the time of all together is known.
+        known = [not part.phased or _trains(request) for request in requests]
+        return [
+            (-limit if one else -inf, client)
+            for limit, client, one in zip(limits, clients, known, strict=True)
+        ]
+
+
+def _trains(request: Request) -> bool:
+    return bool(config_of(request.content).get(TRAINS, True))
 
 
 def _longest(part: _Part) -> float:
