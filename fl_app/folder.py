@@ -19,12 +19,8 @@ from strategies.state import State
 
 log = logging.getLogger(__name__)
 
-_LEFT = (
-    "checkpoints",
-    "clients",
-    "sums",
-    "privacy",
-)  # folders of a run, gone with it in this order
+_LEFT = ("checkpoints", "clients", "sums", "privacy")
+"""Folders of a run, gone with it in this order."""
 _PATIENCE = 1.0
 """Seconds that the lock is waited for: workers share that of a process that was killed, and die a moment later."""
 

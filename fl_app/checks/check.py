@@ -110,7 +110,7 @@ def _looked(check: Check) -> Finding:
         if isinstance(error.__cause__, ContractError):
             return _clash(error.__cause__)
         said = "; ".join(f"{fault.place}: {fault.message}" for fault in error.faults)
-        return Finding("failed", said, f"change {error.faults[0].path}")
+        return Finding("failed", said, f"as it says; the setting is {error.faults[0].path}")
     except ContractError as error:
         return _clash(error)
     except MemoryError as error:

@@ -117,10 +117,8 @@ def _run(arguments: Sequence[str]) -> int:
     from fl_app.flower.background import Background
     from fl_app.flower.bundle import BUNDLE
 
-    deployment = Background(options.state, BUNDLE)
-    if deployment.programs:  # a refusal has a reader here, and comes before anything is sent
-        check(compose([*options.overrides, "backend=flower"]))
-    return deployment.run(options.overrides, echo=_say)
+    check(compose([*options.overrides, "backend=flower"]))  # here a refusal has a reader
+    return Background(options.state, BUNDLE).run(options.overrides, echo=_say)
 
 
 def _status(arguments: Sequence[str]) -> int:

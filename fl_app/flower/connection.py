@@ -125,8 +125,11 @@ class Connection:
             arguments: a sub-command of ``flwr`` with its arguments, without ``--format``.
 
         Raises:
-            FlowerError: the command failed.
+            FlowerError: the command failed, or the folder that names the SuperLink is gone: Flower would start one of
+                its own, in the background, and ask that.
         """
+        if not (self.home / "config.toml").is_file():
+            raise FlowerError(f"{self.home} names no SuperLink: it is gone, or was never started")
         answer = subprocess.run(
             ["flwr", *arguments, "--format", "json"],
             env=environment(self.home),

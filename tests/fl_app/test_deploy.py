@@ -31,6 +31,7 @@ from fl_app.flower import Deployment, FlowerError
 from fl_app.flower import __main__ as command
 from fl_app.flower.bundle import BUNDLE
 from fl_app.flower.certificates import Certificates, make_authority, make_missing, make_node
+from fl_app.flower.connection import Connection
 from fl_app.flower.deployment import superlink_program, supernode_program
 from fl_app.flower.own_machine import OwnMachine, behind_door, from_here, is_open, patient
 from fl_app.flower.processes import Port, Program, environment, healthy
@@ -214,6 +215,13 @@ class TestWhatLacks:
         make_missing(tmp_path, [], ["node-0"])
         with pytest.raises(FlowerError, match=f"node-1 is not there: trellis certs all {tmp_path}"):
             Deployment(BUNDLE, num_supernodes=2, certificates=tmp_path)
+
+    def test_where_no_superlink_is_named_flower_starts_none_of_its_own(
+        self, tmp_path: Path
+    ) -> None:
+        with pytest.raises(FlowerError, match=f"{tmp_path} names no SuperLink"):
+            Connection(BUNDLE, tmp_path).ask("ls")
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_simulation_is_not_secured(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
